@@ -209,12 +209,12 @@ def check_range(name: str, ids: Tensor, limit: int, way_out: str) -> None:
 
 
 def who_may_attend(
-    name: str, mask: Tensor | None, shape: tuple[int, int, int], causal: bool, device: torch.device
+    name: str, mask: Tensor | None, shape: tuple[int, int, int], device: torch.device, causal=False, growing=False
 ) -> Tensor | None:
     """0/1 mask `b k` or `b q k`, for `shape` (b, q, k) -> b 1 q k, True = may attend; None where everybody may.
 
     If causal, a query sees itself and what came before; a `b q k` mask is taken as it is, as the reference does.
-    Raises ValueError for another shape, other values, or a row that is all padding.
+    ValueError for another shape, other values, or a row that is all padding, unless it is still growing.
     """
     (batch, queries, keys), allowed = shape, None
     if mask is not None:
@@ -225,8 +225,8 @@ def who_may_attend(
         if can_look(mask):
             strange = (mask != 0) & (mask != 1)
             refuse(bool(strange.any()), f"{name} takes only 1 (may attend) and 0 (padding), and holds something else.")
-            empty = (~allowed.any(-1)).nonzero()[:1, 0].tolist() if mask.dim() == 2 else []
-            refuse(bool(empty), f"{name} has only padding in row {empty}: drop the row, or mark a token of it with 1.")
+            empty = (~allowed.any(-1)).nonzero()[:, 0].tolist() if mask.dim() == 2 and not growing else []
+            refuse(bool(empty), f"{name} has only padding in row {empty[:1]}: drop it, or mark its tokens with 1.")
             allowed = None if bool(allowed.all()) else allowed
     if allowed is not None:
         allowed = rearrange(allowed, "b k -> b 1 1 k" if mask.dim() == 2 else "b q k -> b 1 q k")
@@ -528,11 +528,12 @@ class XLMRobertaXLModel(PreTrainedModel):
             room = config.max_position_embeddings - config.pad_token_id - 1
             cure = f"there is room for {room} tokens, so cut the text (truncation=True, max_length={room})"
             check_range("position_ids", position_ids, config.max_position_embeddings, cure)
-        may_attend = who_may_attend("attention_mask", attention_mask, (batch, queries, keys), config.is_decoder, device)
+        shape, causal = (batch, queries, keys), config.is_decoder
+        may_attend = who_may_attend("attention_mask", attention_mask, shape, device, causal, growing=cache is not None)
         across = None
-        if encoder_hidden_states is not None:
-            shape = (batch, queries, encoder_hidden_states.shape[1])
-            across = who_may_attend("encoder_attention_mask", encoder_attention_mask, shape, False, device)
+        if config.add_cross_attention:
+            shape = (batch, queries, (cache and cache.cross[0].length) or encoder_hidden_states.shape[1])
+            across = who_may_attend("encoder_attention_mask", encoder_attention_mask, shape, device)
         # A query that may attend to nothing, such as left padding's, gets wrong gradients from the fused kernels.
         masks = [mask for mask in (may_attend, across) if mask is not None and can_look(mask)]
         is_lost = torch.is_grad_enabled() and any(not bool(mask.any(-1).all()) for mask in masks)
