@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .model import PreTrainedModel, XLMRobertaXLConfig
-from .tokenizer import PRETRAINED
+from .pretrained import find
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 MODEL_TYPE = "xlm-roberta-xl"
@@ -92,22 +92,11 @@ def head_of(name: str) -> str | None:
 
 
 def locate(source: str | os.PathLike[str], name: str) -> Path:
-    """The path of one file of a checkpoint: in the package, in a folder, or fetched from the hub."""
-    for folder in (PRETRAINED / source, Path(source)):
-        if folder.is_dir():
-            if not (folder / name).is_file():
-                raise CheckpointError(f"{folder} holds no {name}: is it the folder of a Hugging Face checkpoint?")
-            return folder / name
-    from huggingface_hub import hf_hub_download  # takes a while to import, and is needed for this line only
-
+    """The path of one file of a checkpoint; CheckpointError where it is not."""
     try:
-        return Path(hf_hub_download(str(source), name))
-    except Exception as error:
-        shipped = ", ".join(sorted(path.parent.name for path in PRETRAINED.glob(f"*/{WEIGHTS_FILE}")))
-        raise CheckpointError(
-            f"{source!r} is neither a checkpoint of this package ({shipped}), nor a folder, "
-            f"nor could {name} be had from the Hugging Face hub ({type(error).__name__})."
-        ) from error
+        return find(source, name)
+    except FileNotFoundError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def load_config(cls: type[XLMRobertaXLConfig], source: str | os.PathLike[str], **overrides: Any) -> XLMRobertaXLConfig:
@@ -115,12 +104,15 @@ def load_config(cls: type[XLMRobertaXLConfig], source: str | os.PathLike[str], *
     path = locate(source, CONFIG_FILE)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        model_type = values.get("model_type")
-    except (ValueError, AttributeError) as error:
+        model_type = values.pop("model_type", None)
+    except (ValueError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path} is not the JSON of a config ({error}): fetch it again.") from error
     if model_type != MODEL_TYPE:
         raise CheckpointError(f"{path} is of model_type {model_type!r}, but this library loads only {MODEL_TYPE!r}.")
-    return config_from(cls, values, overrides)
+    try:
+        return config_from(cls, values, overrides)
+    except ValueError as error:
+        raise CheckpointError(f"{path}, with what was asked for on top, makes no model: {error}") from error
 
 
 def config_from(cls: type[XLMRobertaXLConfig], values: dict[str, Any], overrides: dict[str, Any]) -> XLMRobertaXLConfig:

@@ -87,27 +87,34 @@ class XLMRobertaXLConfig:
 
     def check(self) -> None:
         """Raise ValueError, in one sentence, if no model can be built from this."""
-        width, heads, room = self.hidden_size, self.num_attention_heads, self.pad_token_id + 2
-        act_is_known = callable(self.hidden_act) or self.hidden_act in ACTIVATIONS
-        sizes = ("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size", "type_vocab_size")
+        sizes = ("num_attention_heads", "num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size")
+        sizes += ("type_vocab_size", "max_position_embeddings", "num_labels")
         shares = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
-        rules = [(name, isinstance(self[name], int) and self[name] > 0, "a positive integer") for name in sizes]
-        rules += [(name, 0 <= (self[name] or 0) < 1, "a probability: at least 0, and below 1") for name in shares]
+        for name in sizes:
+            self.require(name, isinstance(self[name], int) and self[name] > 0, "a positive integer")
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-            rules.append((name, 0 <= self[name] < self.vocab_size, f"an id below vocab_size={self.vocab_size}"))
-        rules += [
-            ("hidden_size", heads < 1 or width % heads == 0, f"a multiple of num_attention_heads={heads}"),
-            ("hidden_act", act_is_known, f"one of {', '.join(ACTIVATIONS)}, or a function of a tensor"),
-            ("position_embedding_type", self.position_embedding_type in POSITION_TYPES, f"one of {POSITION_TYPES}"),
-            ("problem_type", self.problem_type in (None, *PROBLEM_TYPES), f"None or one of {PROBLEM_TYPES}"),
-            ("layer_norm_eps", self.layer_norm_eps > 0, "above 0"),
-            ("initializer_range", self.initializer_range >= 0, "a standard deviation: 0 or more"),
-            ("max_position_embeddings", self.max_position_embeddings >= room, f"{room} or more: padding comes first"),
-            ("num_labels", self.num_labels == len(self.id2label) > 0, "the size of id2label, and 1 or more"),
-            ("add_cross_attention", self.is_decoder or not self.add_cross_attention, "False unless is_decoder=True"),
-        ]
-        for name, is_possible, allowed in rules:
-            refuse(not is_possible, f"{name}={self[name]!r} is impossible: it must be {allowed}.")
+            known = isinstance(self[name], int) and 0 <= self[name] < self.vocab_size
+            self.require(name, known, f"an id below vocab_size={self.vocab_size}")
+        for name in shares:
+            self.require(name, 0 <= (self[name] or 0) < 1, "a probability: at least 0, and below 1")
+        heads, room, named = self.num_attention_heads, self.pad_token_id + 2, len(self.id2label)
+        acts = f"one of {', '.join(ACTIVATIONS)}, or a function of a tensor"
+        self.require("hidden_size", self.hidden_size % heads == 0, f"a multiple of num_attention_heads={heads}")
+        self.require(
+            "max_position_embeddings", self.max_position_embeddings >= room, f"{room} or more: padding's come first"
+        )
+        self.require("num_labels", self.num_labels == named, f"the size of id2label, {named}")
+        self.require("hidden_act", callable(self.hidden_act) or self.hidden_act in ACTIVATIONS, acts)
+        kinds, kind = ", ".join(POSITION_TYPES), self.position_embedding_type
+        self.require("position_embedding_type", kind in POSITION_TYPES, f"one of {kinds}")
+        problems = ", ".join(PROBLEM_TYPES)
+        self.require("problem_type", self.problem_type in (None, *PROBLEM_TYPES), f"None or one of {problems}")
+        self.require("layer_norm_eps", self.layer_norm_eps > 0, "above 0")
+        self.require("initializer_range", self.initializer_range >= 0, "a standard deviation: 0 or more")
+        self.require("add_cross_attention", self.is_decoder or not self.add_cross_attention, "False in an encoder")
+
+    def require(self, name: str, is_possible: bool, allowed: str) -> None:
+        refuse(not is_possible, f"{name}={self[name]!r} is impossible: it must be {allowed}.")
 
     def __getitem__(self, name: str) -> Any:
         return getattr(self, name)
@@ -522,11 +529,17 @@ class XLMRobertaXLModel(PreTrainedModel):
         is_token = (
             torch.ones_like(tokens[..., 0], dtype=torch.bool) if input_ids is None else input_ids != config.pad_token_id
         )
+        room = config.max_position_embeddings - config.pad_token_id - 1
         if position_ids is None:
             position_ids = self.embeddings.number(is_token, 0 if cache is None else cache.real_tokens)
-        if config.position_embedding_type == "absolute":
-            room = config.max_position_embeddings - config.pad_token_id - 1
-            cure = f"there is room for {room} tokens, so cut the text (truncation=True, max_length={room})"
+            longest = int(position_ids.max()) - config.pad_token_id if can_look(position_ids) else 0
+            is_too_long = config.position_embedding_type == "absolute" and longest > room
+            refuse(
+                is_too_long,
+                f"{longest} tokens are too many: there is room for {room}, so cut the text (truncation=True).",
+            )
+        else:
+            cure = f"padding stands at {config.pad_token_id}, tokens from {config.pad_token_id + 1} on"
             check_range("position_ids", position_ids, config.max_position_embeddings, cure)
         shape, causal = (batch, queries, keys), config.is_decoder
         may_attend = who_may_attend("attention_mask", attention_mask, shape, device, causal, growing=cache is not None)

@@ -17,7 +17,8 @@ from typing import Any
 
 import sentencepiece
 
-PRETRAINED = Path(__file__).parent / "pretrained"
+from .pretrained import find
+
 VOCABULARY_FILE = "sentencepiece.bpe.model"
 FAIRSEQ_OFFSET = 1
 TRUNCATIONS = (False, True, "longest_first", "only_first", "only_second")
@@ -67,20 +68,8 @@ class XLMRobertaTokenizer:
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str]) -> XLMRobertaTokenizer:
-        """source: a name in `xlmrxl_min/pretrained/` ("tiny", "xlm-roberta-xl"), a folder, or a hub id."""
-        for folder in (PRETRAINED / source, Path(source)):
-            if folder.is_dir():
-                return cls(folder / VOCABULARY_FILE)
-        from huggingface_hub import hf_hub_download  # takes a while to import, and is needed for this line only
-
-        try:
-            return cls(hf_hub_download(str(source), VOCABULARY_FILE))
-        except Exception as error:
-            shipped = ", ".join(sorted(path.parent.name for path in PRETRAINED.glob(f"*/{VOCABULARY_FILE}")))
-            raise FileNotFoundError(
-                f"{source!r} is neither a vocabulary of this package ({shipped}), nor a folder, "
-                f"nor could it be had from the Hugging Face hub ({type(error).__name__})."
-            ) from error
+        """source: a name in `xlmrxl_min/pretrained/` ("tiny", …), a folder, a hub id. FileNotFoundError."""
+        return cls(find(source, VOCABULARY_FILE))
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Copy the vocabulary into `folder`, so that from_pretrained finds it there."""
@@ -107,7 +96,7 @@ class XLMRobertaTokenizer:
     def tokens_with_offsets(self, text: str) -> list[Token]:
         """Ids of `text` without `<s>` and `</s>`, each with the [begin, end) of its characters in `text`."""
         if not isinstance(text, str):
-            raise ValueError(f"got a text of type {type(text).__name__}, but a text is a str, a pair two of them.")
+            raise ValueError(f"got a text of type {type(text).__name__}, but a text is a str, and a pair two of them.")
         tokens, begin = [], 0
         # Space before <mask> belongs to it, since the piece it stands for would have carried it; others keep theirs.
         for special in re.finditer(r"\s*<mask>|<s>|<pad>|</s>|<unk>", text):
@@ -204,7 +193,7 @@ class XLMRobertaTokenizer:
             if value not in allowed:
                 raise ValueError(f"{name}={value!r} is unknown: take one of {', '.join(map(repr, allowed))}.")
         one = isinstance(text, str)
-        texts = [text] if one else list(text)
+        texts = list(text) if isinstance(text, (list, tuple)) else [text]
         if text_pair is not None:
             pairs = [text_pair] if isinstance(text_pair, str) else list(text_pair)
             if len(pairs) != len(texts):
@@ -235,7 +224,8 @@ class XLMRobertaTokenizer:
 
     def row(self, item: str | tuple[str, str], special: bool, truncation: bool | str, limit: int | None) -> list[Token]:
         """One text or pair -> its tokens: encoded, cut to `limit`, put into the template."""
-        parts = [self.tokens_with_offsets(text) for text in ([item] if isinstance(item, str) else item)]
+        texts = item if isinstance(item, (list, tuple)) else [item]
+        parts = [self.tokens_with_offsets(text) for text in texts]
         if len(parts) not in (1, 2):
             raise ValueError(f"got {len(parts)} texts for one input: XLM-R takes one, or a pair.")
         extra = 2 * len(parts) if special else 0

@@ -1,9 +1,39 @@
 """What ships with the package: the Universal Declaration of Human Rights, vocabularies, checkpoints made from them."""
 
 import csv
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
+
+HERE = Path(__file__).parent
+
+
+def find(source: str | os.PathLike[str], name: str) -> Path:
+    """The path of the file `name` of `source`: a folder beside this file, any folder, or a hub id (fetched and kept).
+
+    FileNotFoundError, saying what there is, where none of them has it.
+    """
+    for folder in (HERE / source, Path(source)):
+        if folder.is_dir():
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"{folder} holds no {name}: is it the folder of a Hugging Face checkpoint?")
+            return folder / name
+    shipped = ", ".join(sorted(path.parent.name for path in HERE.glob(f"*/{name}")))
+    if str(source).count("/") != 1:
+        raise FileNotFoundError(
+            f"{source} is no folder, and none of what this package holds ({shipped}); "
+            "a model on the Hugging Face hub has an owner too, as in facebook/xlm-roberta-xl."
+        )
+    from huggingface_hub import hf_hub_download  # slow to import, and needed for this line only
+
+    try:
+        return Path(hf_hub_download(str(source), name))
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__
+        raise FileNotFoundError(
+            f"{source} is no folder, and {name} could not be had from the Hugging Face hub ({reason})."
+        ) from error
 
 
 class Paragraph(NamedTuple):
@@ -15,7 +45,7 @@ class Paragraph(NamedTuple):
 
 def udhr(languages: Iterable[str] | None = None) -> list[Paragraph]:
     """The Declaration in `languages` (None: all 50), in the file's order. ValueError for any other language."""
-    with open(Path(__file__).parent / "udhr.tsv", encoding="utf-8", newline="") as file:
+    with open(HERE / "udhr.tsv", encoding="utf-8", newline="") as file:
         rows = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         next(rows)  # the header
         text = [Paragraph(language, int(article), int(number), words) for language, article, number, words in rows]

@@ -1,0 +1,191 @@
+"""Equal to the published ids, to the rules of sentencepiece and fairseq, and to transformers' tokenizer."""
+
+import unicodedata
+
+import pytest
+import sentencepiece
+import torch
+import transformers
+
+from xlmrxl_min import XLMRobertaTokenizer
+from xlmrxl_min.pretrained import HERE as PRETRAINED
+from xlmrxl_min.pretrained import udhr
+from xlmrxl_min.tokenizer import VOCABULARY_FILE
+
+STRINGS = (
+    "",
+    " ",
+    "Hello world!",
+    "  two  spaces, a\ttab\nand a line ",
+    "Europe is a <mask> continent.",
+    "Europe is a<mask>continent.",
+    "<mask>",
+    "<mask> <mask><mask> .",
+    "the end </s> and <s> a <pad> beginning <unk>",
+    "not special: <MASK> < mask > <mask",
+    "ﬁne ½ ① ｆｕｌｌ　ｗｉｄｔｈ",
+    "👍🏽 \U0001f9ff \u0b05 ꧁",
+    "e\u0301 and é",
+    "zero\u200bwidth, soft\u00adhyphen, non\u00a0breaking",
+    "人人生而自由,在尊严和权利上一律平等。",
+    "يولد جميع الناس أحرارًا متساوين",
+    "ทุกคนเกิดมาอิสระ",
+    "▁ itself",
+)
+
+
+@pytest.fixture(scope="module", params=["xlm-roberta-xl", "tiny"])
+def both(request):
+    """(theirs, ours) on the same vocabulary."""
+    path = PRETRAINED / request.param / VOCABULARY_FILE
+    return transformers.XLMRobertaTokenizer(str(path)), XLMRobertaTokenizer.from_pretrained(request.param)
+
+
+def test_published_ids():
+    """fairseq's README for XLM-R; Hugging Face's integration test of the model."""
+    tokenizer = XLMRobertaTokenizer.from_pretrained("xlm-roberta-xl")
+    assert tokenizer.encode("Hello world!") == [0, 35378, 8999, 38, 2]
+    assert tokenizer.encode("Bonjour le monde") == [0, 84602, 95, 11146, 2]
+    sentence = "The dog is cute and lives in the garden house"
+    assert tokenizer.encode(sentence) == [0, 581, 10269, 83, 99942, 136, 60742, 23, 70, 80583, 18276, 2]
+    assert len(tokenizer) == tokenizer.vocab_size == 250002
+    assert tokenizer.mask_token_id == 250001
+    assert (tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id) == (
+        0,
+        1,
+        2,
+        3,
+    )
+
+
+def test_fairseq_numbering():
+    """Every piece stands one above its sentencepiece number; the four special ones are fairseq's."""
+    tokenizer = XLMRobertaTokenizer.from_pretrained("xlm-roberta-xl")
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(PRETRAINED / "xlm-roberta-xl" / VOCABULARY_FILE))
+    for number in (3, 4, 5, 1000, 249_999):
+        assert tokenizer.convert_tokens_to_ids(pieces.id_to_piece(number)) == number + 1
+        assert tokenizer.convert_ids_to_tokens(number + 1) == pieces.id_to_piece(number)
+    assert tokenizer.convert_ids_to_tokens(range(4)) == ["<s>", "<pad>", "</s>", "<unk>"]
+    assert tokenizer.convert_tokens_to_ids(["<mask>", "no such piece"]) == [250001, 3]
+
+
+@pytest.mark.parametrize("text", STRINGS)
+def test_strings_equal_transformers(both, text):
+    theirs, ours = both
+    assert ours.encode(text) == theirs.encode(text)
+    assert ours.convert_ids_to_tokens(ours.encode(text)) == theirs.convert_ids_to_tokens(theirs.encode(text))
+    kept = ours.encode(text)
+    assert ours.decode(kept, skip_special_tokens=True) == theirs.decode(kept, skip_special_tokens=True).strip()
+
+
+def test_every_paragraph_in_fifty_languages_equals_transformers(both):
+    theirs, ours = both
+    texts = [row.text for row in udhr()]
+    assert ours(texts)["input_ids"] == theirs(texts)["input_ids"]
+
+
+def test_pairs_padding_truncation_equal_transformers(both):
+    theirs, ours = both
+    rows = udhr(["en", "zh", "ar"])
+    firsts, seconds = [row.text for row in rows[:12]], [row.text for row in rows[-12:]]
+    for options in (
+        {"padding": True},
+        {"padding": "max_length", "max_length": 200},
+        {"padding": True, "truncation": True, "max_length": 20},
+        {"truncation": "only_first", "max_length": 200},
+        {"add_special_tokens": False},
+    ):
+        for pair in (None, seconds):
+            expected, got = theirs(firsts, pair, **options), ours(firsts, pair, **options)
+            assert got["input_ids"] == expected["input_ids"]
+            assert got["attention_mask"] == expected["attention_mask"]
+    for limit in range(4, 40):
+        expected = theirs(firsts[0], seconds[0], truncation="longest_first", max_length=limit)["input_ids"]
+        assert ours(firsts[0], seconds[0], truncation=True, max_length=limit)["input_ids"] == expected
+
+
+def test_template_of_a_pair():
+    tokenizer = XLMRobertaTokenizer.from_pretrained("tiny")
+    a, b = tokenizer.encode("free"), tokenizer.encode("libre")
+    assert tokenizer.encode("free", "libre") == [*a, 2, *b[1:]]
+    assert tokenizer([("free", "libre")])["input_ids"] == [[*a, 2, *b[1:]]]
+
+
+def test_left_padding():
+    encoding = XLMRobertaTokenizer.from_pretrained("tiny")(
+        ["one", "one two three"], padding=True, padding_side="left", return_tensors="pt"
+    )
+    assert encoding.input_ids[0, 0] == 1
+    assert encoding.attention_mask[0, 0] == 0
+    assert encoding.attention_mask[0, -1] == 1
+    assert encoding.to("cpu").input_ids.dtype == torch.long
+
+
+def test_offsets_point_at_what_the_pieces_stand_for(both):
+    """Each piece, its ▁ taken off, is the normalized form of the characters its offsets cut out."""
+    _, ours = both
+    for text in [*STRINGS, *(row.text for row in udhr() if row.article == 1)]:
+        encoding = ours(text, return_offsets_mapping=True)
+        previous = 0
+        for token, (begin, end) in zip(encoding.input_ids, encoding.offset_mapping, strict=True):
+            if token in (0, 1, 2, 3, ours.mask_token_id):
+                assert text[begin:end] in ("", *ours.special_ids) or token == 3
+                continue
+            assert previous <= end <= len(text)
+            previous = end
+            piece = ours.convert_ids_to_tokens(token).replace("▁", "")
+            origin = unicodedata.normalize("NFKC", text[begin:end]).replace("\u200b", "").strip("▁ ")
+            one_character_became_several = piece in origin or origin in piece  # and they went to several pieces
+            assert piece == origin or one_character_became_several or "\u00ad" in text, (text, piece, origin)
+
+
+def test_decoding_gives_the_text_back():
+    tokenizer = XLMRobertaTokenizer.from_pretrained("xlm-roberta-xl")
+    for row in udhr(["en", "ru", "hi", "th", "zh", "ar"]):
+        text = tokenizer.decode(tokenizer.encode(row.text), skip_special_tokens=True)
+        expected = " ".join(tokenizer.pieces.normalize(row.text).replace("▁", " ").split())
+        assert text == expected or "<unk>" in tokenizer.tokenize(row.text)
+    assert tokenizer.decode(tokenizer.encode("a <mask> b")) == "<s> a <mask> b </s>"
+    assert tokenizer.batch_decode([[0, 35378, 2]], skip_special_tokens=True) == ["Hello"]
+
+
+def test_vocabulary_makes_the_round_trip(tmp_path):
+    tokenizer = XLMRobertaTokenizer.from_pretrained("tiny")
+    tokenizer.save_pretrained(tmp_path / "copy")
+    assert XLMRobertaTokenizer.from_pretrained(tmp_path / "copy").encode("free and equal") == tokenizer.encode(
+        "free and equal"
+    )
+    tokenizer.save_pretrained(PRETRAINED / "tiny")  # onto itself: nothing happens
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda t: t(7), "type int"),
+        (lambda t: t(["a", 7]), "type int"),
+        (lambda t: t(["a", "b"], ["c"]), "2 texts but 1"),
+        (lambda t: t("a", padding="longer"), "padding='longer'"),
+        (lambda t: t("a", truncation="middle"), "truncation='middle'"),
+        (lambda t: t("a", return_tensors="tf"), "return_tensors='tf'"),
+        (lambda t: t("a", padding_side="top"), "padding_side='top'"),
+        (lambda t: t(["a", "a b c d"], return_tensors="pt"), "padding=True"),
+        (lambda t: t("a b", "c", truncation=True, max_length=3), "max_length=3"),
+        (lambda t: t([("a", "b", "c")]), "3 texts"),
+        (lambda t: t.convert_ids_to_tokens(len(t)), "ids 0 to"),
+        (lambda t: t.convert_ids_to_tokens(-1), "ids 0 to"),
+    ],
+)
+def test_bad_input_gets_one_sentence(call, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        call(XLMRobertaTokenizer.from_pretrained("tiny"))
+    assert str(caught.value).count("\n") == 0
+
+
+def test_a_missing_or_broken_vocabulary_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=VOCABULARY_FILE):
+        XLMRobertaTokenizer.from_pretrained(tmp_path)
+    (tmp_path / VOCABULARY_FILE).write_bytes(b"this is no vocabulary")
+    with pytest.raises(ValueError, match="no SentencePiece model"):
+        XLMRobertaTokenizer.from_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match="tiny, xlm-roberta-xl"):
+        XLMRobertaTokenizer.from_pretrained("no-such-vocabulary")
