@@ -53,7 +53,7 @@ CASES = {
     ),
     "states without cross-attention": (
         {"input_ids": IDS, "encoder_hidden_states": torch.zeros(2, 4, 24)},
-        "no cross-attention: build it with is_decoder=True, add_cross_attention=True",
+        "no cross-attention: for encoder_hidden_states, build it with is_decoder=True, add_cross_attention=True",
     ),
     "cache of an encoder": (
         {"input_ids": IDS, "past_key_values": Cache(2)},
@@ -107,7 +107,9 @@ def test_cross_attention():
 
 
 def test_past_key_values_of_somebody_else():
-    refused(lambda: decoder()(IDS, past_key_values=((IDS,),)), "past_key_values is a tuple: only a decoder's own")
+    refused(
+        lambda: decoder()(IDS, past_key_values=((IDS,),)), "past_key_values is a tuple: only a decoder's own go back"
+    )
 
 
 def test_a_mask_for_the_new_tokens_only():
@@ -196,8 +198,8 @@ def test_models_that_cannot_do_their_task_warn():
         xlmrxl_min.XLMRobertaXLForCausalLM(XLMRobertaXLConfig(**SMALL))
 
 
-def test_nothing_lost_a_query_without_anything_to_see_is_finite():
-    """A `b q k` mask may leave a query without keys: an even spread, as in the reference, never NaN, in any precision."""
+def test_a_query_without_anything_to_see_is_finite():
+    """A `b q k` mask may leave a query without keys: an even spread, as in the reference, never NaN."""
     mask = torch.ones(2, 5, 5)
     mask[0, 3] = 0
     for dtype in (torch.float32, torch.bfloat16, torch.float16):

@@ -100,9 +100,7 @@ class XLMRobertaXLConfig:
         heads, room, named = self.num_attention_heads, self.pad_token_id + 2, len(self.id2label)
         acts = f"one of {', '.join(ACTIVATIONS)}, or a function of a tensor"
         self.require("hidden_size", self.hidden_size % heads == 0, f"a multiple of num_attention_heads={heads}")
-        self.require(
-            "max_position_embeddings", self.max_position_embeddings >= room, f"{room} or more: padding's come first"
-        )
+        self.require("max_position_embeddings", self.max_position_embeddings >= room, f"{room} or more")
         self.require("num_labels", self.num_labels == named, f"the size of id2label, {named}")
         self.require("hidden_act", callable(self.hidden_act) or self.hidden_act in ACTIVATIONS, acts)
         kinds, kind = ", ".join(POSITION_TYPES), self.position_embedding_type
@@ -207,9 +205,8 @@ def can_look(values: Tensor) -> bool:
 
 def check_range(name: str, ids: Tensor, limit: int, way_out: str) -> None:
     """Raise ValueError where an id would fall outside its table, instead of an IndexError or a CUDA assert later."""
-    refuse(
-        ids.is_floating_point() or ids.dtype == torch.bool, f"{name} must be integers, not {ids.dtype}: use .long()."
-    )
+    whole = not ids.is_floating_point() and ids.dtype != torch.bool
+    refuse(not whole, f"{name} must be integers, not {ids.dtype}: use .long().")
     low, high = (int(bound) for bound in ids.aminmax()) if can_look(ids) else (0, 0)
     wrong = low if low < 0 else high
     refuse(not 0 <= wrong < limit, f"{name} holds {wrong}, but allowed are 0 to {limit - 1}: {way_out}.")
@@ -269,7 +266,7 @@ class Embeddings(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention over a pre-normed stream; self, causal, cross. See through in notebooks/02_attention.ipynb.
+    """Multi-head attention, pre-normed; self, causal or cross. Walked through in notebooks/02_attention.ipynb.
 
     Relative positions (notebooks/04_positions.ipynb) are added to self-attention's scores before the division by √d:
     relative_key after Shaw et al. 2018, without the value term; relative_key_query after Huang et al. 2020, method 4.
@@ -385,9 +382,8 @@ class Block(nn.Module):
         cross_weights, extras = None, {"head_mask": head_mask, "want_weights": want_weights}
         hidden, weights = self.attention(hidden, may_attend=may_attend, cache=cache, **extras)
         if self.cross_attention is not None:
-            hidden, cross_weights = self.cross_attention(
-                hidden, context, may_attend_across, cache=cross_cache, **extras
-            )
+            across = {"context": context, "may_attend": may_attend_across, "cache": cross_cache}
+            hidden, cross_weights = self.cross_attention(hidden, **across, **extras)
         return self.feed_forward(hidden), weights, cross_weights
 
 
@@ -415,10 +411,13 @@ class PreTrainedModel(nn.Module):
         return out if return_dict else out.to_tuple()
 
     def finish(self) -> None:
-        """The last line of every constructor: initialise, tie, take out the heads that the config says are pruned."""
-        self.apply(self.init_weights)
+        """The last line of every constructor: initialise, tie, and take out the heads that the config calls pruned."""
+        for child in self.children():
+            if not isinstance(child, PreTrainedModel):  # a backbone has done all this itself
+                child.apply(self.init_weights)
         self.tie_weights()
-        self.prune_heads(self.config.pruned_heads)
+        if self.base_model is self:
+            self.prune_heads(self.config.pruned_heads)
 
     def init_weights(self, module: nn.Module) -> None:
         """Normal with standard deviation `initializer_range`; zeros for biases and padding; norms as they come."""
@@ -525,19 +524,13 @@ class XLMRobertaXLModel(PreTrainedModel):
         batch, queries, device = *tokens.shape[:2], tokens.device
         keys = queries + (0 if cache is None else cache.get_seq_length())
 
-        # Embeddings given as they are do not say which of them are padding, so all of them count as tokens.
-        is_token = (
-            torch.ones_like(tokens[..., 0], dtype=torch.bool) if input_ids is None else input_ids != config.pad_token_id
-        )
+        is_token = input_ids != config.pad_token_id if inputs_embeds is None else tokens.new_ones(tokens.shape[:2]) > 0
         room = config.max_position_embeddings - config.pad_token_id - 1
         if position_ids is None:
             position_ids = self.embeddings.number(is_token, 0 if cache is None else cache.real_tokens)
             longest = int(position_ids.max()) - config.pad_token_id if can_look(position_ids) else 0
             is_too_long = config.position_embedding_type == "absolute" and longest > room
-            refuse(
-                is_too_long,
-                f"{longest} tokens are too many: there is room for {room}, so cut the text (truncation=True).",
-            )
+            refuse(is_too_long, f"{longest} tokens are too many: there is room for {room}, so cut the text.")
         else:
             cure = f"padding stands at {config.pad_token_id}, tokens from {config.pad_token_id + 1} on"
             check_range("position_ids", position_ids, config.max_position_embeddings, cure)
@@ -576,10 +569,7 @@ class XLMRobertaXLModel(PreTrainedModel):
     def open_cache(self, given: Cache | None, use_cache: bool | None) -> Cache | None:
         """The cache to read and to extend: the given one, a new one, or None where nothing is to be remembered."""
         is_ours = given is None or (isinstance(given, Cache) and self.config.is_decoder)
-        refuse(
-            not is_ours,
-            f"past_key_values is a {type(given).__name__}: only a decoder's own past_key_values go back in.",
-        )
+        refuse(not is_ours, f"past_key_values is a {type(given).__name__}: only a decoder's own go back in.")
         wanted = self.config.use_cache if use_cache is None else use_cache
         wanted = wanted and self.config.is_decoder and not (self.recomputes and self.training)
         return Cache(len(self.layers)) if given is None and wanted else given
@@ -588,32 +578,23 @@ class XLMRobertaXLModel(PreTrainedModel):
         """Raise ValueError, in one sentence, for what cannot be right."""
         config, given = self.config, input_ids if inputs_embeds is None else inputs_embeds
         width, got = config.hidden_size, "neither" if given is None else "both"
-        refuse(
-            (input_ids is None) == (inputs_embeds is None),
-            f"got {got} of input_ids and inputs_embeds: pass one of them.",
-        )
-        ours = "(batch, tokens)" if inputs_embeds is None else f"(batch, tokens, hidden_size={width})"
-        fits = (
-            given.dim() == (2 if inputs_embeds is None else 3) and given.shape[1] and given.shape[2:] in ((), (width,))
-        )
+        is_one = (input_ids is None) != (inputs_embeds is None)
+        refuse(not is_one, f"got {got} of input_ids and inputs_embeds: pass one of them.")
+        rest, ours = ((), "") if inputs_embeds is None else ((width,), f", hidden_size={width}")
+        fits = given.dim() == 2 + len(rest) and given.shape[1] > 0 and given.shape[2:] == rest
+        ours = f"(batch, tokens{ours})"
         refuse(not fits, f"the input has shape {tuple(given.shape)}, but must be {ours} with at least one token.")
         if input_ids is not None:
             check_range("input_ids", input_ids, config.vocab_size, "tokenize with this model's own vocabulary")
         if token_type_ids is not None:
-            cure = (
-                f"the model has {config.type_vocab_size} token type(s); leave token_type_ids out to put all in type 0"
-            )
+            cure = "leave token_type_ids out, and every token is of type 0"
             check_range("token_type_ids", token_type_ids, config.type_vocab_size, cure)
         remembers = cache is not None and cache.cross[0].length > 0
-        lost = config.add_cross_attention and encoder_hidden_states is None and not remembers
-        refuse(
-            lost, "a decoder with cross-attention needs encoder_hidden_states: pass the encoder's last_hidden_state."
-        )
+        lacks_states = config.add_cross_attention and encoder_hidden_states is None and not remembers
+        refuse(lacks_states, "cross-attention needs encoder_hidden_states: pass the encoder's last_hidden_state.")
         if encoder_hidden_states is not None:
-            cure = "build it with is_decoder=True, add_cross_attention=True"
-            refuse(
-                not config.add_cross_attention, f"got encoder_hidden_states, but there is no cross-attention: {cure}."
-            )
+            cure = "for encoder_hidden_states, build it with is_decoder=True, add_cross_attention=True"
+            refuse(not config.add_cross_attention, f"this model has no cross-attention: {cure}.")
             shape, ours = tuple(encoder_hidden_states.shape), f"(batch={given.shape[0]}, tokens, hidden_size={width})"
             refuse(shape[::2] != (given.shape[0], width), f"encoder_hidden_states are {shape}, but must be {ours}.")
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .model import PreTrainedModel, XLMRobertaXLForMaskedLM
 from .tokenizer import Encoding, XLMRobertaTokenizer

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .checkpoint import all_or_nothing
 from .model import XLMRobertaXLConfig, XLMRobertaXLForMaskedLM
@@ -41,10 +41,12 @@ class Recipe:
     tokens_per_batch: int  # padding included
     learning_rate: float  # of AdamW at its peak
     matrix_learning_rate: float  # of Muon, for the blocks' matrices; 0: AdamW for them too
+    matrix_weight_decay: float  # of Muon: without it the scores grow until every head attends to one token only
     warmup_steps: int
     decay_share: float  # the share of the steps, at the end, over which the learning rates fall to 0
     mask_share: float
     pair_share: float  # how many of the examples are a paragraph with its translation
+    cut_share: float  # how many are tokenized in two parts, where the language writes no spaces
     dtype: str  # of the arithmetic: float32, or bfloat16 by autocast
     seed: int
 
@@ -77,16 +79,30 @@ def examples(recipe: Recipe, tokenizer: XLMRobertaTokenizer, text: Sequence[Para
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
     languages = list(dict.fromkeys(row.language for row in text))
     by_place = {row[:3]: row.text for row in text}
-    draws = torch.rand(len(text), generator=generator)
-    partners = torch.randint(len(languages), (len(text),), generator=generator)
+    draws = torch.rand(len(text), 3, generator=generator).tolist()
     rows = []
-    for row, draw, partner in zip(text, draws.tolist(), partners.tolist(), strict=True):
-        other = languages[partner]
+    for row, (draw, which, where) in zip(text, draws, strict=True):
+        other = languages[int(which * len(languages))]
         translation = by_place.get((other, row.article, row.paragraph))
         # The preamble is cut into paragraphs differently from language to language: there, no pairs.
-        paired = draw < recipe.pair_share and translation and other != row.language and row.article > 0
-        rows.append(tokenizer.encode(row.text, translation if paired else None))
+        if draw < recipe.pair_share and translation and other != row.language and row.article > 0:
+            rows.append(tokenizer.encode(row.text, translation))
+        elif draw > 1 - recipe.cut_share:
+            rows.append(cut(tokenizer, row.text, where))
+        else:
+            rows.append(tokenizer.encode(row.text))
     return rows
+
+
+def cut(tokenizer: XLMRobertaTokenizer, text: str, where: float) -> list[int]:
+    """Tokenize the two parts of a text that is written without spaces apart, as a `<mask>` between them would.
+
+    What follows a `<mask>` begins with ▁ like a new word. In Chinese or Japanese nothing else in a text does.
+    """
+    if " " in text:
+        return tokenizer.encode(text)
+    at = int(where * len(text))
+    return [*tokenizer.encode(text[:at])[:-1], *tokenizer.encode(text[at:])[1:]]
 
 
 def batches(rows: list[list[int]], tokens: int, pad: int, generator: torch.Generator) -> list[Tensor]:
@@ -203,7 +219,9 @@ def make_optimizers(model: XLMRobertaXLForMaskedLM, recipe: Recipe) -> list[torc
     others = [p for p in model.parameters() if id(p) not in taken]
     optimizers = [torch.optim.AdamW(others, lr=recipe.learning_rate, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.0)]
     if matrices:
-        optimizers.append(torch.optim.Muon(matrices, lr=recipe.matrix_learning_rate, weight_decay=0.0))
+        optimizers.append(
+            torch.optim.Muon(matrices, lr=recipe.matrix_learning_rate, weight_decay=recipe.matrix_weight_decay)
+        )
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]
@@ -219,7 +237,7 @@ def rate(recipe: Recipe, step: int) -> float:
 
 def training_step(model, optimizers, recipe: Recipe, tokenizer: XLMRobertaTokenizer, ids: Tensor, step: int) -> float:
     """One batch `b t`: hide, predict, correct. Returns the loss."""
-    generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+    generator = torch.manual_seed(recipe.seed * 1_000_003 + step)  # the one that dropout draws from, too
     seen, labels = hide(ids, recipe.mask_share, tokenizer, generator)
     chosen = labels != -100
     if not chosen.any():

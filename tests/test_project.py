@@ -1,0 +1,275 @@
+"""The house rules: layers, axes, names, packaging, and that the README says what is."""
+
+import ast
+import importlib
+import inspect
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+from axis_lint import AXES, faults
+
+import xlmrxl_min
+from xlmrxl_min import model
+from xlmrxl_min.pretrained import HERE as PRETRAINED
+from xlmrxl_min.pretrained import udhr
+
+try:
+    import tomllib
+except ImportError:  # Python 3.10
+    import tomli as tomllib
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PACKAGE = sorted((ROOT / "xlmrxl_min").rglob("*.py"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def code_of(notebook):
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+
+
+# ---- axes
+
+
+def test_every_pattern_keeps_to_the_glossary():
+    found = [fault for path in PACKAGE for fault in faults(path.read_text(encoding="utf-8"), path.name)]
+    found += [fault for path in NOTEBOOKS for fault in faults(code_of(path), path.name)]
+    assert not found, "\n".join(found)
+
+
+def test_the_glossary_is_the_one_at_the_top_of_the_model():
+    entries = re.findall(
+        r"(?:^|\s{2,})([a-z]) (?:batch|token|query|key|relative|head|hidden|feed|vocab|choice|layer)", model.__doc__
+    )
+    assert set(entries) == AXES
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        ('rearrange(x, "b s e -> s b e")', "names s"),
+        ('rearrange(x, "b t (h d) -> b h t d", h=4)', "give d instead"),
+        ('einsum(q, k, "b h q d, b h k d -> b h q")', "sums k away"),
+        ('einops.einsum(q, "b h q d, b h q d -> b h q e", k)', ""),
+    ],
+)
+def test_the_lint_can_fail(pattern, words):
+    assert any(words in fault for fault in faults(pattern)) == bool(words)
+
+
+def test_forward_methods_say_their_axes():
+    source = (ROOT / "xlmrxl_min" / "model.py").read_text(encoding="utf-8")
+    lines = source.splitlines()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef) and node.name == "forward":
+            near = "\n".join(lines[node.lineno - 2 : node.body[0].lineno])
+            shapes = re.search(r"# (.*->.*)", near)
+            assert shapes, f"forward in line {node.lineno} does not say its shapes"
+            assert set(re.findall(r"\b[a-z]\b", shapes[1])) <= AXES
+
+
+# ---- layers: an arrow only ever points downward
+
+
+def imports(path):
+    """Names imported at the top of a module, ours with a leading dot."""
+    found = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            found.add("." * node.level + (node.module or "").split(".")[0])
+    return found
+
+
+def test_the_ground_floor_stands_on_nothing_of_ours():
+    standard = set(sys.stdlib_module_names)
+    assert imports(ROOT / "xlmrxl_min" / "model.py") - standard == {"torch", "einops"}
+    assert imports(ROOT / "xlmrxl_min" / "tokenizer.py") - standard == {"sentencepiece", ".pretrained"}
+    assert imports(PRETRAINED / "__init__.py") <= standard
+    assert "import torch" not in "\n".join(
+        line for line in (ROOT / "xlmrxl_min" / "tokenizer.py").read_text().splitlines() if not line.startswith(" ")
+    )
+
+
+def test_nothing_points_upward():
+    order = ["pretrained", "model", "tokenizer", "checkpoint", "predict", "train", "__main__"]
+    for path in (ROOT / "xlmrxl_min").glob("*.py"):
+        if path.stem != "__init__":
+            ours = {name.lstrip(".") for name in imports(path) if name.startswith(".")}
+            assert path.stem in order
+            assert all(order.index(name) < order.index(path.stem) for name in ours), path.name
+
+
+def test_no_device_is_named_in_the_library():
+    for path in PACKAGE:
+        assert "cuda" not in re.sub(r'""".*?"""|#.*', "", path.read_text(encoding="utf-8"), flags=re.DOTALL), path.name
+
+
+def test_no_buffers():
+    """Meta initialisation has nothing to forget: positions come from arange."""
+    for cls in (xlmrxl_min.XLMRobertaXLForMaskedLM, xlmrxl_min.XLMRobertaXLForQuestionAnswering):
+        config = xlmrxl_min.XLMRobertaXLConfig(vocab_size=9, hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
+        assert not list(cls(config).buffers())
+
+
+# ---- names and documents
+
+
+def test_everything_promised_is_there():
+    promised = [
+        "XLMRobertaXLConfig",
+        "XLMRobertaXLModel",
+        "XLMRobertaXLForMaskedLM",
+        "XLMRobertaXLForCausalLM",
+        "XLMRobertaXLForSequenceClassification",
+        "XLMRobertaXLForTokenClassification",
+        "XLMRobertaXLForMultipleChoice",
+        "XLMRobertaXLForQuestionAnswering",
+        "XLMRobertaTokenizer",
+        "fill_mask",
+    ]
+    assert set(promised) <= set(xlmrxl_min.__all__)
+    assert all(hasattr(xlmrxl_min, name) for name in xlmrxl_min.__all__)
+
+
+def test_every_component_names_its_notebook_and_the_readme_lists_it():
+    for name, cls in vars(model).items():
+        if inspect.isclass(cls) and cls.__module__ == model.__name__ and issubclass(cls, model.nn.Module):
+            if name == "PreTrainedModel":
+                continue
+            named = re.findall(r"notebooks/(\w+)\.ipynb", cls.__doc__)
+            assert named, f"{name} names no notebook"
+            for notebook in named:
+                assert notebook in README, f"{name} names {notebook}, which the README does not list"
+
+
+def test_the_readme_marks_as_coming_what_is_not_there():
+    rows = re.findall(r"^\|.*?(\d\d_\w+).*$", README, flags=re.MULTILINE)
+    assert [row[:2] for row in rows] == [f"{i:02}" for i in range(13)]
+    for line in README.splitlines():
+        listed = re.match(r"^\|.*?(\d\d_\w+)", line)
+        if listed:
+            assert (ROOT / "notebooks" / f"{listed[1]}.ipynb").exists() != ("coming" in line), line
+
+
+def test_the_readme_quotes_the_record_of_tiny():
+    record = json.loads((PRETRAINED / "tiny" / "record.json").read_text())
+    for key in ("own_text", "held_out_article"):
+        assert f"{record[key]['accuracy']:.1%}" in README
+
+
+def test_relative_links_of_the_readme_lead_somewhere():
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_two_commands():
+    assert 'pip install -e ".[lab]" && jupyter lab notebooks/00_start_here.ipynb' in README
+    assert 'pip install -e ".[test]" && pytest' in README
+    assert re.search(r'pip install.* -e "\.\[test\]" && pytest', (ROOT / ".ci" / "run").read_text())
+
+
+def test_environment_and_pyproject_name_the_same():
+    conda_names = {"pytorch": "torch", "python-sentencepiece": "sentencepiece", "matplotlib-base": "matplotlib"}
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+
+    def split(line):
+        name, constraint = re.match(r"([\w-]+)\s*(.*)", line).groups()
+        return conda_names.get(name, name), constraint
+
+    conda = dict(split(line) for line in environment if isinstance(line, str) and line != "pip")
+    project = PROJECT["project"]
+    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
+    pip = dict(split(line) for line in [*project["dependencies"], *extras])
+    assert conda.pop("python") == project["requires-python"]
+    assert conda == pip
+    assert {"pip": ["-e ."]} in environment
+
+
+def test_version_is_one():
+    assert PROJECT["project"]["version"] == xlmrxl_min.__version__
+
+
+def test_style():
+    for command in (["check"], ["format", "--check"]):
+        done = subprocess.run([sys.executable, "-m", "ruff", *command, str(ROOT)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
+
+
+def test_import_is_lean():
+    """What is heavy and rarely needed waits until it is."""
+    heavy = ("transformers", "matplotlib", "huggingface_hub")
+    code = f"import sys, xlmrxl_min; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
+# ---- the text
+
+
+def test_the_declaration_is_whole():
+    text = udhr()
+    languages = Counter(row.language for row in text)
+    assert len(languages) == 50
+    needed = ["en", "fr", "de", "es", "it", "nl", "ru", "el", "tr", "ar", "hi", "zh", "ja", "sw", "id"]
+    assert list(languages)[:15] == needed
+    parts = Counter(row[:2] for row in text)
+    for language in languages:
+        counts = [parts[language, article] for article in range(1, 31)]
+        reference = [parts["en", article] for article in range(1, 31)]
+        assert sum(a != b for a, b in zip(counts, reference, strict=True)) <= 2, language
+    assert all(row.text == row.text.strip() and row.text for row in text)
+    first = next(row for row in text if row.language == "en" and row.article == 1)
+    assert first.text.startswith("All human beings are born free and equal in dignity and rights.")
+    with pytest.raises(ValueError, match="not here in xx"):
+        udhr(["en", "xx"])
+
+
+def test_what_ships_says_where_it_comes_from():
+    for folder in (PRETRAINED, PRETRAINED / "tiny", PRETRAINED / "xlm-roberta-xl"):
+        assert "licence" in (folder / "README.md").read_text(encoding="utf-8").lower(), folder.name
+    size = sum(path.stat().st_size for path in (PRETRAINED / "tiny").iterdir())
+    assert size <= 12_000_000
+
+
+# ---- notebooks
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_in_order(path):
+    raw = path.read_text(encoding="utf-8")
+    cells = json.loads(raw)["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1)), "run it from top to bottom"
+    assert len(cells) <= 40
+    assert path.stat().st_size <= 500_000
+    assert max(len("".join(cell["source"]).splitlines()) for cell in code) <= 20
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert not [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"]
+    prose = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    assert len(re.findall(r"^# ", prose, flags=re.MULTILINE)) == 1
+    assert not re.search(r"(?<![\w.])/(home|root|tmp|usr|work|Users)/", raw), "a path of the machine it ran on"
+    assert not re.search(r"<(script|link)\b", raw), "nothing from outside"
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", prose):
+        assert (path.parent / target).exists(), target
+    pictures = [
+        i for i, cell in enumerate(cells) if any("image/png" in o.get("data", {}) for o in cell.get("outputs", []))
+    ]
+    for i in pictures:
+        said = "".join("".join(o.get("text", [])) for o in cells[i]["outputs"])
+        assert said.strip(), f"the figure of cell {i} has no sentence under it"
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "predict", "train", "tokenizer", "model", "pretrained"])
+def test_public_functions_are_documented(name):
+    module = importlib.import_module(f"xlmrxl_min.{name}")
+    assert module.__doc__
