@@ -9,6 +9,9 @@ from xlmrxl_min import Cache, XLMRobertaXLConfig
 
 IDS = torch.full((2, 5), 7)
 CASES = {
+    "a text": ({"input_ids": "Everyone"}, "the input is a str, but must be a tensor: tokenize with return_tensors"),
+    "a list": ({"input_ids": [[0, 5, 2]]}, "the input is a list, but must be a tensor"),
+    "a mask as a list": ({"input_ids": IDS, "attention_mask": [[1] * 5] * 2}, "attention_mask is a list, but must be"),
     "id beyond the vocabulary": (
         {"input_ids": IDS + 60},
         r"input_ids holds 67, but allowed are 0 to 60: tokenize with",

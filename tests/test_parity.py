@@ -126,8 +126,10 @@ def test_gradient_checkpointing_changes_no_gradient(position_embedding_type, par
     assert not ours.backbone.recomputes
 
 
-def test_pruning_after_the_fact_equals_the_reference(parity):
-    theirs, ours = twins("ForMaskedLM", num_attention_heads=4, hidden_size=24, num_hidden_layers=3)
+@pytest.mark.parametrize("position_embedding_type", POSITION_TYPES)
+def test_pruning_after_the_fact_equals_the_reference(position_embedding_type, parity):
+    sizes = {"num_attention_heads": 4, "hidden_size": 24, "num_hidden_layers": 3}
+    theirs, ours = twins("ForMaskedLM", position_embedding_type=position_embedding_type, **sizes)
     for heads in ({0: [1], 2: [0, 3]}, {0: [1, 2]}):  # the second time, head 1 has gone already
         theirs.prune_heads(heads)
         ours.prune_heads(heads)
@@ -192,6 +194,10 @@ def test_output_reads_in_four_ways():
     assert list(out) == ["last_hidden_state", "pooler_output", "hidden_states"]
     assert out.hidden_states[-1] is out.last_hidden_state
     torch.testing.assert_close(ours(ids, return_dict=False)[0], out[0])
+    with pytest.raises(
+        KeyError, match=r"no 'attentions' in this output, only last_hidden_state.* output_attentions=True"
+    ):
+        out["attentions"]
     with pytest.raises(AttributeError, match="no 'logit'"):
         out.logit  # noqa: B018
 

@@ -100,6 +100,8 @@ def test_only_tokens_that_exist_are_offered(random_model, tokenizer):
         ([3], {}, "nothing to fill in 3"),
         ("<mask>", {"top_k": 0}, "top_k=0 is impossible: take 1 to 8002"),
         ("<mask>", {"top_k": 9000}, "top_k=9000 is impossible"),
+        ("<mask>", {"top_k": "3"}, "top_k='3' is impossible"),
+        (None, {}, "nothing to fill in None"),
         ("<mask>" * 600, {}, "602 tokens are too many: there is room for 512"),
     ],
 )
@@ -163,7 +165,8 @@ def test_fill_says_in_one_line_what_is_wrong(capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "reconfigure", lambda **_: None, raising=False)
     for arguments, words in (
         (["no mask"], "nothing to fill"),
-        (["<mask>", "--model", "nowhere"], "nowhere is no folder"),
+        (["<mask>", "--model", "nowhere"], "none of what this package holds (tiny)"),
+        (["<mask>", "--model", "xlm-roberta-xl"], "without its config.json: only tiny has one"),
     ):
         assert main(["fill", *arguments]) == 2
         out = capsys.readouterr()

@@ -230,6 +230,7 @@ def test_the_declaration_is_whole():
     assert all(row.text == row.text.strip() and row.text for row in text)
     first = next(row for row in text if row.language == "en" and row.article == 1)
     assert first.text.startswith("All human beings are born free and equal in dignity and rights.")
+    assert udhr("en") == udhr(["en"])
     with pytest.raises(ValueError, match="not here in xx"):
         udhr(["en", "xx"])
 

@@ -10,8 +10,8 @@ from .tokenizer import XLMRobertaTokenizer
 
 
 def fill(options: argparse.Namespace) -> None:
-    tokenizer = XLMRobertaTokenizer.from_pretrained(options.model)
     model = XLMRobertaXLForMaskedLM.from_pretrained(options.model)
+    tokenizer = XLMRobertaTokenizer.from_pretrained(options.model)
     for place, predictions in enumerate(fill_mask(model, tokenizer, options.text, top_k=options.top_k), start=1):
         print(f"<mask> {place}")
         for prediction in predictions:

@@ -11,6 +11,8 @@ Axes, the same letters in every pattern, comment and notebook:
     b batch     t token     q query position   k key position        r relative distance     h head
     d head width            e hidden width     f feed-forward width  v vocabulary            c choice, class     l layer
 
+An e is h times d, and in self-attention q and k both run over the same tokens t.
+
 Masks: one convention everywhere, True = may attend. Hugging Face's 0/1 masks are turned into it once, on entry.
 """
 
@@ -21,7 +23,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -76,6 +78,8 @@ class XLMRobertaXLConfig:
     output_attentions: bool = False
     output_hidden_states: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
+    from_pretrained: ClassVar[Callable[..., XLMRobertaXLConfig]]  # added, like the next, by checkpoint.py
+    save_pretrained: ClassVar[Callable[..., None]]
 
     def __post_init__(self) -> None:
         names = self.id2label or {i: f"LABEL_{i}" for i in range(2 if self.num_labels is None else self.num_labels)}
@@ -153,6 +157,11 @@ class ModelOutput(dict):
     def __getitem__(self, key: str | int | slice) -> Any:
         return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
 
+    def __missing__(self, name: str) -> Any:
+        raise KeyError(
+            f"there is no {name!r} in this output, only {', '.join(self)}: ask for more, as output_{name}=True."
+        )
+
     def to_tuple(self) -> tuple[Any, ...]:
         return tuple(self.values())
 
@@ -203,6 +212,11 @@ def can_look(values: Tensor) -> bool:
     return values.numel() > 0 and not (values.is_meta or torch.compiler.is_compiling())
 
 
+def check_tensor(name: str, value: Any) -> None:
+    cure = 'tokenize with return_tensors="pt", and call model(**encoding)'
+    refuse(not isinstance(value, Tensor), f"{name} is a {type(value).__name__}, but must be a tensor: {cure}.")
+
+
 def check_range(name: str, ids: Tensor, limit: int, way_out: str) -> None:
     """Raise ValueError where an id would fall outside its table, instead of an IndexError or a CUDA assert later."""
     whole = not ids.is_floating_point() and ids.dtype != torch.bool
@@ -222,6 +236,7 @@ def who_may_attend(
     """
     (batch, queries, keys), allowed = shape, None
     if mask is not None:
+        check_tensor(name, mask)
         fits = tuple(mask.shape) in ((batch, keys), (batch, queries, keys))
         ours = f"{(batch, keys)} or {(batch, queries, keys)}, an entry for every token, cached ones included"
         refuse(not fits, f"{name} has shape {tuple(mask.shape)}, but must be {ours}.")
@@ -399,7 +414,10 @@ class Pooler(nn.Module):
 
 
 class PreTrainedModel(nn.Module):
-    """What all models share. checkpoint.py adds `from_pretrained` and `save_pretrained`."""
+    """What all models share."""
+
+    from_pretrained: ClassVar[Callable[..., Any]]  # this and the next are added by checkpoint.py: no files in this file
+    save_pretrained: ClassVar[Callable[..., None]]
 
     def __init__(self, config: XLMRobertaXLConfig) -> None:
         super().__init__()
@@ -530,7 +548,10 @@ class XLMRobertaXLModel(PreTrainedModel):
             position_ids = self.embeddings.number(is_token, 0 if cache is None else cache.real_tokens)
             longest = int(position_ids.max()) - config.pad_token_id if can_look(position_ids) else 0
             is_too_long = config.position_embedding_type == "absolute" and longest > room
-            refuse(is_too_long, f"{longest} tokens are too many: there is room for {room}, so cut the text.")
+            refuse(
+                is_too_long,
+                f"{longest} tokens are too many: there is room for {room}, so cut the text (truncation=True).",
+            )
         else:
             cure = f"padding stands at {config.pad_token_id}, tokens from {config.pad_token_id + 1} on"
             check_range("position_ids", position_ids, config.max_position_embeddings, cure)
@@ -546,14 +567,14 @@ class XLMRobertaXLModel(PreTrainedModel):
         head_masks = self.spread(head_mask)
 
         hidden = self.embeddings(input_ids, inputs_embeds, token_type_ids, position_ids)
-        stream, weights = [hidden], []
+        states, weights = [hidden], []
         for i, block in enumerate(self.layers):
             run = partial(checkpoint, block, use_reentrant=False) if self.recomputes and self.training else block
             caches = (None, None) if cache is None else (cache.layers[i], cache.cross[i])
             args = (may_attend, encoder_hidden_states, across, head_masks[i], *caches, want_weights or is_lost)
             hidden, *both_weights = run(hidden, *args)
-            stream.append(hidden), weights.append(both_weights)
-        hidden = stream[-1] = self.norm(hidden)
+            states.append(hidden), weights.append(both_weights)
+        hidden = states[-1] = self.norm(hidden)
         if cache is not None:
             cache.real_tokens = cache.real_tokens + is_token.sum(-1, keepdim=True)
         attentions, cross_attentions = zip(*weights, strict=True)
@@ -561,7 +582,7 @@ class XLMRobertaXLModel(PreTrainedModel):
             last_hidden_state=hidden,
             pooler_output=None if self.pooler is None else self.pooler(hidden),
             past_key_values=cache,
-            hidden_states=tuple(stream) if want_hidden else None,
+            hidden_states=tuple(states) if want_hidden else None,
             attentions=attentions if want_weights else None,
             cross_attentions=cross_attentions if want_weights and config.add_cross_attention else None,
         )
@@ -580,6 +601,7 @@ class XLMRobertaXLModel(PreTrainedModel):
         width, got = config.hidden_size, "neither" if given is None else "both"
         is_one = (input_ids is None) != (inputs_embeds is None)
         refuse(not is_one, f"got {got} of input_ids and inputs_embeds: pass one of them.")
+        check_tensor("the input", given)
         rest, ours = ((), "") if inputs_embeds is None else ((width,), f", hidden_size={width}")
         fits = given.dim() == 2 + len(rest) and given.shape[1] > 0 and given.shape[2:] == rest
         ours = f"(batch, tokens{ours})"
@@ -741,7 +763,7 @@ class XLMRobertaXLForMultipleChoice(PreTrainedModel):
     ) -> ModelOutput:  # fmt: skip
         """input_ids, token_type_ids, attention_mask, position_ids `b c t`, inputs_embeds `b c t e`; labels `b`."""
         given = input_ids if inputs_embeds is None else inputs_embeds
-        fits = given is not None and given.dim() == (3 if inputs_embeds is None else 4)
+        fits = isinstance(given, Tensor) and given.dim() == (3 if inputs_embeds is None else 4)
         refuse(not fits, "multiple choice takes input_ids (batch, choices, tokens), or the same as inputs_embeds.")
         flat = {"input_ids": input_ids, "token_type_ids": token_type_ids, "attention_mask": attention_mask}
         flat |= {"position_ids": position_ids, "inputs_embeds": inputs_embeds}

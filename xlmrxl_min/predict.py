@@ -34,9 +34,9 @@ def fill_mask(
     model into evaluation mode while it runs. ValueError for a text without a mask, or a `top_k` that is no size.
     """
     known = min(len(tokenizer), model.config.vocab_size)
-    if not 1 <= top_k <= known:
-        raise ValueError(f"top_k={top_k} is impossible: take 1 to {known}, the size of the vocabulary.")
-    rows = [texts] if isinstance(texts, str) else list(texts)
+    if not isinstance(top_k, int) or not 1 <= top_k <= known:
+        raise ValueError(f"top_k={top_k!r} is impossible: take 1 to {known}, the size of the vocabulary.")
+    rows = list(texts) if isinstance(texts, (list, tuple)) else [texts]
     for row in rows:
         if not isinstance(row, str) or tokenizer.mask_token not in row:
             raise ValueError(

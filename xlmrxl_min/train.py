@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,7 @@ class Recipe:
 
     languages: list[str]
     vocabulary: str  # a name or a folder, as XLMRobertaTokenizer.from_pretrained takes it
-    config: dict[str, object]  # fields of XLMRobertaXLConfig
+    config: dict[str, Any]  # fields of XLMRobertaXLConfig
     held_out_article: int  # never trained on
     steps: int
     tokens_per_batch: int  # padding included

@@ -14,12 +14,18 @@ def find(source: str | os.PathLike[str], name: str) -> Path:
 
     FileNotFoundError, saying what there is, where none of them has it.
     """
+    shipped = ", ".join(sorted(path.parent.name for path in HERE.glob(f"*/{name}")))
+    shipped_here = (HERE / source).parent == HERE and (HERE / source).is_dir()
+    if shipped_here and not (HERE / source / name).is_file():
+        raise FileNotFoundError(
+            f"{source} comes with this package without its {name}: only {shipped} has one; "
+            "the published models are on the Hugging Face hub, as facebook/xlm-roberta-xl and facebook/xlm-roberta-xxl."
+        )
     for folder in (HERE / source, Path(source)):
         if folder.is_dir():
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} holds no {name}: is it the folder of a Hugging Face checkpoint?")
             return folder / name
-    shipped = ", ".join(sorted(path.parent.name for path in HERE.glob(f"*/{name}")))
     if str(source).count("/") != 1:
         raise FileNotFoundError(
             f"{source} is no folder, and none of what this package holds ({shipped}); "
@@ -43,14 +49,14 @@ class Paragraph(NamedTuple):
     text: str
 
 
-def udhr(languages: Iterable[str] | None = None) -> list[Paragraph]:
-    """The Declaration in `languages` (None: all 50), in the file's order. ValueError for any other language."""
+def udhr(languages: str | Iterable[str] | None = None) -> list[Paragraph]:
+    """The Declaration in one language or several (None: all 50), in the file's order. ValueError for any other."""
     with open(HERE / "udhr.tsv", encoding="utf-8", newline="") as file:
         rows = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         next(rows)  # the header
         text = [Paragraph(language, int(article), int(number), words) for language, article, number, words in rows]
     known = dict.fromkeys(row.language for row in text)
-    wanted = list(known if languages is None else languages)
+    wanted = [languages] if isinstance(languages, str) else list(known if languages is None else languages)
     unknown = [language for language in wanted if language not in known]
     if unknown:
         raise ValueError(f"the Declaration is not here in {', '.join(unknown)}: there are {', '.join(known)}.")
