@@ -132,6 +132,7 @@ def test_offsets_point_at_what_the_pieces_stand_for(both):
                 assert text[begin:end] in ("", *ours.special_ids) or token == 3
                 continue
             assert previous <= end <= len(text)
+            assert text[begin:end] == text[begin:end].lstrip(), "the space before a word is no part of it"
             previous = end
             piece = ours.convert_ids_to_tokens(token).replace("▁", "")
             origin = unicodedata.normalize("NFKC", text[begin:end]).replace("\u200b", "").strip("▁ ")

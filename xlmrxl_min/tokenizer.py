@@ -98,11 +98,10 @@ class XLMRobertaTokenizer:
         if not isinstance(text, str):
             raise ValueError(f"got a text of type {type(text).__name__}, but a text is a str, and a pair two of them.")
         tokens, begin = [], 0
-        # Space before <mask> belongs to it, since the piece it stands for would have carried it; others keep theirs.
-        for special in re.finditer(r"\s*<mask>|<s>|<pad>|</s>|<unk>", text):
-            name = special[0].lstrip()
+        # Space before <mask> needs no care: sentencepiece drops it at the end of what comes before.
+        for special in re.finditer("|".join(self.special_ids), text):
             tokens += self.plain(text, begin, special.start())
-            tokens.append((self.special_ids[name], (special.end() - len(name), special.end())))
+            tokens.append((self.special_ids[special[0]], special.span()))
             begin = special.end()
         return [*tokens, *self.plain(text, begin, len(text))]
 
