@@ -226,6 +226,8 @@ def test_configs_that_are_not_what_they_should_be(folder):
         (json.dumps({**values, "model_type": "xlm-roberta"}), "model_type 'xlm-roberta'"),
         (json.dumps({**values, "model_type": None}), "model_type None"),
         (json.dumps({**values, "num_attention_heads": 5}), "hidden_size=24 is impossible"),
+        (json.dumps({**values, "layer_norm_eps": "1e-5"}), "layer_norm_eps='1e-5' is impossible"),
+        (json.dumps({**values, "pruned_heads": {"0": 5}}), "makes no model"),
         ("{", "not the JSON of a config"),
         ("[1]", "not the JSON of a config"),
     ):
@@ -307,6 +309,69 @@ def test_config_makes_the_round_trip(tmp_path):
         "is_decoder",
     ):
         assert getattr(theirs, name) == config[name], name
+
+
+def test_names_of_labels_stay_unless_their_number_changes(tmp_path):
+    XLMRobertaXLConfig(id2label={0: "no", 1: "yes"}).save_pretrained(tmp_path)
+    assert XLMRobertaXLConfig.from_pretrained(tmp_path, num_labels=2).id2label == {0: "no", 1: "yes"}
+    assert XLMRobertaXLConfig.from_pretrained(tmp_path, num_labels=3).id2label[2] == "LABEL_2"
+    assert XLMRobertaXLConfig.from_pretrained(tmp_path, id2label={0: "a"}).num_labels == 1
+
+
+def test_a_given_config_is_copied(folder):
+    config = XLMRobertaXLConfig.from_pretrained(folder)
+    a, b = (XLMRobertaXLForMaskedLM.from_pretrained(folder, config=config) for _ in range(2))
+    a.prune_heads({0: [1]})
+    a.resize_token_embeddings(70)
+    assert (b.config.pruned_heads, b.config.vocab_size, config.vocab_size) == ({}, 61, 61)
+    b.save_pretrained(folder)
+    XLMRobertaXLForMaskedLM.from_pretrained(folder)
+
+
+def test_the_precision_on_disk_is_the_one_on_record(folder):
+    """transformers reads it from the config, under either of two names."""
+    theirs = transformers.XLMRobertaXLForMaskedLM.from_pretrained(folder)
+    theirs.save_pretrained(folder)
+    XLMRobertaXLForMaskedLM.from_pretrained(folder).half().save_pretrained(folder)
+    assert transformers.XLMRobertaXLForMaskedLM.from_pretrained(folder, dtype="auto").dtype == torch.float16
+
+
+def test_a_tie_against_the_config_is_not_saved(folder):
+    model = XLMRobertaXLForMaskedLM.from_pretrained(folder)
+    model.lm_head.decoder.weight = torch.nn.Parameter(model.lm_head.decoder.weight.detach().clone())
+    with pytest.raises(ValueError, match="are two, against tie_word_embeddings=True"):
+        model.save_pretrained(folder)
+    model.tie_weights()
+    model.config.tie_word_embeddings = False
+    with pytest.raises(ValueError, match="are one, against tie_word_embeddings=False"):
+        model.save_pretrained(folder)
+
+
+def test_the_second_name_of_a_pair_must_fit_too(folder):
+    rewrite(folder, lambda tensors: {**tensors, "lm_head.decoder.weight": torch.zeros(7, 3)})
+    with pytest.raises(CheckpointError, match=r"lm_head.decoder.weight is \(7, 3\), the model needs \(61, 24\)"):
+        XLMRobertaXLForMaskedLM.from_pretrained(folder)
+    rewrite(folder, lambda tensors: {n: t for n, t in tensors.items() if n != "lm_head.decoder.weight"})
+    rewrite(folder, lambda tensors: {**tensors, "roberta.encoder.layer.0.classifier.junk": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=r"unexpected: roberta.encoder.layer.0.classifier.junk"):
+        XLMRobertaXLForMaskedLM.from_pretrained(folder)
+
+
+def test_our_own_names_are_not_a_file_format(folder):
+    rewrite(
+        folder, lambda tensors: {n.replace("roberta.encoder.LayerNorm", "backbone.norm"): t for n, t in tensors.items()}
+    )
+    with pytest.raises(CheckpointError, match=r"missing: roberta.encoder.LayerNorm.bias"):
+        XLMRobertaXLForMaskedLM.from_pretrained(folder)
+
+
+def test_a_path_is_not_taken_for_a_name(folder, monkeypatch):
+    (folder / "tiny").mkdir()
+    monkeypatch.chdir(folder)
+    with pytest.raises(CheckpointError, match=r"tiny holds no config.json"):
+        XLMRobertaXLConfig.from_pretrained("./tiny")
+    assert XLMRobertaXLConfig.from_pretrained(".").hidden_size == 24
+    assert XLMRobertaXLConfig.from_pretrained("tiny").hidden_size == 256
 
 
 def test_config_has_every_default_of_the_reference():

@@ -158,6 +158,21 @@ def test_gradients_through_the_cache(position_embedding_type, parity):
     parity(error([p.grad for p in used], expected))
 
 
+def test_gradients_through_a_cache_of_frozen_keys(parity):
+    """Only the queries learn: what they remember of the keys must not be written over by the next step."""
+    _, model = decoder(cross=False)
+    model.double().requires_grad_(False)
+    for layer in model.backbone.layers:
+        layer.attention.query.requires_grad_(True)
+    used = [p for p in model.parameters() if p.requires_grad]
+    ids, mask, _ = inputs("none", cross=False)
+    model(ids, use_cache=False).logits.square().sum().backward()
+    expected = [p.grad.clone() for p in used]
+    model.zero_grad()
+    sum(out.logits.square().sum() for out in in_steps(model, ids, mask, CUTS["chunks"], {})).backward()
+    parity(error([p.grad for p in used], expected))
+
+
 def test_cross_attention_is_computed_once():
     _, model = decoder()
     ids, _, across = inputs("none")

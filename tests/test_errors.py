@@ -58,6 +58,14 @@ CASES = {
         {"input_ids": IDS, "encoder_hidden_states": torch.zeros(2, 4, 24)},
         "no cross-attention: for encoder_hidden_states, build it with is_decoder=True, add_cross_attention=True",
     ),
+    "token types of another shape": (
+        {"input_ids": IDS, "token_type_ids": IDS[:, 1:] * 0},
+        r"token_type_ids has shape \(2, 4\), but must be \(2, 5\)",
+    ),
+    "positions for more rows": (
+        {"input_ids": IDS[:1], "position_ids": IDS},
+        r"position_ids has shape \(2, 5\), but must be \(1, 5\)",
+    ),
     "cache of an encoder": (
         {"input_ids": IDS, "past_key_values": Cache(2)},
         "past_key_values is a Cache: only a decoder",
@@ -87,7 +95,7 @@ def decoder(task="ForCausalLM", **config):
 def test_too_many_tokens_for_the_table_of_distances(position_embedding_type):
     model = twins("Model", position_embedding_type=position_embedding_type)[1]
     assert model(IDS.repeat(1, 8)).last_hidden_state.shape[1] == 40
-    refused(lambda: model(IDS.repeat(1, 9)), "45 tokens are too many: .*max_position_embeddings=40, so cut the text")
+    refused(lambda: model(IDS.repeat(1, 9)), "45 tokens are too many: there is room for 40, so cut the text")
 
 
 @pytest.mark.parametrize("position_embedding_type", ["absolute", "relative_key"])
@@ -101,8 +109,8 @@ def test_cross_attention():
     model = decoder(add_cross_attention=True)
     refused(lambda: model(IDS), "needs encoder_hidden_states: pass the encoder's last_hidden_state")
     states = torch.zeros(2, 4, 24)
-    refused(lambda: model(IDS, encoder_hidden_states=states[:1]), r"are \(1, 4, 24\), but must be \(batch=2")
-    refused(lambda: model(IDS, encoder_hidden_states=states[..., 1:]), r"are \(2, 4, 23\), but must be")
+    refused(lambda: model(IDS, encoder_hidden_states=states[:1]), r"are \(1, 4, 24\), not \(batch=2")
+    refused(lambda: model(IDS, encoder_hidden_states=states[..., 1:]), r"are \(2, 4, 23\), not")
     mask = {"encoder_attention_mask": torch.ones(2, 3)}
     refused(lambda: model(IDS, encoder_hidden_states=states, **mask), r"encoder_attention_mask has shape \(2, 3\)")
     mask = {"encoder_attention_mask": torch.zeros(2, 4)}
@@ -113,6 +121,27 @@ def test_past_key_values_of_somebody_else():
     refused(
         lambda: decoder()(IDS, past_key_values=((IDS,),)), "past_key_values is a tuple: only a decoder's own go back"
     )
+
+
+def test_a_cache_that_does_not_fit():
+    model = decoder()
+    cache = model(IDS).past_key_values
+    refused(
+        lambda: model(IDS[:1], past_key_values=cache), "hold 2 layers and 2 rows, but must hold 2 layers and 1 rows"
+    )
+    refused(lambda: model(IDS, past_key_values=Cache(1)), "hold 1 layers")
+    model.gradient_checkpointing_enable()
+    refused(lambda: model.train()(IDS, past_key_values=cache), "only a decoder's own go back in")
+
+
+@pytest.mark.parametrize("position_embedding_type", ["absolute", "relative_key"])
+def test_what_is_refused_leaves_the_cache_as_it_was(position_embedding_type):
+    model = decoder(position_embedding_type=position_embedding_type).requires_grad_(False)
+    cache = model(IDS.repeat(1, 7)).past_key_values
+    refused(lambda: model(IDS.repeat(1, 2), past_key_values=cache), "cut the text")
+    assert {layer.length for layer in cache.layers} == {35}
+    whole = model(torch.cat([IDS.repeat(1, 7), IDS[:, :3]], 1), use_cache=False).logits
+    torch.testing.assert_close(model(IDS[:, :3], past_key_values=cache).logits, whole[:, 35:])
 
 
 def test_a_mask_for_the_new_tokens_only():
@@ -130,11 +159,14 @@ def test_a_mask_for_the_new_tokens_only():
         ("ForTokenClassification", {"labels": IDS}, "labels holds 7, but allowed are 0 to 2"),
         ("ForSequenceClassification", {"labels": torch.tensor([3, 0])}, "labels holds 3, but allowed are 0 to 2"),
         ("ForSequenceClassification", {"labels": torch.zeros(2, 4)}, "multi_label_classification needs"),
-        ("ForQuestionAnswering", {"start_positions": IDS[0, :1], "end_positions": IDS[0, :1]}, "labels have shape"),
+        ("ForSequenceClassification", {"labels": torch.zeros(3, 2)}, r"shape \(3, 2\), but multi_label.* \(2, 3\)"),
+        ("ForCausalLM", {"labels": IDS[:, 1:]}, r"labels have shape \(2, 4\), but must be \(2, 5\)"),
+        ("ForQuestionAnswering", {"start_positions": IDS[0, :1], "end_positions": IDS[0, :2]}, "start_positions have"),
     ],
 )
 def test_wrong_labels(task, labels, words):
-    model = twins(task, num_labels=2 if task == "ForQuestionAnswering" else 3)[1]
+    sizes = {"num_labels": 2 if task == "ForQuestionAnswering" else 3, "is_decoder": task == "ForCausalLM"}
+    model = twins(task, **sizes)[1]
     refused(lambda: model(IDS, **labels), words)
 
 
@@ -156,7 +188,8 @@ def test_question_answering_has_two_ends():
         ("attention_probs_dropout_prob", -0.1), ("classifier_dropout", 2), ("layer_norm_eps", 0.0),
         ("position_embedding_type", "rotary"), ("problem_type", "guessing"), ("pad_token_id", 61),
         ("pad_token_id", None), ("max_position_embeddings", 2), ("type_vocab_size", 0), ("num_labels", 0),
-        ("initializer_range", -1.0), ("add_cross_attention", True),
+        ("initializer_range", -1.0), ("add_cross_attention", True), ("layer_norm_eps", "1e-5"),
+        ("hidden_dropout_prob", None), ("hidden_dropout_prob", "0.1"),
     ],
 )  # fmt: skip
 def test_impossible_configs(field, value):
@@ -199,6 +232,20 @@ def test_models_that_cannot_do_their_task_warn():
         xlmrxl_min.XLMRobertaXLForMaskedLM(XLMRobertaXLConfig(**SMALL, is_decoder=True))
     with pytest.warns(UserWarning, match="sees what it is to predict"):
         xlmrxl_min.XLMRobertaXLForCausalLM(XLMRobertaXLConfig(**SMALL))
+
+
+@pytest.mark.parametrize("want_weights", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_padding_does_not_overflow_in_half_precision(dtype, want_weights):
+    """The lowest number of float16 plus a score of -16 is -inf, and a row of -inf is not a number."""
+    model = decoder()
+    for layer in model.backbone.layers:
+        layer.attention.query.bias.data.fill_(3.0)
+        layer.attention.key.bias.data.fill_(-30.0)
+    mask = torch.ones(2, 5)
+    mask[0, :2] = 0
+    with torch.no_grad():
+        assert bool(model.to(dtype)(IDS, mask, output_attentions=want_weights).logits.isfinite().all())
 
 
 def test_a_query_without_anything_to_see_is_finite():

@@ -1,5 +1,8 @@
 """Equal to transformers 4.56.2 in numbers: logits, hidden states, attentions, losses, gradients."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from reference import SMALL, TASKS, draw, error, gradient_error, output_error, twins
@@ -164,6 +167,7 @@ def test_resizing_keeps_the_old_rows(size, tie, parity):
     assert (ours.lm_head.decoder.weight is table.weight) == tie
     ours(ids, labels=ids).loss.backward()
     assert table.weight.grad.shape == (size, 24)
+    assert not ours.requires_grad_(False).resize_token_embeddings(size + 1).weight.requires_grad
 
 
 def test_initialisation_follows_the_reference():
@@ -194,6 +198,14 @@ def test_output_reads_in_four_ways():
     assert list(out) == ["last_hidden_state", "pooler_output", "hidden_states"]
     assert out.hidden_states[-1] is out.last_hidden_state
     torch.testing.assert_close(ours(ids, return_dict=False)[0], out[0])
+    assert isinstance(ours(ids, return_dict=None), type(out))
+    again = type(out)(dict(out))  # as tools do that gather outputs
+    assert list(again) == list(out)
+    again.loss = torch.zeros(())
+    assert again["loss"] is again.loss
+    assert pickle.loads(pickle.dumps(out)).last_hidden_state.shape == out[0].shape
+    with torch.no_grad():
+        assert list(copy.deepcopy(ours(ids))) == ["last_hidden_state", "pooler_output"]
     with pytest.raises(
         KeyError, match=r"no 'attentions' in this output, only last_hidden_state.* output_attentions=True"
     ):

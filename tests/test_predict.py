@@ -92,6 +92,14 @@ def test_only_tokens_that_exist_are_offered(random_model, tokenizer):
     assert sum(p.probability for p in predictions) < 1e-6, "probabilities are over the model's whole vocabulary"
 
 
+def test_frozen_parts_stay_in_their_mode(random_model, tokenizer):
+    random_model.train().backbone.layers[0].eval()
+    fill_mask(random_model, tokenizer, "a <mask>")
+    assert random_model.training
+    assert random_model.backbone.layers[1].training
+    assert not random_model.backbone.layers[0].training
+
+
 @pytest.mark.parametrize(
     ("text", "options", "words"),
     [
@@ -102,6 +110,7 @@ def test_only_tokens_that_exist_are_offered(random_model, tokenizer):
         ("<mask>", {"top_k": 9000}, "top_k=9000 is impossible"),
         ("<mask>", {"top_k": "3"}, "top_k='3' is impossible"),
         (None, {}, "nothing to fill in None"),
+        ("<mask>", {"batch_size": 0}, "batch_size=0 is impossible"),
         ("<mask>" * 600, {}, "602 tokens are too many: there is room for 512"),
     ],
 )

@@ -3,7 +3,6 @@
 import argparse
 import sys
 
-from .checkpoint import CheckpointError
 from .model import XLMRobertaXLForMaskedLM
 from .predict import fill_mask
 from .tokenizer import XLMRobertaTokenizer
@@ -34,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     sys.stdout.reconfigure(encoding="utf-8")  # a terminal may have been declared to be ASCII; the text is not
     try:
         options.run(options)
-    except (CheckpointError, FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0

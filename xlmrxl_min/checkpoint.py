@@ -60,9 +60,10 @@ HEAD_NAMES = {
     "qa_outputs": "qa_outputs",
 }
 HEADS = ("lm_head", "classifier", "qa_outputs", "pooler")
-ALIASES = {"lm_head.decoder.bias": "lm_head.bias"}  # Hugging Face's two names for one parameter; it saves the second
 LEGACY_BUFFERS = re.compile(r"(^|\.)embeddings\.(position_ids|token_type_ids)$")
 WORDS = "embeddings.word_embeddings.weight"
+# Hugging Face's two names for one tied parameter: a file holds either, or both
+ALIASES = {"lm_head.decoder.bias": "lm_head.bias", WORDS: "lm_head.decoder.weight"}
 
 
 class CheckpointError(ValueError):
@@ -81,11 +82,6 @@ def hugging_face_name(ours: str) -> str:
     table = HEAD_NAMES if inner in HEAD_NAMES else BACKBONE_NAMES
     theirs = table[re.sub(r"^layers\.\d+\.", "layers.{}.", inner)]
     return f"{prefix}{theirs.format(number)}.{parameter}"
-
-
-def head_of(name: str) -> str | None:
-    """The head that a parameter of ours or of theirs belongs to, the pooler counting as one; None in the backbone."""
-    return next((head for head in HEADS if re.search(rf"(^|\.){head}\.", name)), None)
 
 
 # ---- finding and reading
@@ -110,14 +106,20 @@ def load_config(cls: type[XLMRobertaXLConfig], source: str | os.PathLike[str], *
     if model_type != MODEL_TYPE:
         raise CheckpointError(f"{path} is of model_type {model_type!r}, but this library loads only {MODEL_TYPE!r}.")
     try:
-        return config_from(cls, values, overrides)
-    except ValueError as error:
-        raise CheckpointError(f"{path}, with what was asked for on top, makes no model: {error}") from error
+        config = config_from(cls, values, {})
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} makes no model: {error}") from error
+    return config_from(cls, config_keys(config), overrides)
 
 
 def config_from(cls: type[XLMRobertaXLConfig], values: dict[str, Any], overrides: dict[str, Any]) -> XLMRobertaXLConfig:
     """Build from the keys of a `config.json`, with `overrides` on top; keys that are no field go to `extra`."""
-    stale = ("num_labels", "id2label", "label2id") if {"num_labels", "id2label"} & set(overrides) else ()
+    unknown = sorted(set(overrides) - set(CONFIG_FIELDS))
+    if unknown:
+        raise ValueError(f"got {', '.join(unknown)}, which is no option and no field of the config.")
+    labels = overrides.get("num_labels")
+    is_new = "id2label" in overrides or (labels is not None and labels != len(values.get("id2label") or "no"))
+    stale = ("num_labels", "id2label", "label2id") if is_new else ()
     values = {**{name: value for name, value in values.items() if name not in stale}, **overrides}
     extra = {name: values.pop(name) for name in list(values) if name not in CONFIG_FIELDS}
     return cls(**values, extra=extra)
@@ -144,7 +146,7 @@ def config_json(config: XLMRobertaXLConfig, **more: Any) -> str:
 
 @contextmanager
 def all_or_nothing(*files: Path) -> Iterator[tuple[Path, ...]]:
-    """Yield a draft for each of `files`; at the end all take their names, or, after an error, none does."""
+    """Yield a draft for each of `files`: when all are written they take their names, after an error none does."""
     drafts = tuple(file.with_name(f".{file.name}.draft") for file in files)
     try:
         for file in files:
@@ -183,12 +185,9 @@ def load(
         if "add_pooling_layer" in config_overrides
         else {}
     )
-    unknown = sorted(set(config_overrides) - set(CONFIG_FIELDS))
-    if unknown:
-        raise ValueError(f"from_pretrained got {', '.join(unknown)}, which is no option and no field of the config.")
     if config is None:
         config = XLMRobertaXLConfig.from_pretrained(source, **config_overrides)
-    elif config_overrides:
+    else:  # a copy: what happens to this model's config is nobody else's business
         config = config_from(XLMRobertaXLConfig, config_keys(config), config_overrides)
     path = locate(source, WEIGHTS_FILE)
     with torch.device("meta"):  # shapes without memory: each weight is allocated once, when its values are there
@@ -206,7 +205,7 @@ def load(
         raise CheckpointError(f"{path} cannot be read ({error}): is the download complete?") from error
     if fresh:
         initialise(model, fresh, torch.device(device), dtype)
-        heads = ", ".join(sorted({head_of(name) for name in fresh}))
+        heads = ", ".join(sorted({name.removeprefix("backbone.").split(".")[0] for name in fresh}))
         warnings.warn(f"{path} holds no {heads}: initialised at random, to be trained before use.", stacklevel=2)
     model.tie_weights()
     left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
@@ -215,43 +214,48 @@ def load(
 
 
 def match(model: PreTrainedModel, stored: dict[str, tuple[int, ...]], path: Path) -> tuple[dict[str, str], list[str]]:
-    """Which stored tensor each of the model's parameters comes from, and which have to be initialised.
+    """Which stored tensor each of the model's parameters comes from, and which parameters have to be initialised.
 
     A checkpoint of a bare model has no prefix, a wrapped one another: it is read off the name of the word embeddings.
     """
     prefix = next((name.removesuffix(WORDS) for name in stored if name.endswith(WORDS)), "roberta.")
     outer = prefix.removesuffix("roberta.")
-    theirs, missing, wrong = {}, [], []
-    wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}  # a tied pair counts once
-    for ours, shape in wanted.items():
-        name = hugging_face_name(ours).removeprefix("roberta.")
-        in_head = ours.removeprefix("backbone.").split(".")[0] in HEADS[:3]
-        name = (outer if in_head else prefix) + name
-        alias = outer + ALIASES.get(ours, ours)
-        words_tied = ours == "backbone.embeddings.word.weight" and model.config.tie_word_embeddings
-        if words_tied and name not in stored:
-            alias = outer + "lm_head.decoder.weight"
-        name = name if name in stored else alias
-        if name not in stored:
-            missing.append(ours)
-        elif stored[name] != shape:
-            wrong.append(f"{name} is {stored[name]}, the model needs {shape}")
+
+    def head_of(name: str) -> str | None:
+        first = name.removeprefix(prefix).removeprefix(outer).split(".")[0]
+        return first if first in HEADS else None
+
+    theirs, missing, wrong, seen = {}, {}, [], set()
+    for ours, parameter in model.named_parameters():  # a tied pair counts once
+        name = hugging_face_name(ours)
+        inner = name.removeprefix("roberta.")
+        in_head = inner.split(".")[0] in HEADS
+        places = [(outer if in_head and not inner.startswith("pooler.") else prefix) + inner]
+        if inner in ALIASES and (inner != WORDS or model.config.tie_word_embeddings):
+            places.append(outer + ALIASES[inner])
+        found = [place for place in places if place in stored]
+        seen.update(found)
+        wrong += [
+            f"{place} is {stored[place]}, the model needs {tuple(parameter.shape)}"
+            for place in found
+            if stored[place] != tuple(parameter.shape)
+        ]
+        if found:
+            theirs[ours] = found[0]
         else:
-            theirs[ours] = name
-    used = {*theirs.values(), *(line.split(" ")[0] for line in wrong)}
-    absent = {head for head in HEADS if not any(head_of(name) == head for name in stored)}
-    fresh = [name for name in missing if head_of(name) in absent]
-    missing = [hugging_face_name(name) for name in missing if name not in fresh]
-    mine = {head_of(name) for name in wanted}
+            missing[ours] = (name, inner.split(".")[0] if in_head else None)
+    there = {head_of(name) for name in stored}
+    fresh = [ours for ours, (_, head) in missing.items() if head and head not in there]
+    mine = {head_of(name) for name in seen}
     unexpected = [
         name
         for name in stored
-        if name not in used
+        if name not in seen
         and not LEGACY_BUFFERS.search(name)
-        and name.removeprefix(outer) not in ("lm_head.decoder.weight", "lm_head.decoder.bias", "lm_head.bias")
-        and not (head_of(name) and head_of(name) not in mine)  # a head of another task stays in the file
+        and not (head_of(name) and head_of(name) not in mine)  # a head for another task stays in the file
     ]
-    kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))
+    lost = [name for ours, (name, _) in missing.items() if ours not in fresh]
+    kinds = (("missing", lost), ("unexpected", unexpected), ("of another shape", wrong))
     faults = [f"{kind}: {', '.join(sorted(names))}" for kind, names in kinds if names]
     if faults:
         raise CheckpointError(f"{path} does not fit {type(model).__name__} with this config. {'. '.join(faults)}.")
@@ -281,12 +285,19 @@ def dtype_named(dtype: torch.dtype | str | None) -> torch.dtype:
 
 def save(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None:
     """Write `config.json` and `model.safetensors` into `folder`: Hugging Face's names, both files or neither."""
-    tied = model.get_output_embeddings() is not None and model.config.tie_word_embeddings
+    head = model.get_output_embeddings()
+    is_tied = head is not None and head.weight is model.get_input_embeddings().weight
+    if head is not None and is_tied != model.config.tie_word_embeddings:
+        raise ValueError(
+            f"the LM head and the word embeddings are {'one' if is_tied else 'two'}, against "
+            f"tie_word_embeddings={model.config.tie_word_embeddings}: set that field right, or call tie_weights()."
+        )
     tensors = {}
     for ours, parameter in model.state_dict().items():
-        if not (tied and ours == "lm_head.decoder.weight"):
+        if not (is_tied and ours == "lm_head.decoder.weight"):
             tensors[ALIASES.get(ours) or hugging_face_name(ours)] = parameter.detach().contiguous().cpu()
-    more = {"architectures": [type(model).__name__], "torch_dtype": str(model.dtype).removeprefix("torch.")}
+    dtype = str(model.dtype).removeprefix("torch.")  # transformers has called it by both names
+    more = {"architectures": [type(model).__name__], "torch_dtype": dtype, "dtype": dtype}
     text = config_json(model.config, **more)
     with all_or_nothing(Path(folder) / CONFIG_FILE, Path(folder) / WEIGHTS_FILE) as (config_draft, weights_draft):
         config_draft.write_text(text, encoding="utf-8")

@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import torch
@@ -83,10 +84,11 @@ class XLMRobertaXLConfig:
 
     def __post_init__(self) -> None:
         names = self.id2label or {i: f"LABEL_{i}" for i in range(2 if self.num_labels is None else self.num_labels)}
+        names = dict(enumerate(names)) if isinstance(names, list) else names
         self.id2label = {int(i): name for i, name in names.items()}  # JSON has made strings of the numbers
         self.label2id = self.label2id or {name: i for i, name in self.id2label.items()}
         self.num_labels = len(self.id2label) if self.num_labels is None else self.num_labels
-        self.pruned_heads = {int(layer): list(heads) for layer, heads in self.pruned_heads.items()}
+        self.pruned_heads = {int(layer): list(heads) for layer, heads in (self.pruned_heads or {}).items()}
         self.check()
 
     def check(self) -> None:
@@ -95,12 +97,18 @@ class XLMRobertaXLConfig:
         sizes += ("type_vocab_size", "max_position_embeddings", "num_labels")
         shares = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
         for name in sizes:
-            self.require(name, isinstance(self[name], int) and self[name] > 0, "a positive integer")
+            self.require(name, isinstance(self[name], Integral) and self[name] > 0, "a positive integer")
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-            known = isinstance(self[name], int) and 0 <= self[name] < self.vocab_size
+            known = isinstance(self[name], Integral) and 0 <= self[name] < self.vocab_size
             self.require(name, known, f"an id below vocab_size={self.vocab_size}")
         for name in shares:
-            self.require(name, 0 <= (self[name] or 0) < 1, "a probability: at least 0, and below 1")
+            is_share = isinstance(self[name], Real) and 0 <= self[name] < 1
+            self.require(
+                name, is_share or (name, self[name]) == ("classifier_dropout", None), "at least 0, and below 1"
+            )
+        eps, deviation = self.layer_norm_eps, self.initializer_range
+        self.require("layer_norm_eps", isinstance(eps, Real) and eps > 0, "a number above 0")
+        self.require("initializer_range", isinstance(deviation, Real) and deviation >= 0, "a number, 0 or more")
         heads, room, named = self.num_attention_heads, self.pad_token_id + 2, len(self.id2label)
         acts = f"one of {', '.join(ACTIVATIONS)}, or a function of a tensor"
         self.require("hidden_size", self.hidden_size % heads == 0, f"a multiple of num_attention_heads={heads}")
@@ -111,8 +119,6 @@ class XLMRobertaXLConfig:
         self.require("position_embedding_type", kind in POSITION_TYPES, f"one of {kinds}")
         problems = ", ".join(PROBLEM_TYPES)
         self.require("problem_type", self.problem_type in (None, *PROBLEM_TYPES), f"None or one of {problems}")
-        self.require("layer_norm_eps", self.layer_norm_eps > 0, "above 0")
-        self.require("initializer_range", self.initializer_range >= 0, "a standard deviation: 0 or more")
         self.require("add_cross_attention", self.is_decoder or not self.add_cross_attention, "False in an encoder")
 
     def require(self, name: str, is_possible: bool, allowed: str) -> None:
@@ -146,13 +152,17 @@ class ModelOutput(dict):
     FIELDS = ("loss", "logits", "start_logits", "end_logits", "last_hidden_state", "pooler_output", "past_key_values")
     FIELDS += ("hidden_states", "attentions", "cross_attentions")
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, values: Any = (), **more: Any) -> None:
+        values = {**dict(values), **more}
         super().__init__((name, values[name]) for name in self.FIELDS if values.get(name) is not None)
 
     def __getattr__(self, name: str) -> Any:
         if name in self.FIELDS:
             return self.get(name)
         raise AttributeError(f"a model's output has no {name!r}: it can have {', '.join(self.FIELDS)}.")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
 
     def __getitem__(self, key: str | int | slice) -> Any:
         return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
@@ -183,7 +193,7 @@ class LayerCache:
 
     def append(self, old: Tensor | None, new: Tensor) -> Tensor:
         end = self.length + new.shape[2]
-        if new.requires_grad:  # a write in place would spoil what earlier steps kept for their gradients
+        if torch.is_grad_enabled():  # a write in place would spoil what earlier steps keep for their gradients
             return new if old is None else torch.cat([old[:, :, : self.length], new], dim=2)
         if old is None or end > old.shape[2]:  # doubling: n steps copy fewer than 2 n positions in all
             roomier = new.new_empty(*new.shape[:2], max(end, 2 * self.length, 64), new.shape[3])
@@ -314,8 +324,11 @@ class Attention(nn.Module):
             key, value = self.split(self.key(source)), self.split(self.value(source))
             key, value = (key, value) if cache is None else cache.extend(key, value)
         bias = None if self.position_type == "absolute" else self.position_bias(query, key)
-        if may_attend is not None:  # the lowest number, not -inf: a query that may attend to nothing spreads evenly
-            lowest = query.new_zeros(may_attend.shape).masked_fill(~may_attend, torch.finfo(query.dtype).min)
+        if (
+            may_attend is not None
+        ):  # not -inf: a query that may attend to nothing spreads evenly; half: room for a score
+            low = torch.finfo(query.dtype).min / 2
+            lowest = query.new_zeros(may_attend.shape).masked_fill(~may_attend, low)
             bias = lowest if bias is None else bias + lowest
         mix = self.written_out if want_weights or head_mask is not None else self.fused
         mixed, weights = mix(query, key, value, bias, head_mask)
@@ -327,12 +340,10 @@ class Attention(nn.Module):
 
     def position_bias(self, query: Tensor, key: Tensor) -> Tensor:  # b h q d, b h k d -> b h q k
         """What the distance, query position minus key position, adds to the scaled scores."""
-        queries, keys, limit = query.shape[2], key.shape[2], (self.distance.num_embeddings + 1) // 2
-        cure = f"distances are known up to max_position_embeddings={limit}, so cut the text"
-        refuse(keys > limit, f"{keys} tokens are too many: {cure}.")
+        queries, keys, farthest = query.shape[2], key.shape[2], self.distance.num_embeddings // 2
         key_at = torch.arange(keys, device=key.device)
         query_at = key_at[keys - queries :]  # with a cache, the queries are the last ones
-        embedded = self.distance(rearrange(query_at, "q -> q 1") - key_at + limit - 1).to(query.dtype)  # q k d
+        embedded = self.distance(rearrange(query_at, "q -> q 1") - key_at + farthest).to(query.dtype)  # q k d
         bias = einsum(query, embedded, "b h q d, q k d -> b h q k")
         if self.position_type == "relative_key_query":
             bias = bias + einsum(key, embedded, "b h k d, q k d -> b h q k")
@@ -424,9 +435,9 @@ class PreTrainedModel(nn.Module):
         config.check()  # fields may have been changed since it was made
         self.config = config
 
-    def __call__(self, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, return_dict: bool | None = None, **kwargs: Any) -> Any:
         out = super().__call__(*args, **kwargs)
-        return out if return_dict else out.to_tuple()
+        return out.to_tuple() if return_dict is False else out
 
     def finish(self) -> None:
         """The last line of every constructor: initialise, tie, and take out the heads that the config calls pruned."""
@@ -476,7 +487,8 @@ class PreTrainedModel(nn.Module):
         for table in filter(None, (self.get_input_embeddings(), self.get_output_embeddings())):
             old = dict(table.named_parameters())
             for name, parameter in old.items():
-                setattr(table, name, nn.Parameter(parameter.new_empty(n, *parameter.shape[1:])))
+                room = parameter.new_empty(n, *parameter.shape[1:])
+                setattr(table, name, nn.Parameter(room, parameter.requires_grad))
             self.init_weights(table)
             for name, parameter in old.items():
                 getattr(table, name).data[: len(parameter)] = parameter.data[:n]
@@ -534,8 +546,9 @@ class XLMRobertaXLModel(PreTrainedModel):
         past_key_values: an earlier call's, extended in place. Raises ValueError for what cannot be right.
         """
         config = self.config
+        by_token = {"token_type_ids": token_type_ids, "position_ids": position_ids}
+        self.check(input_ids, inputs_embeds, by_token, encoder_hidden_states, past_key_values)
         cache = self.open_cache(past_key_values, use_cache)
-        self.check(input_ids, inputs_embeds, token_type_ids, encoder_hidden_states, cache)
         want_weights = config.output_attentions if output_attentions is None else output_attentions
         want_hidden = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         tokens = input_ids if inputs_embeds is None else inputs_embeds
@@ -543,18 +556,14 @@ class XLMRobertaXLModel(PreTrainedModel):
         keys = queries + (0 if cache is None else cache.get_seq_length())
 
         is_token = input_ids != config.pad_token_id if inputs_embeds is None else tokens.new_ones(tokens.shape[:2]) > 0
-        room = config.max_position_embeddings - config.pad_token_id - 1
         if position_ids is None:
             position_ids = self.embeddings.number(is_token, 0 if cache is None else cache.real_tokens)
+        room, longest = config.max_position_embeddings, keys  # distances reach as far as there are positions
+        if config.position_embedding_type == "absolute":
+            room -= config.pad_token_id + 1
             longest = int(position_ids.max()) - config.pad_token_id if can_look(position_ids) else 0
-            is_too_long = config.position_embedding_type == "absolute" and longest > room
-            refuse(
-                is_too_long,
-                f"{longest} tokens are too many: there is room for {room}, so cut the text (truncation=True).",
-            )
-        else:
-            cure = f"padding stands at {config.pad_token_id}, tokens from {config.pad_token_id + 1} on"
-            check_range("position_ids", position_ids, config.max_position_embeddings, cure)
+        cure = "so cut the text (truncation=True)"
+        refuse(longest > room, f"{longest} tokens are too many: there is room for {room}, {cure}.")
         shape, causal = (batch, queries, keys), config.is_decoder
         may_attend = who_may_attend("attention_mask", attention_mask, shape, device, causal, growing=cache is not None)
         across = None
@@ -589,13 +598,11 @@ class XLMRobertaXLModel(PreTrainedModel):
 
     def open_cache(self, given: Cache | None, use_cache: bool | None) -> Cache | None:
         """The cache to read and to extend: the given one, a new one, or None where nothing is to be remembered."""
-        is_ours = given is None or (isinstance(given, Cache) and self.config.is_decoder)
-        refuse(not is_ours, f"past_key_values is a {type(given).__name__}: only a decoder's own go back in.")
         wanted = self.config.use_cache if use_cache is None else use_cache
         wanted = wanted and self.config.is_decoder and not (self.recomputes and self.training)
         return Cache(len(self.layers)) if given is None and wanted else given
 
-    def check(self, input_ids, inputs_embeds, token_type_ids, encoder_hidden_states, cache: Cache | None) -> None:
+    def check(self, input_ids, inputs_embeds, by_token: dict, states: Tensor | None, cache: Cache | None) -> None:
         """Raise ValueError, in one sentence, for what cannot be right."""
         config, given = self.config, input_ids if inputs_embeds is None else inputs_embeds
         width, got = config.hidden_size, "neither" if given is None else "both"
@@ -606,19 +613,30 @@ class XLMRobertaXLModel(PreTrainedModel):
         fits = given.dim() == 2 + len(rest) and given.shape[1] > 0 and given.shape[2:] == rest
         ours = f"(batch, tokens{ours})"
         refuse(not fits, f"the input has shape {tuple(given.shape)}, but must be {ours} with at least one token.")
+        batch, tokens = given.shape[:2]
         if input_ids is not None:
             check_range("input_ids", input_ids, config.vocab_size, "tokenize with this model's own vocabulary")
-        if token_type_ids is not None:
-            cure = "leave token_type_ids out, and every token is of type 0"
-            check_range("token_type_ids", token_type_ids, config.type_vocab_size, cure)
+        limits = {"token_type_ids": config.type_vocab_size, "position_ids": config.max_position_embeddings}
+        for name, ids in by_token.items():
+            if ids is not None:
+                shape, ours = tuple(ids.shape), (batch, tokens)
+                refuse(shape not in (ours, (1, tokens)), f"{name} has shape {shape}, but must be {ours}.")
+                check_range(name, ids, limits[name], f"leave {name} out for the usual ones")
+        if cache is not None:
+            is_ours = isinstance(cache, Cache) and config.is_decoder and not (self.recomputes and self.training)
+            refuse(not is_ours, f"past_key_values is a {type(cache).__name__}: only a decoder's own go back in.")
+            rows = None if cache.layers[0].keys is None else len(cache.layers[0].keys)
+            fits = len(cache.layers) == len(self.layers) and rows in (None, batch)
+            ours = f"{len(self.layers)} layers and {batch} rows"
+            refuse(not fits, f"past_key_values hold {len(cache.layers)} layers and {rows} rows, but must hold {ours}.")
         remembers = cache is not None and cache.cross[0].length > 0
-        lacks_states = config.add_cross_attention and encoder_hidden_states is None and not remembers
+        lacks_states = config.add_cross_attention and states is None and not remembers
         refuse(lacks_states, "cross-attention needs encoder_hidden_states: pass the encoder's last_hidden_state.")
-        if encoder_hidden_states is not None:
+        if states is not None:
             cure = "for encoder_hidden_states, build it with is_decoder=True, add_cross_attention=True"
             refuse(not config.add_cross_attention, f"this model has no cross-attention: {cure}.")
-            shape, ours = tuple(encoder_hidden_states.shape), f"(batch={given.shape[0]}, tokens, hidden_size={width})"
-            refuse(shape[::2] != (given.shape[0], width), f"encoder_hidden_states are {shape}, but must be {ours}.")
+            ours = f"(batch={batch}, tokens, hidden_size={width})"
+            refuse(states.shape[::2] != (batch, width), f"encoder_hidden_states are {tuple(states.shape)}, not {ours}.")
 
     def spread(self, head_mask: Tensor | None) -> list[None] | Tensor:  # h or l h -> l h
         shape = (self.config.num_hidden_layers, self.config.num_attention_heads)
@@ -660,15 +678,14 @@ def head_dropout(config: XLMRobertaXLConfig) -> nn.Dropout:
     return nn.Dropout(config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout)
 
 
-def cross_entropy(logits: Tensor, labels: Tensor | None, ignore: int = -100) -> Tensor | None:
+def cross_entropy(logits: Tensor, labels: Tensor | None, ignore: int = -100, name: str = "labels") -> Tensor | None:
     """Mean loss of `logits` `… v` at labels `…` other than `ignore`; None without labels, ValueError for wrong ones."""
     if labels is None:
         return None
     shape, ours = tuple(labels.shape), tuple(logits.shape[:-1])
-    refuse(shape != ours, f"labels have shape {shape}, but must be {ours}.")
-    check_range(
-        "labels", labels.masked_fill(labels == ignore, 0), logits.shape[-1], f"{ignore} marks what has no label"
-    )
+    refuse(shape != ours, f"{name} have shape {shape}, but must be {ours}.")
+    counted = labels.masked_fill(labels == ignore, 0)
+    check_range(name, counted, logits.shape[-1], f"{ignore} marks what has no label")
     return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1).long(), ignore_index=ignore)
 
 
@@ -713,8 +730,10 @@ class XLMRobertaXLForCausalLM(PreTrainedModel):
         """labels `b t`, usually input_ids: each place is scored on the label to its right. -100 counts nowhere."""
         out = self.backbone(input_ids, *args, **(inputs if labels is None else {**inputs, "use_cache": False}))
         logits = self.lm_head(out.last_hidden_state)
-        loss = None if labels is None else cross_entropy(logits[:, :-1].float(), labels[:, 1:])
-        return headed(out, loss, logits=logits)
+        following = (
+            None if labels is None else F.pad(labels[:, 1:], (0, 1), value=-100)
+        )  # the last place has no next one
+        return headed(out, cross_entropy(logits.float(), following), logits=logits)
 
 
 class XLMRobertaXLForSequenceClassification(PreTrainedModel):
@@ -740,8 +759,11 @@ class XLMRobertaXLForSequenceClassification(PreTrainedModel):
         problem = self.config.problem_type or inferred
         if problem == "single_label_classification":
             return cross_entropy(logits, labels.reshape(-1))
-        fits = labels.numel() == logits.numel()
-        refuse(not fits, f"labels have shape {tuple(labels.shape)}, but {problem} needs {tuple(logits.shape)}.")
+        shapes = (logits.shape, logits.shape[:1]) if logits.shape[1] == 1 else (logits.shape,)
+        refuse(
+            labels.shape not in shapes,
+            f"labels have shape {tuple(labels.shape)}, but {problem} needs {tuple(logits.shape)}.",
+        )
         loss = F.mse_loss if problem == "regression" else F.binary_cross_entropy_with_logits
         return loss(logits, labels.reshape(logits.shape).to(logits.dtype))
 
@@ -812,6 +834,7 @@ class XLMRobertaXLForQuestionAnswering(PreTrainedModel):
         start, end = self.qa_outputs(out.last_hidden_state).unbind(-1)
         loss, beyond = None, start.shape[1]
         if start_positions is not None and end_positions is not None:
-            ends = ((start, start_positions.reshape(-1)), (end, end_positions.reshape(-1)))
-            loss = sum(cross_entropy(logits, at.clamp(0, beyond), beyond) for logits, at in ends) / 2
+            ends = {"start_positions": (start, start_positions), "end_positions": (end, end_positions)}
+            at = {name: positions.reshape(-1).clamp(0, beyond) for name, (_, positions) in ends.items()}
+            loss = sum(cross_entropy(logits, at[name], beyond, name) for name, (logits, _) in ends.items()) / 2
         return headed(out, loss, start_logits=start, end_logits=end)

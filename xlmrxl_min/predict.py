@@ -36,6 +36,8 @@ def fill_mask(
     known = min(len(tokenizer), model.config.vocab_size)
     if not isinstance(top_k, int) or not 1 <= top_k <= known:
         raise ValueError(f"top_k={top_k!r} is impossible: take 1 to {known}, the size of the vocabulary.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} is impossible: take 1 or more.")
     rows = list(texts) if isinstance(texts, (list, tuple)) else [texts]
     for row in rows:
         if not isinstance(row, str) or tokenizer.mask_token not in row:
@@ -59,13 +61,14 @@ def fill_mask(
 @contextmanager
 def evaluating(model: PreTrainedModel) -> Iterator[None]:
     """Without dropout and without gradients; afterwards the model is in the mode it was in."""
-    was_training = model.training
+    were_training = [module for module in model.modules() if module.training]  # some may be frozen in evaluation mode
     model.eval()
     try:
         with torch.inference_mode():
             yield
     finally:
-        model.train(was_training)
+        for module in were_training:
+            module.training = True
 
 
 def batches_by_length(

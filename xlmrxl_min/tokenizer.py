@@ -21,7 +21,7 @@ from .pretrained import find
 
 VOCABULARY_FILE = "sentencepiece.bpe.model"
 FAIRSEQ_OFFSET = 1
-TRUNCATIONS = (False, True, "longest_first", "only_first", "only_second")
+TRUNCATIONS = (None, False, True, "longest_first", "only_first", "only_second")
 PADDINGS = (False, True, "longest", "max_length")
 
 Token = tuple[int, tuple[int, int]]  # id, and where its characters begin and end in the text
@@ -170,7 +170,7 @@ class XLMRobertaTokenizer:
         *,
         add_special_tokens: bool = True,
         padding: bool | str = False,
-        truncation: bool | str = False,
+        truncation: bool | str | None = None,
         max_length: int | None = None,
         padding_side: str = "right",
         return_tensors: str | None = None,
@@ -180,8 +180,8 @@ class XLMRobertaTokenizer:
 
         A list gives a batch, and so does a list of (text, text_pair). padding: True or "longest", "max_length";
         truncation: True or "longest_first", "only_first", "only_second", to max_length (default 512), special tokens
-        included; return_offsets_mapping adds offset_mapping, the [begin, end) of each token in its own text, (0, 0) for
-        special ones. ValueError for options that are none of these.
+        included, and also where only max_length is given; return_offsets_mapping adds offset_mapping, the [begin, end)
+        of each token in its own text, (0, 0) for special ones. ValueError for options that are none of these.
         """
         for name, value, allowed in (
             ("padding", padding, PADDINGS),
@@ -198,6 +198,8 @@ class XLMRobertaTokenizer:
             if len(pairs) != len(texts):
                 raise ValueError(f"got {len(texts)} texts but {len(pairs)} in text_pair: each needs its partner.")
             texts = list(zip(texts, pairs, strict=True))
+        if truncation is None:  # a max_length alone can only mean one thing
+            truncation = max_length is not None and not padding
         limit = (max_length or self.model_max_length) if truncation else None
         rows = [self.row(item, add_special_tokens, truncation, limit) for item in texts]
         length = max(map(len, rows), default=0)
@@ -228,13 +230,14 @@ class XLMRobertaTokenizer:
         if len(parts) not in (1, 2):
             raise ValueError(f"got {len(parts)} texts for one input: XLM-R takes one, or a pair.")
         extra = 2 * len(parts) if special else 0
-        surplus = 0 if limit is None else max(0, sum(map(len, parts)) + extra - limit)
+        surplus, kept = 0 if limit is None else sum(map(len, parts)) + extra - limit, [len(part) for part in parts]
         for _ in range(surplus):  # one by one from the longer part, from the second where they are equal
-            longer = 0 if len(parts) == 1 or len(parts[0]) > len(parts[1]) else 1
+            longer = 0 if len(parts) == 1 or kept[0] > kept[1] else 1
             where = {"only_first": 0, "only_second": 1}.get(truncation, longer)
-            if where >= len(parts) or not parts[where]:
+            if where >= len(parts) or not kept[where]:
                 raise ValueError(f"truncation={truncation!r} cannot cut this input to max_length={limit}: allow more.")
-            parts[where] = parts[where][:-1]
+            kept[where] -= 1
+        parts = [part[:length] for part, length in zip(parts, kept, strict=True)]
         if not special:
             return [token for part in parts for token in part]
         start, end = (self.bos_token_id, (0, 0)), (self.eos_token_id, (0, 0))

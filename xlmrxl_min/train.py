@@ -173,7 +173,7 @@ def pretrain(recipe: Recipe, folder: Path, *, minutes_between_saves: float = 5, 
     model = XLMRobertaXLForMaskedLM(XLMRobertaXLConfig(vocab_size=len(tokenizer), **recipe.config))
     optimizers = make_optimizers(model, recipe)
     step = epoch = done_in_epoch = 0
-    seconds, history = 0.0, []
+    seconds, history, average = 0.0, [], None
     if (folder / STATE_FILE).exists():
         state = torch.load(folder / STATE_FILE, weights_only=True)
         if state["recipe"] != asdict(recipe):
@@ -184,10 +184,9 @@ def pretrain(recipe: Recipe, folder: Path, *, minutes_between_saves: float = 5, 
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         step, epoch, done_in_epoch = state["step"], state["epoch"], state["done_in_epoch"]
-        seconds, history = state["seconds"], state["history"]
+        seconds, history, average = state["seconds"], state["history"], state["average"]
     model.train()
     last_save = start = time.monotonic() - seconds
-    average = history[-1]["loss"] if history else None
     with tqdm(total=recipe.steps, initial=step, unit="step", disable=not progress, mininterval=5) as bar:
         while step < recipe.steps:
             order = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
@@ -207,6 +206,7 @@ def pretrain(recipe: Recipe, folder: Path, *, minutes_between_saves: float = 5, 
                 if time.monotonic() - last_save > 60 * minutes_between_saves:
                     last_save = time.monotonic()
                     state = {"step": step, "epoch": epoch, "done_in_epoch": done_in_epoch, "history": history}
+                    state["average"] = average
                     save_state(folder, model, optimizers, recipe, seconds=last_save - start, **state)
             else:
                 epoch, done_in_epoch = epoch + 1, 0

@@ -15,17 +15,20 @@ def find(source: str | os.PathLike[str], name: str) -> Path:
     FileNotFoundError, saying what there is, where none of them has it.
     """
     shipped = ", ".join(sorted(path.parent.name for path in HERE.glob(f"*/{name}")))
-    shipped_here = (HERE / source).parent == HERE and (HERE / source).is_dir()
-    if shipped_here and not (HERE / source / name).is_file():
+    ships = any(str(source) == path.name for path in HERE.iterdir() if path.is_dir())  # by its bare name only
+    if ships and not (HERE / source / name).is_file():
         raise FileNotFoundError(
             f"{source} comes with this package without its {name}: only {shipped} has one; "
             "the published models are on the Hugging Face hub, as facebook/xlm-roberta-xl and facebook/xlm-roberta-xxl."
         )
-    for folder in (HERE / source, Path(source)):
-        if folder.is_dir():
-            if not (folder / name).is_file():
-                raise FileNotFoundError(f"{folder} holds no {name}: is it the folder of a Hugging Face checkpoint?")
-            return folder / name
+    folder = HERE / source if ships else Path(source)
+    if folder.is_dir():
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"{folder} holds no {name}: a checkpoint is a folder with config.json, sentencepiece.bpe.model and "
+                "model.safetensors in one piece (several pieces, or a .bin, cannot be read yet)."
+            )
+        return folder / name
     if str(source).count("/") != 1:
         raise FileNotFoundError(
             f"{source} is no folder, and none of what this package holds ({shipped}); "
