@@ -42,6 +42,34 @@ def refuse(is_wrong: bool, why: str) -> None:
         raise ValueError(why)
 
 
+def is_share(value: Any) -> bool:
+    return isinstance(value, Real) and 0 <= value < 1
+
+
+# Fields of a config, what makes a value x of theirs possible in config c, and how to say so.
+CONFIG_RULES: tuple[tuple[str, Callable[[Any, Any], bool], str], ...] = (
+    ("vocab_size hidden_size num_hidden_layers", lambda x, c: isinstance(x, Integral) and x > 0, "a positive integer"),
+    ("num_attention_heads intermediate_size", lambda x, c: isinstance(x, Integral) and x > 0, "a positive integer"),
+    ("type_vocab_size num_labels", lambda x, c: isinstance(x, Integral) and x > 0, "a positive integer"),
+    ("pad_token_id bos_token_id eos_token_id", lambda x, c: x in range(c.vocab_size), "an id below {vocab_size}"),
+    (
+        "max_position_embeddings",
+        lambda x, c: isinstance(x, Integral) and x > c.pad_token_id + 1,
+        "2 above pad_token_id",
+    ),
+    ("hidden_size", lambda x, c: x % c.num_attention_heads == 0, "a multiple of num_attention_heads"),
+    ("hidden_dropout_prob attention_probs_dropout_prob", lambda x, c: is_share(x), "at least 0, and below 1"),
+    ("classifier_dropout", lambda x, c: x is None or is_share(x), "None, or at least 0 and below 1"),
+    ("layer_norm_eps", lambda x, c: isinstance(x, Real) and x > 0, "a number above 0"),
+    ("initializer_range", lambda x, c: isinstance(x, Real) and x >= 0, "a number, 0 or more"),
+    ("hidden_act", lambda x, c: callable(x) or x in ACTIVATIONS, "a function or one of " + ", ".join(ACTIVATIONS)),
+    ("position_embedding_type", lambda x, c: x in POSITION_TYPES, "one of " + ", ".join(POSITION_TYPES)),
+    ("problem_type", lambda x, c: x in (None, *PROBLEM_TYPES), "None or one of " + ", ".join(PROBLEM_TYPES)),
+    ("num_labels", lambda x, c: x == len(c.id2label), "the number of names in id2label"),
+    ("add_cross_attention", lambda x, c: c.is_decoder or not x, "False in an encoder"),
+)
+
+
 @dataclass
 class XLMRobertaXLConfig:
     """Every choice that shapes the model, under Hugging Face's names; the defaults are XL's (paper, section 2).
@@ -93,36 +121,10 @@ class XLMRobertaXLConfig:
 
     def check(self) -> None:
         """Raise ValueError, in one sentence, if no model can be built from this."""
-        sizes = ("num_attention_heads", "num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size")
-        sizes += ("type_vocab_size", "max_position_embeddings", "num_labels")
-        shares = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
-        for name in sizes:
-            self.require(name, isinstance(self[name], Integral) and self[name] > 0, "a positive integer")
-        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-            known = isinstance(self[name], Integral) and 0 <= self[name] < self.vocab_size
-            self.require(name, known, f"an id below vocab_size={self.vocab_size}")
-        for name in shares:
-            is_share = isinstance(self[name], Real) and 0 <= self[name] < 1
-            self.require(
-                name, is_share or (name, self[name]) == ("classifier_dropout", None), "at least 0, and below 1"
-            )
-        eps, deviation = self.layer_norm_eps, self.initializer_range
-        self.require("layer_norm_eps", isinstance(eps, Real) and eps > 0, "a number above 0")
-        self.require("initializer_range", isinstance(deviation, Real) and deviation >= 0, "a number, 0 or more")
-        heads, room, named = self.num_attention_heads, self.pad_token_id + 2, len(self.id2label)
-        acts = f"one of {', '.join(ACTIVATIONS)}, or a function of a tensor"
-        self.require("hidden_size", self.hidden_size % heads == 0, f"a multiple of num_attention_heads={heads}")
-        self.require("max_position_embeddings", self.max_position_embeddings >= room, f"{room} or more")
-        self.require("num_labels", self.num_labels == named, f"the size of id2label, {named}")
-        self.require("hidden_act", callable(self.hidden_act) or self.hidden_act in ACTIVATIONS, acts)
-        kinds, kind = ", ".join(POSITION_TYPES), self.position_embedding_type
-        self.require("position_embedding_type", kind in POSITION_TYPES, f"one of {kinds}")
-        problems = ", ".join(PROBLEM_TYPES)
-        self.require("problem_type", self.problem_type in (None, *PROBLEM_TYPES), f"None or one of {problems}")
-        self.require("add_cross_attention", self.is_decoder or not self.add_cross_attention, "False in an encoder")
-
-    def require(self, name: str, is_possible: bool, allowed: str) -> None:
-        refuse(not is_possible, f"{name}={self[name]!r} is impossible: it must be {allowed}.")
+        for names, is_possible, allowed in CONFIG_RULES:
+            for name in names.split():
+                wrong = not is_possible(self[name], self)
+                refuse(wrong, f"{name}={self[name]!r} is impossible: it must be {allowed.format_map(vars(self))}.")
 
     def __getitem__(self, name: str) -> Any:
         return getattr(self, name)
