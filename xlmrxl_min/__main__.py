@@ -15,8 +15,8 @@ def fill(options: argparse.Namespace) -> None:
         print(f"<mask> {place}")
         for prediction in predictions:
             bar = "█" * round(30 * prediction.probability)
-            # the word comes last: its width on the screen is anybody's guess, and a right-to-left one turns no column
-            print(f"  {prediction.probability:6.1%}  {bar:<30}  \u2068{prediction.text}\u2069")
+            # the word comes last: how wide a script is on the screen, and which way it runs, then moves no column
+            print(f"  {prediction.probability:6.1%}  {bar:<30}  {prediction.text}")
 
 
 def main(arguments: list[str] | None = None) -> int:
