@@ -57,6 +57,13 @@ def test_batches_hold_every_row_once_within_their_size(tokenizer):
     assert padding < 0.25
 
 
+def test_no_text_is_said_to_be_none(tokenizer, recipe):
+    model = XLMRobertaXLForMaskedLM(XLMRobertaXLConfig(vocab_size=len(tokenizer), **recipe.config))
+    for texts in ([], [""]):
+        with pytest.raises(ValueError, match="no token was hidden"):
+            masked_accuracy(model, tokenizer, texts)
+
+
 def test_pairs_are_translations(tokenizer, recipe):
     text = [row for row in udhr(["en", "fr", "de"]) if row.article != 17]
     rows = examples(replace(recipe, pair_share=1.0), tokenizer, text, epoch=0)

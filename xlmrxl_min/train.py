@@ -110,10 +110,10 @@ def batches(rows: list[list[int]], tokens: int, pad: int, generator: torch.Gener
     """Rows of like length together, at most `tokens` in a batch, padding included; `b t` each, in random order."""
     jitter = (torch.rand(len(rows), generator=generator) * 10).tolist()  # so that rows meet others in each epoch
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]) + jitter[i])
-    groups: list[list[int]] = [[]]
+    groups: list[list[int]] = []
     for i in order:
-        longest = max(len(rows[j]) for j in [*groups[-1], i])
-        if groups[-1] and longest * (len(groups[-1]) + 1) > tokens:
+        longest = max(len(rows[j]) for j in [*(groups[-1] if groups else []), i])
+        if not groups or longest * (len(groups[-1]) + 1) > tokens:
             groups.append([])
         groups[-1].append(i)
     shuffled = torch.randperm(len(groups), generator=generator).tolist()
@@ -143,7 +143,7 @@ def masked_accuracy(
     """
     generator = torch.Generator().manual_seed(seed)
     rows = [tokenizer.encode(text, truncation=True) for text in texts] * rounds
-    hits = loss = tokens = 0
+    hits, loss, tokens = 0, 0.0, 0
     with evaluating(model):
         for ids in batches(rows, 4096, tokenizer.pad_token_id, generator):
             chosen = hide(ids, mask_share, tokenizer, generator)[1] != -100
@@ -151,6 +151,8 @@ def masked_accuracy(
             hits += int((logits.argmax(-1) == answers).sum())
             loss += float(F.cross_entropy(logits, answers, reduction="sum"))
             tokens += len(answers)
+    if not tokens:
+        raise ValueError(f"of {len(texts)} texts no token was hidden: give more text, or more rounds.")
     return {"accuracy": hits / tokens, "loss": loss / tokens, "tokens": tokens}
 
 
