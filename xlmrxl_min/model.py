@@ -42,21 +42,21 @@ def refuse(is_wrong: bool, why: str) -> None:
         raise ValueError(why)
 
 
+def is_size(value: Any) -> bool:
+    return isinstance(value, Integral) and value > 0
+
+
 def is_share(value: Any) -> bool:
     return isinstance(value, Real) and 0 <= value < 1
 
 
 # Fields of a config, what makes a value x of theirs possible in config c, and how to say so.
 CONFIG_RULES: tuple[tuple[str, Callable[[Any, Any], bool], str], ...] = (
-    ("vocab_size hidden_size num_hidden_layers", lambda x, c: isinstance(x, Integral) and x > 0, "a positive integer"),
-    ("num_attention_heads intermediate_size", lambda x, c: isinstance(x, Integral) and x > 0, "a positive integer"),
-    ("type_vocab_size num_labels", lambda x, c: isinstance(x, Integral) and x > 0, "a positive integer"),
+    ("vocab_size hidden_size num_hidden_layers", lambda x, c: is_size(x), "a positive integer"),
+    ("num_attention_heads intermediate_size", lambda x, c: is_size(x), "a positive integer"),
+    ("type_vocab_size num_labels", lambda x, c: is_size(x), "a positive integer"),
     ("pad_token_id bos_token_id eos_token_id", lambda x, c: x in range(c.vocab_size), "an id below {vocab_size}"),
-    (
-        "max_position_embeddings",
-        lambda x, c: isinstance(x, Integral) and x > c.pad_token_id + 1,
-        "2 above pad_token_id",
-    ),
+    ("max_position_embeddings", lambda x, c: is_size(x) and x > c.pad_token_id + 1, "above pad_token_id + 1"),
     ("hidden_size", lambda x, c: x % c.num_attention_heads == 0, "a multiple of num_attention_heads"),
     ("hidden_dropout_prob attention_probs_dropout_prob", lambda x, c: is_share(x), "at least 0, and below 1"),
     ("classifier_dropout", lambda x, c: x is None or is_share(x), "None, or at least 0 and below 1"),
@@ -326,10 +326,8 @@ class Attention(nn.Module):
             key, value = self.split(self.key(source)), self.split(self.value(source))
             key, value = (key, value) if cache is None else cache.extend(key, value)
         bias = None if self.position_type == "absolute" else self.position_bias(query, key)
-        if (
-            may_attend is not None
-        ):  # not -inf: a query that may attend to nothing spreads evenly; half: room for a score
-            low = torch.finfo(query.dtype).min / 2
+        if may_attend is not None:
+            low = torch.finfo(query.dtype).min / 2  # not -inf, so that a query with nothing to see spreads evenly
             lowest = query.new_zeros(may_attend.shape).masked_fill(~may_attend, low)
             bias = lowest if bias is None else bias + lowest
         mix = self.written_out if want_weights or head_mask is not None else self.fused
@@ -732,9 +730,7 @@ class XLMRobertaXLForCausalLM(PreTrainedModel):
         """labels `b t`, usually input_ids: each place is scored on the label to its right. -100 counts nowhere."""
         out = self.backbone(input_ids, *args, **(inputs if labels is None else {**inputs, "use_cache": False}))
         logits = self.lm_head(out.last_hidden_state)
-        following = (
-            None if labels is None else F.pad(labels[:, 1:], (0, 1), value=-100)
-        )  # the last place has no next one
+        following = None if labels is None else F.pad(labels[:, 1:], (0, 1), value=-100)  # nothing follows the last
         return headed(out, cross_entropy(logits.float(), following), logits=logits)
 
 
