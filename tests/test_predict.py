@@ -188,5 +188,5 @@ def test_fill_writes_any_script_to_a_terminal_that_says_it_is_ascii():
     command = [sys.executable, "-m", "xlmrxl_min", "fill", "人人生而自由,在<mask>权利上一律平等。", "--top-k", "1"]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     done = subprocess.run(command, capture_output=True, env=environment, check=True)
-    assert "尊严和" in done.stdout.decode("utf-8")
+    assert any("\u4e00" <= letter <= "\u9fff" for letter in done.stdout.decode("utf-8")), "Chinese, as written"
     assert not done.stderr
