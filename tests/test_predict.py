@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 import transformers
+from reference import error
 
 from xlmrxl_min import XLMRobertaTokenizer, XLMRobertaXLConfig, XLMRobertaXLForMaskedLM, fill_mask
 from xlmrxl_min.__main__ import main
@@ -135,15 +136,18 @@ def test_tiny_knows_its_own_text(tiny, tokenizer):
     assert masked_accuracy(tiny, tokenizer, rows)["accuracy"] > 0.85
 
 
-def test_tiny_loads_in_transformers(tiny, tokenizer, parity):
-    theirs = transformers.AutoModelForMaskedLM.from_pretrained(PRETRAINED / "tiny", attn_implementation="eager")
-    theirs = theirs.float()
+@pytest.mark.parametrize("name", ["tiny", "tiny-relative-key", "tiny-relative-key-query"])
+def test_the_checkpoints_load_in_transformers(name, tokenizer, parity):
+    ours = XLMRobertaXLForMaskedLM.from_pretrained(name)
+    theirs = transformers.AutoModelForMaskedLM.from_pretrained(PRETRAINED / name, attn_implementation="eager").float()
     encoding = tokenizer([row.text for row in udhr(["en", "hi"])[:12]], padding=True, return_tensors="pt")
     with torch.no_grad():
-        ours, expected = (model(**encoding, output_hidden_states=True) for model in (tiny, theirs))
-    parity((ours.logits - expected.logits).abs().max().item() / expected.logits.abs().max().item())
-    real = encoding.attention_mask.bool()
-    parity((ours.logits - expected.logits)[real].abs().max().item() / expected.logits.abs().max().item())
+        got, expected = (model(**encoding, output_hidden_states=True) for model in (ours, theirs))
+    parity(error(got.logits, expected.logits))
+    parity(error(got.hidden_states, expected.hidden_states))
+    with torch.no_grad():  # logits reach 27, where float32 itself rounds to 2e-6; without that they are the same
+        got, expected = (model.double()(**encoding).logits for model in (ours, theirs))
+    parity((got - expected).abs().max().item(), limit=1e-10)
 
 
 def test_their_pipeline_agrees_with_fill_mask(tiny, tokenizer):
@@ -174,8 +178,8 @@ def test_fill_says_in_one_line_what_is_wrong(capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "reconfigure", lambda **_: None, raising=False)
     for arguments, words in (
         (["no mask"], "nothing to fill"),
-        (["<mask>", "--model", "nowhere"], "none of what this package holds (tiny)"),
-        (["<mask>", "--model", "xlm-roberta-xl"], "without its config.json: only tiny has one"),
+        (["<mask>", "--model", "nowhere"], "none of what this package holds (tiny, tiny-relative-key,"),
+        (["<mask>", "--model", "xlm-roberta-xl"], "without its config.json, unlike tiny, tiny-relative-key"),
     ):
         assert main(["fill", *arguments]) == 2
         out = capsys.readouterr()

@@ -198,5 +198,5 @@ def test_a_missing_or_broken_vocabulary_is_named(tmp_path):
     (tmp_path / VOCABULARY_FILE).write_bytes(b"this is no vocabulary")
     with pytest.raises(ValueError, match="no SentencePiece model"):
         XLMRobertaTokenizer.from_pretrained(tmp_path)
-    with pytest.raises(FileNotFoundError, match="tiny, xlm-roberta-xl"):
+    with pytest.raises(FileNotFoundError, match=r"tiny, .*xlm-roberta-xl"):
         XLMRobertaTokenizer.from_pretrained("no-such-vocabulary")

@@ -144,10 +144,40 @@ def test_the_loss_at_the_chosen_places_is_the_models_own(recipe, tokenizer):
     torch.testing.assert_close(some, model(seen, (ids != 1).long(), labels=labels).loss)
 
 
-def test_the_recipe_of_tiny_is_the_one_on_record():
-    recipe = Recipe(**json.loads((PRETRAINED / "tiny" / "recipe.json").read_text()))
-    record = json.loads((PRETRAINED / "tiny" / "record.json").read_text())
+def test_shuffling_keeps_tokens_and_ends(recipe, tokenizer, monkeypatch):
+    asked = []
+    monkeypatch.setattr(train, "batches", lambda rows, *_: asked.append(rows) or [])
+    texts = [row.text for row in udhr(["en"])]
+    for shuffled in (False, True):
+        with pytest.raises(ValueError, match="no token was hidden"):
+            masked_accuracy(
+                XLMRobertaXLForMaskedLM(XLMRobertaXLConfig(vocab_size=9, **recipe.config)),
+                tokenizer,
+                texts,
+                shuffled=shuffled,
+            )
+    straight, shuffled = asked
+    assert straight != shuffled
+    for a, b in zip(straight, shuffled, strict=True):
+        assert sorted(a) == sorted(b)
+        assert (a[0], a[-1]) == (b[0], b[-1]) == (0, 2)
+
+
+CHECKPOINTS = ("tiny", "tiny-relative-key", "tiny-relative-key-query")
+
+
+def test_the_checkpoints_differ_in_their_positions_only():
+    recipes = [json.loads((PRETRAINED / name / "recipe.json").read_text()) for name in CHECKPOINTS]
+    types = [recipe["config"].pop("position_embedding_type", "absolute") for recipe in recipes]
+    assert types == ["absolute", "relative_key", "relative_key_query"]
+    assert recipes[0] == recipes[1] == recipes[2]
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_the_recipe_is_the_one_on_record(name):
+    recipe = Recipe(**json.loads((PRETRAINED / name / "recipe.json").read_text()))
+    record = json.loads((PRETRAINED / name / "record.json").read_text())
     assert record["history"][-1]["step"] == recipe.steps
-    config = XLMRobertaXLConfig.from_pretrained("tiny")
+    config = XLMRobertaXLConfig.from_pretrained(name)
     assert all(config[name] == value for name, value in recipe.config.items())
     assert re.match(r"python -m xlmrxl_min.train", record["made_by"])

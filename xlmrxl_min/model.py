@@ -292,6 +292,38 @@ class Embeddings(nn.Module):
         return (is_token.cumsum(-1) + seen) * is_token + self.config.pad_token_id
 
 
+ROWS_AT_A_TIME = 128  # of by_distance: more cost memory, fewer cost time
+
+
+# b h q d, r d -> b h q k
+def by_distance(vectors: Tensor, table: Tensor, ahead: int, columns: int) -> Tensor:
+    """Every row times the vector of its distance to every column; row i stands at position i + ahead.
+
+    `table` holds the vectors of the distances, from -(r // 2) to r // 2. Rows have most distances in common, so a few
+    rows are multiplied by all the vectors that they need, and the skew finds each product its place. The plain way, a
+    vector for each pair of row and column, holds q k d numbers (tests/test_positions.py).
+    """
+    blocks, start = [], len(table) // 2 + ahead  # where the table has the distance of the first row to column 0
+    for block in vectors.split(ROWS_AT_A_TIME, dim=2):
+        stop = start + block.shape[2]
+        needed = table[start - columns + 1 : stop].flip(0)  # the last row's largest distance first
+        blocks.append(skew(einsum(block, needed, "b h q d, r d -> b h q r"), columns))
+        start = stop
+    return torch.cat(blocks, dim=2)
+
+
+def skew(scores: Tensor, columns: int) -> Tensor:  # b h q r -> b h q k
+    """Move row i to the left by q - 1 - i places, as a view; r = q + k - 1. After Music Transformer, 2018.
+
+    In memory the rows lie end to end. Read with rows that are one shorter, each begins one place later in its own.
+    """
+    rows = scores.shape[2]
+    if rows == 1:  # in its place already
+        return scores
+    flat = rearrange(scores, "b h q r -> b h (q r)")[..., rows - 1 : -1]
+    return rearrange(flat, "b h (q r) -> b h q r", q=rows)[..., :columns]
+
+
 class Attention(nn.Module):
     """Multi-head attention, pre-normed; self, causal or cross. Walked through in notebooks/02_attention.ipynb.
 
@@ -325,33 +357,35 @@ class Attention(nn.Module):
             source = context if self.is_cross else stream  # the encoder's states are final-normed: read as they are
             key, value = self.split(self.key(source)), self.split(self.value(source))
             key, value = (key, value) if cache is None else cache.extend(key, value)
-        bias = None if self.position_type == "absolute" else self.position_bias(query, key)
-        if may_attend is not None:
-            low = torch.finfo(query.dtype).min / 2  # not -inf, so that a query with nothing to see spreads evenly
-            lowest = query.new_zeros(may_attend.shape).masked_fill(~may_attend, low)
-            bias = lowest if bias is None else bias + lowest
         mix = self.written_out if want_weights or head_mask is not None else self.fused
-        mixed, weights = mix(query, key, value, bias, head_mask)
+        mixed, weights = mix(query, key, value, may_attend, head_mask)
         merged = rearrange(mixed, "b h q d -> b q (h d)")
         return hidden + self.dropout(self.out(merged)), weights if want_weights else None
 
     def split(self, hidden: Tensor) -> Tensor:  # b t e -> b h t d
         return rearrange(hidden, "b t (h d) -> b h t d", d=self.head_width)
 
-    def position_bias(self, query: Tensor, key: Tensor) -> Tensor:  # b h q d, b h k d -> b h q k
+    def bias(self, query: Tensor, key: Tensor, ahead: int, may_attend: Tensor | None) -> Tensor | None:
+        """What is added to the scaled scores: b h q d, b h k d, b 1 q k -> b h q k. The queries begin at `ahead`."""
+        bias = None if self.position_type == "absolute" else self.position_bias(query, key, ahead)
+        if may_attend is None:
+            return bias
+        low = torch.finfo(query.dtype).min / 2  # not -inf, so that a query with nothing to see spreads evenly
+        lowest = query.new_zeros(may_attend.shape).masked_fill(~may_attend, low)
+        return lowest if bias is None else bias + lowest
+
+    def position_bias(self, query: Tensor, key: Tensor, ahead: int) -> Tensor:  # b h q d, b h k d -> b h q k
         """What the distance, query position minus key position, adds to the scaled scores."""
-        queries, keys, farthest = query.shape[2], key.shape[2], self.distance.num_embeddings // 2
-        key_at = torch.arange(keys, device=key.device)
-        query_at = key_at[keys - queries :]  # with a cache, the queries are the last ones
-        embedded = self.distance(rearrange(query_at, "q -> q 1") - key_at + farthest).to(query.dtype)  # q k d
-        bias = einsum(query, embedded, "b h q d, q k d -> b h q k")
-        if self.position_type == "relative_key_query":
-            bias = bias + einsum(key, embedded, "b h k d, q k d -> b h q k")
-        return bias / math.sqrt(self.head_width)
+        table = self.distance.weight.to(query.dtype) / math.sqrt(self.head_width)
+        bias = by_distance(query, table, ahead, key.shape[2])
+        if self.position_type == "relative_key_query":  # seen from the keys, every distance has the other sign
+            bias += rearrange(by_distance(key, table.flip(0), -ahead, query.shape[2]), "b h k q -> b h q k")
+        return bias
 
     # b h q d, b h k d, b h k d -> b h q d, b h q k
-    def written_out(self, query, key, value, bias: Tensor | None, head_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def written_out(self, query, key, value, may_attend: Tensor | None, head_mask) -> tuple[Tensor, Tensor]:
         """Attention step by step, for whoever wants to see the weights or to mask heads."""
+        bias = self.bias(query, key, key.shape[2] - query.shape[2], may_attend)
         scores = einsum(query, key, "b h q d, b h k d -> b h q k") / math.sqrt(self.head_width)
         weights = (scores if bias is None else scores + bias).softmax(-1)
         weights = self.weights_dropout(weights)
@@ -360,10 +394,18 @@ class Attention(nn.Module):
         return einsum(weights, value, "b h q k, b h k d -> b h q d"), weights
 
     # b h q d, b h k d, b h k d -> b h q d, None
-    def fused(self, query, key, value, bias: Tensor | None, head_mask: None) -> tuple[Tensor, None]:
-        """The same numbers from PyTorch's kernels, which need not hold the weights."""
-        dropout = self.weights_dropout.p if self.training else 0.0
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout), None
+    def fused(self, query, key, value, may_attend: Tensor | None, head_mask: None) -> tuple[Tensor, None]:
+        """The same numbers from PyTorch's kernels, which need not hold the weights; nor, in blocks, the whole bias."""
+        ahead = key.shape[2] - query.shape[2]  # with a cache, the queries are the last ones
+        blocks = query.split(query.shape[2] if self.position_type == "absolute" else ROWS_AT_A_TIME, dim=2)
+        for_all = may_attend is None or may_attend.shape[2] == 1
+        masks = [may_attend] * len(blocks) if for_all else may_attend.split(blocks[0].shape[2], dim=2)
+        mixed, dropout = [], self.weights_dropout.p if self.training else 0.0
+        for rows, mask in zip(blocks, masks, strict=True):
+            bias = self.bias(rows, key, ahead, mask)
+            mixed.append(F.scaled_dot_product_attention(rows, key, value, attn_mask=bias, dropout_p=dropout))
+            ahead += rows.shape[2]
+        return torch.cat(mixed, dim=2), None
 
     def prune(self, gone: list[int]) -> None:
         """Take out the heads `gone`: their rows of query, key and value, their columns of out."""

@@ -18,7 +18,7 @@ def find(source: str | os.PathLike[str], name: str) -> Path:
     ships = any(str(source) == path.name for path in HERE.iterdir() if path.is_dir())  # by its bare name only
     if ships and not (HERE / source / name).is_file():
         raise FileNotFoundError(
-            f"{source} comes with this package without its {name}: only {shipped} has one; "
+            f"{source} comes with this package without its {name}, unlike {shipped}; "
             "the published models are on the Hugging Face hub, as facebook/xlm-roberta-xl and facebook/xlm-roberta-xxl."
         )
     folder = HERE / source if ships else Path(source)
