@@ -317,11 +317,10 @@ def skew(scores: Tensor, columns: int) -> Tensor:  # b h q r -> b h q k
 
     In memory the rows lie end to end. Read with rows that are one shorter, each begins one place later in its own.
     """
-    rows = scores.shape[2]
-    if rows == 1:  # in its place already
-        return scores
-    flat = rearrange(scores, "b h q r -> b h (q r)")[..., rows - 1 : -1]
-    return rearrange(flat, "b h (q r) -> b h q r", q=rows)[..., :columns]
+    scores = scores.contiguous()
+    batch, heads, rows, width = scores.shape
+    strides = (heads * rows * width, rows * width, width - 1, 1)
+    return scores.as_strided((batch, heads, rows, columns), strides, scores.storage_offset() + rows - 1)
 
 
 class Attention(nn.Module):
