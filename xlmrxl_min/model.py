@@ -404,7 +404,7 @@ class Attention(nn.Module):
             bias = self.bias(rows, key, ahead, mask)
             mixed.append(F.scaled_dot_product_attention(rows, key, value, attn_mask=bias, dropout_p=dropout))
             ahead += rows.shape[2]
-        return torch.cat(mixed, dim=2), None
+        return mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=2), None
 
     def prune(self, gone: list[int]) -> None:
         """Take out the heads `gone`: their rows of query, key and value, their columns of out."""

@@ -20,14 +20,12 @@ from tqdm import tqdm
 from transformers.models.xlm_roberta_xl.modeling_xlm_roberta_xl import XLMRobertaXLAttention
 
 from xlmrxl_min import XLMRobertaXLConfig
+from xlmrxl_min.checkpoint import hugging_face_name
 from xlmrxl_min.model import Attention
 
 TOKENS = 512
 KINDS, BATCHES = ("relative_key", "relative_key_query"), (1, 4)
-OURS_TO_THEIRS = {
-    "norm": "self_attn_layer_norm", "query": "self.query", "key": "self.key", "value": "self.value",
-    "out": "output.dense", "distance": "self.distance_embedding",
-}  # fmt: skip
+HERE = "backbone.layers.0.attention."
 
 
 def contenders(kind: str, batch: int) -> dict:
@@ -37,10 +35,9 @@ def contenders(kind: str, batch: int) -> dict:
     torch.nn.init.normal_(theirs.self.distance_embedding.weight, std=0.3)
     ours = Attention(XLMRobertaXLConfig(**config))
     weights = theirs.state_dict()
-    ours.load_state_dict(
-        {f"{a}.{rest}": weights[f"{b}.{rest}"] for a, b in OURS_TO_THEIRS.items() for rest in ("weight", "bias")
-         if f"{b}.{rest}" in weights}
-    )  # fmt: skip
+    there = hugging_face_name(HERE + "norm.weight").removesuffix("self_attn_layer_norm.weight")
+    names = {name: hugging_face_name(HERE + name).removeprefix(there) for name in ours.state_dict()}
+    ours.load_state_dict({name: weights[theirs_name] for name, theirs_name in names.items()})
     hidden = torch.randn(batch, TOKENS, 2560, requires_grad=True)
     return {
         "theirs": (theirs, lambda: theirs(hidden)[0], hidden),
