@@ -151,11 +151,12 @@ def test_mass_takes_one_text(weights):
 
 
 def test_head_classes():
-    numbers = {name: torch.zeros(1, 4) for name in HEAD_CLASSES}
-    numbers["previous"] = torch.tensor([[0.5, 0.49, 0.0, 0.9]])
-    numbers["same token"] = torch.tensor([[0.0, 0.30, float("nan"), 0.0]])
-    numbers["</s>"] = torch.tensor([[0.9, 0.0, 0.2, 0.0]])
-    assert head_classes(numbers) == [["previous", "same token", "mixed", "previous"]]
+    numbers = {measure: torch.zeros(1, 5) for measure, _ in HEAD_CLASSES.values()}
+    numbers["previous"] = torch.tensor([[0.5, 0.49, 0.0, 0.9, 0.0]])
+    numbers["same token"] = torch.tensor([[0.0, 0.30, float("nan"), 0.0, 0.2]])
+    numbers["</s>"] = torch.tensor([[0.9, 0.0, 0.2, 0.0, 0.0]])
+    numbers["evenness"] = torch.tensor([[0.1, 0.95, 0.8, 0.2, 0.95]])
+    assert head_classes(numbers) == [["previous", "same token", "mixed", "previous", "even"]]
 
 
 def test_merge_by_hand():
@@ -303,7 +304,7 @@ def test_overview_of_a_full_size_shape_never_holds_three_layers():
 
 def test_contributions_by_hand(model, ids):
     found = contributions(model, {"input_ids": ids})
-    assert found.names == ["embeddings", "attention 1", "feed-forward 1", "attention 2", "feed-forward 2"]
+    assert found.names == ["embeddings", "attention 0", "feed-forward 0", "attention 1", "feed-forward 1"]
     states = model(ids, output_hidden_states=True).hidden_states
     torch.testing.assert_close(found.stream[0], states[0].norm(dim=-1))
     torch.testing.assert_close(found.stream[2], states[1].norm(dim=-1))
@@ -408,7 +409,7 @@ def test_ablation_of_a_pruned_model(ids):
 @pytest.mark.parametrize("site", ["stream", "attention", "feed_forward"])
 def test_patch_effects_by_hand(model, ids, site):
     clean, corrupted = {"input_ids": ids}, {"input_ids": torch.tensor([[0, 7, 50, 7, 2]])}
-    effects = patch_effects(model, clean, corrupted, answer(1, 9), site)
+    effects = patch_effects(model, clean, corrupted, answer(2, 9), site)
     assert effects.shape == (2, 5)
     if site == "stream":  # before the first layer only the changed token differs
         torch.testing.assert_close(effects[0], torch.tensor([0.0, 0, 1, 0, 0]), atol=1e-5, rtol=0)
@@ -431,7 +432,7 @@ def test_patch_effects_by_hand(model, ids, site):
         branch = kept["feed_forward"].clone()
         if added is not None and site == "feed_forward":
             branch[:, 2] = added[:, 2]
-        return model.lm_head(backbone.norm(hidden + branch))[0, 1, 9], kept
+        return model.lm_head(backbone.norm(hidden + branch))[0, 2, 9], kept
 
     with torch.no_grad():
         best, kept = run(ids)

@@ -77,16 +77,16 @@ def mass(weights: Tensor, input_ids: Tensor, bos: int = 0, eos: int = 2) -> dict
     }
 
 
-# What a head is called, by `overview`'s numbers: the first line whose number is reached. The kinds are those of
+# What a head is called, by one of `overview`'s numbers: the first line whose number is reached. The kinds are those of
 # Clark et al. 2019 and Voita et al. 2019 (arXiv:1905.09418), the thresholds our convention: there are no agreed ones.
 HEAD_CLASSES = {
-    "previous": 0.5,
-    "next": 0.5,
-    "itself": 0.5,
-    "same token": 0.3,
-    "<s>": 0.5,
-    "</s>": 0.5,
-    "evenness": 0.9,
+    "previous": ("previous", 0.5),
+    "next": ("next", 0.5),
+    "itself": ("itself", 0.5),
+    "same token": ("same token", 0.3),
+    "<s>": ("<s>", 0.5),
+    "</s>": ("</s>", 0.5),
+    "even": ("evenness", 0.9),
 }
 OTHERWISE = "mixed"
 
@@ -94,10 +94,10 @@ OTHERWISE = "mixed"
 def head_classes(numbers: Mapping[str, Tensor]) -> list[list[str]]:  # l h each -> l lists of h names
     """A name for each head: the first of HEAD_CLASSES whose threshold it reaches; else "mixed". NaN reaches none."""
     layers, heads = numbers["evenness"].shape
-    table = {name: numbers[name].tolist() for name in HEAD_CLASSES}
+    table = {name: numbers[measure].tolist() for name, (measure, _) in HEAD_CLASSES.items()}
 
     def name_of(layer: int, head: int) -> str:
-        reached = (name for name, least in HEAD_CLASSES.items() if table[name][layer][head] >= least)
+        reached = (name for name, (_, least) in HEAD_CLASSES.items() if table[name][layer][head] >= least)
         return next(reached, OTHERWISE)
 
     return [[name_of(layer, head) for head in range(heads)] for layer in range(layers)]
@@ -253,7 +253,7 @@ def contributions(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Contr
 
     branches = [
         (module, hook(f"{name.replace('_', '-')} {i}"))
-        for i, block in enumerate(model.base_model.layers, start=1)
+        for i, block in enumerate(model.base_model.layers)
         for name, module in block.named_children()
         if isinstance(module, (Attention, FeedForward))
     ]
