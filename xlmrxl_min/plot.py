@@ -38,8 +38,8 @@ FAMILIES = (
     "Noto Sans Thai", "Noto Sans Arabic", "Noto Sans Hebrew", "Noto Sans Bengali", "Noto Sans Tamil",
     "Noto Sans Telugu", "Noto Sans Kannada", "Noto Sans Malayalam", "Noto Sans Gujarati", "Noto Sans Gurmukhi",
     "Noto Sans Sinhala", "Noto Sans Myanmar", "Noto Sans Khmer", "Noto Sans Lao", "Noto Sans Georgian",
-    "Noto Sans Armenian", "Noto Sans Ethiopic", "Hiragino Sans", "PingFang SC", "Yu Gothic", "Microsoft YaHei", "Malgun Gothic",
-    "Nirmala UI", "Arial Unicode MS",
+    "Noto Sans Armenian", "Noto Sans Ethiopic", "Hiragino Sans", "PingFang SC", "Yu Gothic", "Microsoft YaHei",
+    "Malgun Gothic", "Nirmala UI", "Arial Unicode MS",
 )  # fmt: skip
 
 
@@ -210,7 +210,7 @@ def attention_map(
     label, (q, k) = Labels(), largest(values)
     width, height = 2.4 + 0.17 * len(columns.names), 1.6 + 0.17 * len(rows.names)
     figure, axis = canvas(width, height)
-    image = axis.imshow(values, cmap=AMOUNT, vmin=0, vmax=float(values.max()))
+    image = axis.imshow(values.numpy(), cmap=AMOUNT, vmin=0, vmax=float(values.max()))
     write_ticks(axis, [label(name) for name in columns.names], [label(name) for name in rows.names])
     axis.set(xlabel="looked at (key)", ylabel="looking (query)")
     axis.set_title(title + (f"\n({notice})" if notice else ""), fontsize=9)
@@ -234,7 +234,7 @@ def head_grid(weights: Tensor, *, first_layer: int = 0, title: str = "All heads"
         top, left = layer * step[0], head * step[1]
         mosaic[top : top + step[0] - 1, left : left + step[1] - 1] = values[layer, head]
     figure, axis = canvas(9, min(12, 0.9 + 8.2 * mosaic.shape[0] / mosaic.shape[1]))
-    image = axis.imshow(mosaic, cmap=AMOUNT, norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
+    image = axis.imshow(mosaic.numpy(), cmap=AMOUNT, norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
     axis.set_xticks([(i + 0.5) * step[1] - 1 for i in range(heads)], range(heads))
     axis.set_yticks([(i + 0.5) * step[0] - 1 for i in range(layers)], range(first_layer, first_layer + layers))
     axis.set(xlabel="head", ylabel="layer")
@@ -299,7 +299,7 @@ def overview(numbers: Mapping[str, Tensor], *, title: str = "Every head in numbe
     for axis, name in zip(axes.flat, names, strict=False):
         values, unit = numbers[name].detach().float().cpu(), UNITS.get(name)
         top = 1 if unit is None or name == "evenness" else float(values.nan_to_num(0).max())
-        image = axis.imshow(values, cmap=AMOUNT, vmin=0, vmax=top, aspect="auto", interpolation="nearest")
+        image = axis.imshow(values.numpy(), cmap=AMOUNT, vmin=0, vmax=top, aspect="auto", interpolation="nearest")
         numbers_below(axis, values, "layer", "head")
         axis.set_title(f"{name} ({unit})" if unit else f"attention to: {name}", fontsize=9)
         figure.colorbar(image)
@@ -318,7 +318,7 @@ def class_map(classes: Sequence[Sequence[str]], *, title: str = "What the heads 
     layers, heads = values.shape
     figure, axis = canvas(8, 1.2 + min(7.0, 0.36 * layers))
     colors = ListedColormap(COLORS)
-    axis.imshow(values, cmap=colors, vmin=-0.5, vmax=len(names) - 0.5, aspect="auto")
+    axis.imshow(values.numpy(), cmap=colors, vmin=-0.5, vmax=len(names) - 0.5, aspect="auto")
     if layers * heads <= 200:
         for layer, row in enumerate(classes):
             for head, name in enumerate(row):
@@ -339,7 +339,7 @@ def offset_profiles(profiles: Tensor, *, title: str = "Offset profiles"):
     layers, heads, offsets = profiles.shape
     reach, values = offsets // 2, profiles.detach().float().cpu().flatten(0, 1)
     figure, axis = canvas(6, 1.2 + min(8.0, 0.11 * len(values)))
-    image = axis.imshow(values, cmap=AMOUNT, vmin=0, aspect="auto", interpolation="nearest")
+    image = axis.imshow(values.numpy(), cmap=AMOUNT, vmin=0, aspect="auto", interpolation="nearest")
     for layer in range(1, layers):
         axis.axhline(layer * heads - 0.5, color="white", linewidth=1)
     axis.set_yticks([(layer + 0.5) * heads - 0.5 for layer in range(layers)], [f"layer {i}" for i in range(layers)])
@@ -362,7 +362,7 @@ def rollout(steps: Tensor, tokens: Sequence[str], place: int, *, title: str = "A
     column, label = side(tokens), Labels()
     values = merge(steps[:, place].detach().float().cpu(), [range(i, i + 1) for i in range(len(steps))], column.groups)
     figure, axis = canvas(2.2 + 0.17 * len(column.names), 1.6 + 0.24 * len(steps))
-    image = axis.imshow(values, cmap=AMOUNT, vmin=0, aspect="auto")
+    image = axis.imshow(values.numpy(), cmap=AMOUNT, vmin=0, aspect="auto")
     write_ticks(axis, [label(name) for name in column.names], [f"after layer {i}" for i in range(len(steps))])
     notice = f" ({column.notice})" if column.notice else ""
     axis.set_title(f"{title}: {label(tokens[place])}, place {place}{notice}", fontsize=9)
@@ -421,7 +421,7 @@ def lens_table(lens: Lens, best: Sequence[Sequence[str]], places: Sequence[str],
     label, values = Labels(), lens.probability.float().cpu()
     layers, width = values.shape
     figure, axis = canvas(2.2 + 1.1 * width, 1.3 + 0.42 * layers)
-    image = axis.imshow(values, cmap=AMOUNT, vmin=0, vmax=1, aspect="auto")
+    image = axis.imshow(values.numpy(), cmap=AMOUNT, vmin=0, vmax=1, aspect="auto")
     for layer in range(layers):
         for n in range(width):
             text = f"{label(best[layer][n])}\nrank {int(lens.rank[layer, n]):,}"
@@ -462,7 +462,7 @@ def effects(
         figure, axis = canvas(2.5 + 0.2 * len(names.names), 1.6 + 0.28 * len(values))
         write_ticks(axis, [label(name) for name in names.names], [f"layer {i}" for i in range(len(values))])
     reach = float(values.nan_to_num(0).abs().max()) or 1.0
-    image = axis.imshow(values, cmap=CHANGE, vmin=-reach, vmax=reach, aspect="auto", interpolation="nearest")
+    image = axis.imshow(values.numpy(), cmap=CHANGE, vmin=-reach, vmax=reach, aspect="auto", interpolation="nearest")
     axis.set_facecolor("#DDDDDD")  # not a number: a pruned head
     axis.set_title(title + (f"\n({notice}, added up)" if notice else ""), fontsize=9)
     figure.colorbar(image, label=unit)
