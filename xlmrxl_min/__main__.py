@@ -1,8 +1,12 @@
-"""The command line: `python -m xlmrxl_min fill TEXT`."""
+"""The command line: `python -m xlmrxl_min fill TEXT`, `python -m xlmrxl_min attend TEXT -o attention.html`."""
 
 import argparse
 import sys
+from pathlib import Path
 
+import torch
+
+from .explore import explore
 from .model import XLMRobertaXLForMaskedLM
 from .predict import fill_mask
 from .tokenizer import XLMRobertaTokenizer
@@ -19,6 +23,21 @@ def fill(options: argparse.Namespace) -> None:
             print(f"  {prediction.probability:6.1%}  {bar:<30}  {prediction.text}")
 
 
+def attend(options: argparse.Namespace) -> None:
+    model = XLMRobertaXLForMaskedLM.from_pretrained(options.model)
+    tokenizer = XLMRobertaTokenizer.from_pretrained(options.model)
+    for text in (options.text, options.pair):
+        if text is not None and not tokenizer.tokenize(text):
+            raise ValueError(f"there is nothing to look at in {text!r}: give a text of one word or more.")
+    encoding = tokenizer(options.text, options.pair, return_tensors="pt")
+    with torch.no_grad():
+        attentions = model(**encoding, output_attentions=True).attentions
+    tokens = tokenizer.convert_ids_to_tokens(encoding.input_ids[0])
+    page = explore(attentions, tokens, title=f"Attention of {Path(options.model).name}")
+    path = page.save(options.output)
+    print(f"{path}: {len(attentions)} layers on {len(tokens)} tokens, {path.stat().st_size / 1000:,.0f} kB")
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m xlmrxl_min", description="XLM-RoBERTa-XL, to understand and to use."
@@ -29,11 +48,19 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--model", default="tiny", help="a checkpoint's name, folder or hub id (default: tiny)")
     command.add_argument("--top-k", type=int, default=5, metavar="K", help="how many predictions per mask (default: 5)")
     command.set_defaults(run=fill)
+    command = commands.add_parser("attend", help="write a page that shows which token looks at which")
+    command.add_argument("text", help='such as "Everyone has the right to life"')
+    command.add_argument("--pair", metavar="TEXT", help="a second text, such as its translation")
+    command.add_argument("--model", default="tiny", help="a checkpoint's name, folder or hub id (default: tiny)")
+    command.add_argument(
+        "-o", "--output", default="attention.html", metavar="FILE", help="the page (default: attention.html)"
+    )
+    command.set_defaults(run=attend)
     options = parser.parse_args(arguments)
     sys.stdout.reconfigure(encoding="utf-8")  # a terminal may have been declared to be ASCII; the text is not
     try:
         options.run(options)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0

@@ -22,6 +22,7 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, PowerNorm
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from .checkpoint import all_or_nothing
@@ -51,10 +52,12 @@ class Drawing(NamedTuple):
     sentence: str
 
     def png(self) -> bytes:
-        file = io.BytesIO()
+        """For a notebook: in 256 colours, which halves what is committed with it."""
+        picture, small = io.BytesIO(), io.BytesIO()
         with matplotlib.rc_context(matplotlib.rcParamsDefault):
-            self.figure.savefig(file, format="png", metadata={"Software": None, "Description": self.sentence})
-        return file.getvalue()
+            self.figure.savefig(picture, format="png")
+        Image.open(picture).convert("RGB").quantize(256).save(small, format="png", optimize=True)
+        return small.getvalue()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """As .png, .pdf or .svg, by the name's ending; the old file stays until the new one is whole."""
