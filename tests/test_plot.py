@@ -237,6 +237,7 @@ def test_what_the_fonts_lack_is_numbered(only_dejavu):
     assert labels(drawing.figure.axes[0].get_xticklabels()) == names
     assert "#1 = 自由和, #2 = गौरव, #3 = ศักดิ์ศรี" in drawing.sentence
     assert "(CJK, Devanagari, Thai)" in drawing.sentence
+    assert "the sentence lists them" in drawing.figure.get_supxlabel()
     rendered(drawing)
 
 
@@ -300,7 +301,9 @@ def test_in_a_notebook_the_sentence_follows_the_picture(monkeypatch, capsys):
     [((data,), options)] = published
     assert data["image/png"] == drawing.png()
     assert options["metadata"]["image/png"]["alt"] == drawing.sentence
-    assert capsys.readouterr().out == drawing.sentence + "\n"
+    said = capsys.readouterr().out
+    assert " ".join(said.split()) == drawing.sentence
+    assert max(map(len, said.splitlines())) <= 96
 
 
 def test_save_is_all_or_nothing(tmp_path):

@@ -279,13 +279,14 @@ def lens(
     places: Tensor,
     targets: Tensor | None = None,
     *,
+    attention_mask: Tensor | None = None,
     final_norm: bool = True,
 ) -> Lens:
     """The stream after each layer through the final norm and the head, as if no layer followed.
 
-    "Logit lens" (nostalgebraist 2020), on masked language models. input_ids `b t`, places `b t` (True where to look),
-    targets `n` ids (None: what the model answers). final_norm=False leaves out the norm between stream and head, which
-    a pre-LN model needs: its stream grows from layer to layer.
+    "Logit lens" (nostalgebraist 2020), on masked language models. input_ids and attention_mask `b t`, places `b t`
+    (True where to look), targets `n` ids (None: what the model answers). final_norm=False leaves out the norm between
+    stream and head, which a pre-LN model has because its stream grows from layer to layer.
     """
     if not isinstance(model, XLMRobertaXLForMaskedLM):
         raise ValueError(f"the lens reads through a masked-LM head, which {type(model).__name__} has not.")
@@ -296,7 +297,7 @@ def lens(
     after = [(block, lambda block, args, output: streams.append(output[0][places])) for block in model.backbone.layers]
     first = (model.backbone.layers[0], lambda block, args: streams.append(args[0][places]))
     with evaluating(model), hooked(after), hooked([first], before=True):
-        model.backbone(input_ids, use_cache=False)
+        model.backbone(input_ids, attention_mask, use_cache=False)
 
         def answer(stream: Tensor, norm: bool) -> Tensor:
             return model.lm_head(model.backbone.norm(stream) if norm else stream).float().log_softmax(-1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import textwrap
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, wraps
@@ -44,6 +45,9 @@ FAMILIES = (
 )  # fmt: skip
 
 
+NUMBERED = " Numbered, as this machine's fonts or its matplotlib cannot draw them"
+
+
 class Drawing(NamedTuple):
     """A figure, what it was drawn from, and what it shows. At the end of a cell: the picture, its sentence below."""
 
@@ -69,7 +73,7 @@ class Drawing(NamedTuple):
 
         data = {"image/png": self.png(), "text/plain": self.sentence}
         display(data, metadata={"image/png": {"alt": self.sentence}}, raw=True)
-        print(self.sentence)
+        print(textwrap.fill(self.sentence, 96))  # a notebook would break the line within a word
 
 
 # ---- letters
@@ -111,7 +115,7 @@ class Labels:
         undrawn = {unicodedata.name(c, "?").split()[0] for text in self.numbered for c in text if not can_draw(c)}
         scripts = ", ".join(sorted(name if name == "CJK" else name.title() for name in undrawn))
         listed = ", ".join(f"{number} = {text}" for text, number in self.numbered.items())
-        return f" Numbered, as this machine's fonts or its matplotlib cannot draw them ({scripts}): {listed}."
+        return f"{NUMBERED} ({scripts}): {listed}."
 
 
 def plain(token: str) -> str:
@@ -134,7 +138,10 @@ def drawing(function: Callable[..., tuple[Figure, dict, str]]) -> Callable[..., 
     @wraps(function)
     def drawn(*args: Any, **kwargs: Any) -> Drawing:
         with matplotlib.rc_context({**matplotlib.rcParamsDefault, "font.family": fonts()[0], "font.size": 9}):
-            return Drawing(*function(*args, **kwargs))
+            figure, numbers, sentence = function(*args, **kwargs)
+            if NUMBERED in sentence:
+                figure.supxlabel("#1, #2 …: no font here; the sentence lists them", fontsize=7, color="#555555")
+            return Drawing(figure, numbers, sentence)
 
     return drawn
 
