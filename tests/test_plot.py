@@ -116,7 +116,7 @@ def test_overview():
     drawing = plot.overview(numbers)
     torch.testing.assert_close(shown(drawing, 0), numbers["entropy"])
     torch.testing.assert_close(shown(drawing, 1), numbers["<s>"], equal_nan=True)
-    assert "entropy 2.50 nats (2.1), <s> 75% (3.0)" in drawing.sentence
+    assert "entropy 2.50 nats (L2H1), <s> 75% (L3H0)" in drawing.sentence
 
 
 def test_class_map():
@@ -141,7 +141,9 @@ def test_rollout():
     steps = torch.stack([torch.eye(6), HAND])
     drawing = plot.rollout(steps, TOKENS, 4)
     torch.testing.assert_close(shown(drawing), torch.stack([torch.eye(6)[4], HAND[4]]))
-    assert "10% of “s” is from its own place, and most of the rest, 20%, from “<s>” at place 0" in drawing.sentence
+    assert (
+        "10% of “s” is from its own place, and the next largest share, 20%, from “<s>” at place 0" in drawing.sentence
+    )
 
 
 def test_residual_norms():
