@@ -4,8 +4,8 @@
 
 XL's width and vocabulary, 2 layers, 8 texts of 128 tokens, 15% of them labelled. Forward, backward, clipping and AdamW,
 in alternating runs of one process (13 GB); both models hold the very same parameters, and loss and gradients are
-compared first. transformers computes the logits of every place, `fit` those of the labelled places only. The logits' memory is
-counted: the bytes of all new tensors with the vocabulary as last axis, from the logits to their gradients.
+compared first. transformers computes the logits of every place, `fit` those of the labelled places only. Their memory is
+counted: all new tensors with the vocabulary as last axis, from the logits to their gradients.
 """
 
 import argparse
