@@ -558,3 +558,26 @@ def retrieval_curves(found: Mapping[str, Retrieval], *, title: str = "Translatio
     figure.suptitle(title, fontsize=10)
     said = [f"{name} {accuracy.max():.0%} (after {int(accuracy.argmax())} layers)" for name, accuracy in last.items()]
     return figure, last, f"{title}: a text's translation is its nearest for {', '.join(said)}, at best."
+
+
+@drawing
+def training(histories: Mapping[str, Sequence[Mapping[str, float]]], *, title: str = "Training"):
+    """The histories of train.fit, by name: the loss of every step with its mean over 10% of the steps, and the rate."""
+    figure, (left, right) = canvas(9, 3, 1, 2, width_ratios=[2, 1])
+    said, means = [], {}
+    for color, style, (name, history) in zip(COLORS * 9, ("-", "--", ":", "-.") * 9, histories.items(), strict=False):
+        steps, losses = ([entry[key] for entry in history] for key in ("step", "loss"))
+        known = [loss for loss in losses if not math.isnan(loss)]
+        window = max(1, math.ceil(len(known) / 10))
+        means[name] = [sum(known[max(0, i - window + 1) : i + 1]) / len(known[max(0, i - window + 1) : i + 1])
+                       for i in range(len(known))]  # fmt: skip
+        left.plot(steps, losses, color=color, alpha=0.25, linewidth=0.7)
+        counted = [step for step, loss in zip(steps, losses, strict=True) if not math.isnan(loss)]
+        left.plot(counted, means[name], style, color=color, label=name)
+        right.plot(steps, [entry["rate"] for entry in history], style, color=color)
+        said.append(f"{name} from {means[name][0]:.2f} to {means[name][-1]:.2f} in {history[-1]['seconds']:.0f} s")
+    left.set(xlabel="step", ylabel="loss (nats)", ylim=(0, None))
+    right.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
+    left.legend(frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    return figure, means, f"{title}: the mean loss goes, for {'; for '.join(said)}."
