@@ -116,7 +116,7 @@ def test_overview():
     drawing = plot.overview(numbers)
     torch.testing.assert_close(shown(drawing, 0), numbers["entropy"])
     torch.testing.assert_close(shown(drawing, 1), numbers["<s>"], equal_nan=True)
-    assert "entropy 2.50 nats (2.1), <s> 75% (3.0)" in drawing.sentence
+    assert "entropy 2.50 nats (L2H1), <s> 75% (L3H0)" in drawing.sentence
 
 
 def test_class_map():
@@ -141,7 +141,9 @@ def test_rollout():
     steps = torch.stack([torch.eye(6), HAND])
     drawing = plot.rollout(steps, TOKENS, 4)
     torch.testing.assert_close(shown(drawing), torch.stack([torch.eye(6)[4], HAND[4]]))
-    assert "10% of “s” is from its own place, and most of the rest, 20%, from “<s>” at place 0" in drawing.sentence
+    assert (
+        "10% of “s” is from its own place, and the next largest share, 20%, from “<s>” at place 0" in drawing.sentence
+    )
 
 
 def test_residual_norms():
@@ -316,3 +318,15 @@ def test_save_is_all_or_nothing(tmp_path):
         drawing.save(tmp_path / "links.wrong")
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["links.wrong"]
     assert (tmp_path / "links.wrong").read_text() == "old"
+
+
+def test_training():
+    history = [{"step": i + 1, "loss": 20.0 - i, "rate": i / 20, "seconds": 2.0 * i} for i in range(20)]
+    history[3]["loss"] = float("nan")
+    drawing = plot.training({"one": history})
+    left, right = drawing.figure.axes
+    assert left.lines[0].get_ydata()[0] == 20
+    assert left.lines[1].get_ydata()[:4].tolist() == [20.0, 19.5, 18.5, 17.0], "a mean of two; step 4 has no loss"
+    assert left.lines[1].get_xdata()[:4].tolist() == [1, 2, 3, 5]
+    assert right.lines[0].get_ydata().tolist() == [entry["rate"] for entry in history]
+    assert "one from 20.00 to 1.50 in 38 s" in drawing.sentence

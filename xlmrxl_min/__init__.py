@@ -13,7 +13,7 @@ from .model import (
     XLMRobertaXLForTokenClassification,
     XLMRobertaXLModel,
 )
-from .predict import fill_mask
+from .predict import answer, choose, classify, embed, fill_mask, tag
 from .tokenizer import XLMRobertaTokenizer
 
 __version__ = "0.1.0"
@@ -30,5 +30,10 @@ __all__ = [
     "XLMRobertaXLForSequenceClassification",
     "XLMRobertaXLForTokenClassification",
     "XLMRobertaXLModel",
+    "answer",
+    "choose",
+    "classify",
+    "embed",
     "fill_mask",
+    "tag",
 ]

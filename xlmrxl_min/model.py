@@ -315,7 +315,7 @@ def by_distance(vectors: Tensor, table: Tensor, ahead: int, columns: int) -> Ten
 def skew(scores: Tensor, columns: int) -> Tensor:  # b h q r -> b h q k
     """Move row i to the left by q - 1 - i places, as a view; r = q + k - 1. After Music Transformer, 2018.
 
-    In memory the rows lie end to end. Read with rows that are one shorter, each begins one place later in its own.
+    In memory the rows lie end to end. Read with rows that are one shorter, each begins one place earlier in its own.
     """
     scores = scores.contiguous()
     batch, heads, rows, width = scores.shape

@@ -140,7 +140,8 @@ def drawing(function: Callable[..., tuple[Figure, dict, str]]) -> Callable[..., 
         with matplotlib.rc_context({**matplotlib.rcParamsDefault, "font.family": fonts()[0], "font.size": 9}):
             figure, numbers, sentence = function(*args, **kwargs)
             if NUMBERED in sentence:
-                figure.supxlabel("#1, #2 …: no font here; the sentence lists them", fontsize=7, color="#555555")
+                known = f"{figure.get_supxlabel()}\n".lstrip()
+                figure.supxlabel(f"{known}#1, #2 …: no font here; the sentence lists them", fontsize=8)
             return Drawing(figure, numbers, sentence)
 
     return drawn
@@ -248,9 +249,10 @@ def head_grid(weights: Tensor, *, first_layer: int = 0, title: str = "All heads"
     axis.set_xticks([(i + 0.5) * step[1] - 1 for i in range(heads)], range(heads))
     axis.set_yticks([(i + 0.5) * step[0] - 1 for i in range(layers)], range(first_layer, first_layer + layers))
     axis.set(xlabel="head", ylabel="layer")
-    axis.set_title(title + (f" ({notice})" if notice else ""), fontsize=9)
+    how = "rows look, columns are looked at" + (f"; {notice}" if notice else "")
+    axis.set_title(f"{title} ({how})", fontsize=9)
     axis.spines[:].set_visible(False)
-    figure.colorbar(image, label="attention", shrink=0.7)
+    figure.colorbar(image, label="attention, on a root scale", shrink=0.7)
     sharpness = weights.detach().float().cpu().amax(-1).mean(-1)  # l h: a query's largest weight, in the mean
     (top, left), (low, right) = largest(sharpness), largest(-sharpness)
     sentence = f"A query's largest weight is {sharpness[top, left]:.2f} in the mean in the sharpest head (layer"
@@ -315,9 +317,9 @@ def overview(numbers: Mapping[str, Tensor], *, title: str = "Every head in numbe
         figure.colorbar(image)
         layer, head = largest(values)
         amount = f"{values[layer, head]:.2f} {unit}" if unit else f"{values[layer, head]:.0%}"
-        said.append(f"{name} {amount} ({layer}.{head})")
+        said.append(f"{name} {amount} (L{layer}H{head})")
     figure.suptitle(f"{title}: {layers} layers × {heads} heads", fontsize=10)
-    return figure, dict(numbers), f"{title}. The largest, as layer.head: {', '.join(said)}."
+    return figure, dict(numbers), f"{title}. The largest, with layer and head: {', '.join(said)}."
 
 
 @drawing
@@ -383,7 +385,7 @@ def rollout(steps: Tensor, tokens: Sequence[str], place: int, *, title: str = "A
     sentence = (
         f"{title} (a heuristic): after the last layer {own:.0%} of {quoted(tokens[place])} is from its own place,"
     )
-    sentence += f" and most of the rest, {float(others[best]):.0%}, from {quoted(tokens[best])} at place {best}."
+    sentence += f" and the next largest share, {float(others[best]):.0%}, from {quoted(tokens[best])} at place {best}."
     return figure, {"shares": values}, f"{sentence}{tell(column.notice)}{label.legend()}"
 
 
@@ -503,6 +505,7 @@ def saliency(scores: Mapping[str, Tensor], tokens: Sequence[str], *, title: str 
     axes[0, 0].set_ylim(len(names.names) - 0.5, -0.5)
     write_ticks(axes[0, 0], rows=[label(name) for name in names.names])
     figure.suptitle(title + (f" ({names.notice}, added up)" if names.notice else ""), fontsize=10)
+    figure.supxlabel("blue, to the right: raises the score; red, to the left: lowers it", fontsize=8)
     return figure, pooled, f"{title}: most on {', '.join(said)}.{tell(names.notice)}{label.legend()}"
 
 
@@ -536,7 +539,7 @@ def crosslingual_block(weights: Tensor, tokens: Sequence[str], *, title: str = "
 
 
 @drawing
-def retrieval_curves(found: Mapping[str, Retrieval], *, title: str = "Are translations near each other?"):
+def retrieval_curves(found: Mapping[str, Retrieval], *, title: str = "Translations as neighbours"):
     """measure.retrieval by layer for one or more pairs of languages."""
     figure, (left, right) = canvas(9, 3.2, 1, 2)
     last = {}
@@ -554,4 +557,27 @@ def retrieval_curves(found: Mapping[str, Retrieval], *, title: str = "Are transl
     left.legend(frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=10)
     said = [f"{name} {accuracy.max():.0%} (after {int(accuracy.argmax())} layers)" for name, accuracy in last.items()]
-    return figure, last, f"{title} The translation is nearest most often for: {', '.join(said)}."
+    return figure, last, f"{title}: a text's translation is its nearest for {', '.join(said)}, at best."
+
+
+@drawing
+def training(histories: Mapping[str, Sequence[Mapping[str, float]]], *, title: str = "Training"):
+    """The histories of train.fit, by name: the loss of every step with its mean over 10% of the steps, and the rate."""
+    figure, (left, right) = canvas(9, 3, 1, 2, width_ratios=[2, 1])
+    said, means = [], {}
+    for color, style, (name, history) in zip(COLORS * 9, ("-", "--", ":", "-.") * 9, histories.items(), strict=False):
+        steps, losses = ([entry[key] for entry in history] for key in ("step", "loss"))
+        known = [loss for loss in losses if not math.isnan(loss)]
+        window = max(1, math.ceil(len(known) / 10))
+        means[name] = [sum(known[max(0, i - window + 1) : i + 1]) / len(known[max(0, i - window + 1) : i + 1])
+                       for i in range(len(known))]  # fmt: skip
+        left.plot(steps, losses, color=color, alpha=0.25, linewidth=0.7)
+        counted = [step for step, loss in zip(steps, losses, strict=True) if not math.isnan(loss)]
+        left.plot(counted, means[name], style, color=color, label=name)
+        right.plot(steps, [entry["rate"] for entry in history], style, color=color)
+        said.append(f"{name} from {means[name][0]:.2f} to {means[name][-1]:.2f} in {history[-1]['seconds']:.0f} s")
+    left.set(xlabel="step", ylabel="loss (nats)", ylim=(0, None))
+    right.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
+    left.legend(frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    return figure, means, f"{title}: the mean loss goes, for {'; for '.join(said)}."

@@ -1,17 +1,19 @@
-"""Masked-LM training: hide, batch by length, loop. Walked through in notebooks/06_masked_language_model.ipynb.
+"""Training: `fit` for every head; masking and pre-training. Walked through in notebooks/06_masked_language_model.ipynb.
 
     python -m xlmrxl_min.train xlmrxl_min/pretrained/tiny/recipe.json --into FOLDER
 
 trains from scratch on the Universal Declaration of Human Rights. Stop it at any time: the same command goes on from the
-last state that it saved, to the same result. Every random choice is drawn from the recipe's seed and the step's number.
+last state that it saved, to the same result. Every random choice is drawn from a seed and a step's or epoch's number.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +25,219 @@ from tqdm import tqdm
 
 from .checkpoint import all_or_nothing
 from .measure import without_positions
-from .model import XLMRobertaXLConfig, XLMRobertaXLForMaskedLM
+from .model import PreTrainedModel, XLMRobertaXLConfig, XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM, cross_entropy
 from .predict import evaluating
 from .pretrained import Paragraph, udhr
 from .tokenizer import XLMRobertaTokenizer
 
+Batch = Mapping[str, Tensor]  # what a model's forward takes, labels among it
+Change = Callable[[Batch, torch.Generator], Batch]
 STATE_FILE, RECORD_FILE = "training_state.pt", "record.json"
+
+
+# ---- the loop
+
+
+def fit(
+    model: PreTrainedModel,
+    batches: Sequence[Batch] | Callable[[int], Sequence[Batch]],
+    *,
+    steps: int,
+    learning_rate: float,
+    warmup_steps: int = 0,
+    decay_share: float = 1.0,
+    weight_decay: float = 0.01,
+    clip: float = 1.0,
+    accumulate: int = 1,
+    dtype: str = "float32",
+    seed: int = 0,
+    change: Change | None = None,
+    optimizers: Sequence[torch.optim.Optimizer] | None = None,
+    folder: Path | None = None,
+    minutes_between_saves: float = 5,
+    about: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> list[dict[str, float]]:
+    """Train `model`, with whatever head, and return its history: step, loss, rate, gradient, seconds, for every step.
+
+    batches: those of an epoch, which come in a new order each time; or a function that gives the batches of epoch
+    0, 1, … in their order. change: done to a batch whenever it comes, such as `masking(tokenizer)`. The learning rate
+    rises for `warmup_steps` and falls to 0 over the last `decay_share` of all steps. accumulate: batches per step, each
+    with the weight of its labels, so that the gradient is that of one large batch. clip: the longest gradient allowed.
+    dtype: of the arithmetic, by autocast; "float16" also scales the loss. optimizers: instead of AdamW, at their peak
+    rates. folder: where the state is kept and, if it holds one, taken up again, to the same result. about: what
+    else the run is, such as its data, in numbers and words; a state is taken up only where it is the same. Parameters
+    that require no gradient stay as they are. ValueError for impossible settings, and for the state of another run.
+    """
+    settings = {"steps": steps, "learning_rate": learning_rate, "warmup_steps": warmup_steps, "clip": clip}
+    settings |= {"decay_share": decay_share, "weight_decay": weight_decay, "accumulate": accumulate}
+    settings |= {"dtype": dtype, "seed": seed, **(about or {})}
+    if not (steps >= 1 and accumulate >= 1 and learning_rate > 0 and 0 <= decay_share <= 1):
+        raise ValueError(f"no training is possible with {settings}: take steps, accumulate and learning_rate above 0.")
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"dtype={dtype!r} is unknown: take float32, bfloat16 or float16.")
+    run = Run(model, optimizers or [adamw(model, learning_rate, weight_decay)], settings)
+    if folder is not None:
+        run.load(folder)
+    model.train()
+    last_save = time.monotonic()
+    with tqdm(total=steps, initial=run.step, unit="step", disable=not progress, mininterval=1, delay=2) as bar:
+        while run.step < steps:
+            entry = run.learn(run.next_group(batches, change))
+            bar.update()
+            bar.set_postfix(loss=f"{entry['loss']:.3f}", refresh=False)
+            if folder is not None and (run.step == steps or time.monotonic() - last_save > 60 * minutes_between_saves):
+                last_save = time.monotonic()
+                run.save(folder)
+    model.eval()
+    return run.history
+
+
+class Run:
+    """A training run: all that changes in it, and so all that must be kept to go on with it."""
+
+    def __init__(self, model: PreTrainedModel, optimizers: Sequence[torch.optim.Optimizer], settings: dict) -> None:
+        self.model, self.optimizers, self.settings = model, optimizers, settings
+        self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+        self.scaler = torch.amp.GradScaler(model.device.type, enabled=settings["dtype"] == "float16")
+        self.step = self.epoch = self.done = 0  # done: batches of this epoch
+        self.history: list[dict[str, float]] = []
+        self.todo: Sequence[Batch] | None = None
+        self.start = time.monotonic()
+
+    def next_group(self, batches: Sequence[Batch] | Callable, change: Change | None) -> list[Batch]:
+        """The batches of the next step. Seeds everything by the number of the step: what dropout draws, too."""
+        generator, group = torch.manual_seed(self.settings["seed"] * 1_000_003 + self.step), []
+        while len(group) < self.settings["accumulate"]:
+            if self.todo is None:
+                self.todo = self.batches_of_epoch(batches)
+            if self.done == len(self.todo):
+                self.epoch, self.done, self.todo = self.epoch + 1, 0, None
+                continue
+            batch = self.todo[self.done]
+            group.append(batch if change is None else change(batch, generator))
+            self.done += 1
+        return group
+
+    def batches_of_epoch(self, batches: Sequence[Batch] | Callable) -> Sequence[Batch]:
+        if callable(batches):
+            todo = batches(self.epoch)
+        else:
+            order = torch.Generator().manual_seed(self.settings["seed"] * 1_000_003 + self.epoch)
+            todo = [batches[i] for i in torch.randperm(len(batches), generator=order).tolist()]
+        if not todo:
+            raise ValueError(f"epoch {self.epoch} has no batches: give at least one.")
+        return todo
+
+    def learn(self, group: list[Batch]) -> dict[str, float]:
+        """One step. A group without any label teaches nothing: its loss is not a number, and nothing is changed."""
+        dtype, weights = self.settings["dtype"], [labelled(self.model, batch) for batch in group]
+        loss = gradient = math.nan
+        share = rate(self.step, self.settings["steps"], self.settings["warmup_steps"], self.settings["decay_share"])
+        if any(weights):
+            loss = 0.0
+            for batch, weight in zip(group, weights, strict=True):
+                with torch.autocast(self.model.device.type, getattr(torch, dtype), enabled=dtype != "float32"):
+                    part = loss_of(self.model, {name: x.to(self.model.device) for name, x in batch.items()})
+                part = part * (weight / sum(weights)) if weight else part
+                self.scaler.scale(part).backward()
+                loss += part.item()
+            for optimizer, peaks in zip(self.optimizers, self.peaks, strict=True):
+                self.scaler.unscale_(optimizer)
+                for settings, peak in zip(optimizer.param_groups, peaks, strict=True):
+                    settings["lr"] = peak * share
+            gradient = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings["clip"]).item()
+            for optimizer in self.optimizers:
+                self.scaler.step(optimizer)
+            self.scaler.update()
+            self.model.zero_grad()
+        self.step += 1
+        seconds = round(time.monotonic() - self.start, 3)
+        entry = {"step": self.step, "loss": loss, "rate": self.settings["learning_rate"] * share}
+        self.history.append({**entry, "gradient": gradient, "seconds": seconds})
+        return self.history[-1]
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "scaler": self.scaler.state_dict(),
+            "position": (self.step, self.epoch, self.done),
+            "history": self.history,
+            "settings": {**self.settings, **{name: str(value) for name, value in vars(self.model.config).items()}},
+        }
+
+    def save(self, folder: Path) -> None:
+        with all_or_nothing(Path(folder) / STATE_FILE) as (draft,):
+            torch.save(self.state(), draft)
+
+    def load(self, folder: Path) -> None:
+        """Go on where the state in `folder` ends; from the beginning if there is none."""
+        path = Path(folder) / STATE_FILE
+        if not path.exists():
+            return
+        state, settings = torch.load(path, weights_only=True, map_location=self.model.device), self.state()["settings"]
+        other = {
+            name for name in {**settings, **state["settings"]} if settings.get(name) != state["settings"].get(name)
+        }
+        if other:
+            names = ", ".join(sorted(other))
+            cure = f"choose another folder, or delete {STATE_FILE} there"
+            raise ValueError(f"{folder} holds a run with other settings ({names}): {cure}.")
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.scaler.load_state_dict(state["scaler"])
+        (self.step, self.epoch, self.done), self.history = state["position"], state["history"]
+        self.start -= self.history[-1]["seconds"]  # time goes on where it stopped
+
+
+def adamw(model: PreTrainedModel, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019); biases and norms do not decay, as nothing is gained by making them small."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise ValueError("no parameter of this model requires a gradient: there is nothing to train.")
+    groups = [
+        {"params": [parameter for parameter in trained if parameter.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in trained if parameter.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), eps=1e-6)
+
+
+def rate(step: int, steps: int, warmup_steps: int, decay_share: float) -> float:
+    """The share of the peak learning rate at `step`: a linear rise, a plateau, a linear fall."""
+    rise = (step + 1) / max(1, warmup_steps)
+    fall = (steps - step) / max(1, decay_share * steps)
+    return min(1.0, rise, fall)
+
+
+def labelled(model: PreTrainedModel, batch: Batch) -> int:
+    """How many labels the loss of a batch is a mean over: tokens, texts, or numbers."""
+    if "labels" not in batch:
+        return len(batch["start_positions"])
+    labels = batch["labels"][:, 1:] if isinstance(model, XLMRobertaXLForCausalLM) else batch["labels"]
+    return labels.numel() if labels.is_floating_point() else int((labels != -100).sum())
+
+
+def loss_of(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """The model's own loss. Of language models only the labelled places go through the head: the logits of the others,
+    tokens times vocabulary, would be most of the memory and of the work. 0 where there is no label.
+    """
+    if not isinstance(model, (XLMRobertaXLForMaskedLM, XLMRobertaXLForCausalLM)):
+        return model(**batch).loss
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    hidden, labels = model.backbone(**inputs, use_cache=False).last_hidden_state, batch["labels"]
+    if labels.shape != hidden.shape[:2]:
+        raise ValueError(f"labels have shape {tuple(labels.shape)}, but must be {tuple(hidden.shape[:2])}.")
+    if isinstance(model, XLMRobertaXLForCausalLM):  # each place is scored on the label to its right
+        hidden, labels = hidden[:, :-1], labels[:, 1:]
+    chosen = labels != -100
+    if not chosen.any():
+        return hidden.sum() * 0
+    return cross_entropy(model.lm_head(hidden[chosen]).float(), labels[chosen])
+
+
+# ---- pre-training
 
 
 @dataclass
@@ -57,19 +266,60 @@ class Recipe:
 
 
 def hide(
-    ids: Tensor, share: float, tokenizer: XLMRobertaTokenizer, generator: torch.Generator
+    ids: Tensor, share: float, tokenizer: XLMRobertaTokenizer, generator: torch.Generator, *, whole_words: bool = False
 ) -> tuple[Tensor, Tensor]:
     """BERT's masking (Devlin et al. 2019, section 3.1): ids `b t` -> what the model sees, and the labels, `b t` each.
 
     Each token that is not special is chosen with probability `share`; of the chosen ones 80% become `<mask>`, 10% a
-    random token, 10% stay. Labels are -100 where nothing was chosen.
+    random token, 10% stay. Labels are -100 where nothing was chosen. whole_words: all pieces of a word are chosen, or
+    none of them.
     """
-    special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids))
-    chosen = (torch.rand(ids.shape, generator=generator) < share) & ~special
-    fate = torch.rand(ids.shape, generator=generator)
-    anything = torch.randint(4, tokenizer.mask_token_id, ids.shape, generator=generator)  # between the special tokens
+    special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids, device=ids.device))
+    draws = torch.rand(ids.shape, generator=generator).to(ids.device)
+    if whole_words:  # each piece takes the draw of the place where its word begins
+        begins = word_begins(tokenizer).to(ids.device)[ids]
+        places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        draws = draws.gather(1, places.where(begins, 0).cummax(1).values)
+    chosen = (draws < share) & ~special
+    fate = torch.rand(ids.shape, generator=generator).to(ids.device)
+    anything = torch.randint(4, tokenizer.mask_token_id, ids.shape, generator=generator).to(
+        ids.device
+    )  # no special one
     seen = ids.where(~chosen | (fate >= 0.9), anything).masked_fill(chosen & (fate < 0.8), tokenizer.mask_token_id)
     return seen, ids.masked_fill(~chosen, -100)
+
+
+UNSPACED = (
+    "CJK",
+    "HIRAGANA",
+    "KATAKANA",
+    "THAI",
+    "LAO",
+    "KHMER",
+    "MYANMAR",
+)  # scripts that write no space between words
+
+
+def word_begins(tokenizer: XLMRobertaTokenizer) -> Tensor:  # v
+    """Which tokens begin a word: those with ▁, special ones, and every piece of a script without spaces."""
+
+    def begins(token: str) -> bool:
+        return token[:1] == "▁" or unicodedata.name(token[:1] or " ", "").startswith(UNSPACED)
+
+    starts = [begins(token) for token in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))]
+    starts = torch.tensor(starts)
+    starts[tokenizer.all_special_ids] = True
+    return starts
+
+
+def masking(tokenizer: XLMRobertaTokenizer, share: float = 0.15, *, whole_words: bool = False) -> Change:
+    """For `fit`: hides anew in every step what a batch holds (dynamic masking, Liu et al. 2019, section 4.1)."""
+
+    def change(batch: Batch, generator: torch.Generator) -> Batch:
+        seen, labels = hide(batch["input_ids"], share, tokenizer, generator, whole_words=whole_words)
+        return {**batch, "input_ids": seen, "labels": labels}
+
+    return change
 
 
 def examples(recipe: Recipe, tokenizer: XLMRobertaTokenizer, text: Sequence[Paragraph], epoch: int) -> list[list[int]]:
@@ -173,7 +423,7 @@ def scores(model: XLMRobertaXLForMaskedLM, ids: Tensor, chosen: Tensor, **option
     return model.lm_head(hidden[chosen]).float()
 
 
-# ---- the loop
+# ---- the whole run
 
 
 def pretrain(recipe: Recipe, folder: Path, *, minutes_between_saves: float = 5, progress: bool = True) -> None:
@@ -182,46 +432,20 @@ def pretrain(recipe: Recipe, folder: Path, *, minutes_between_saves: float = 5, 
     tokenizer = XLMRobertaTokenizer.from_pretrained(recipe.vocabulary)
     text = [row for row in udhr(recipe.languages) if row.article != recipe.held_out_article]
     model = XLMRobertaXLForMaskedLM(XLMRobertaXLConfig(vocab_size=len(tokenizer), **recipe.config))
-    optimizers = make_optimizers(model, recipe)
-    step = epoch = done_in_epoch = 0
-    seconds, history, average = 0.0, [], None
-    if (folder / STATE_FILE).exists():
-        state = torch.load(folder / STATE_FILE, weights_only=True)
-        if state["recipe"] != asdict(recipe):
-            raise ValueError(
-                f"{folder} holds a run of another recipe: choose another folder, or delete {STATE_FILE} there."
-            )
-        model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        step, epoch, done_in_epoch = state["step"], state["epoch"], state["done_in_epoch"]
-        seconds, history, average = state["seconds"], state["history"], state["average"]
-    model.train()
-    last_save = start = time.monotonic() - seconds
-    with tqdm(total=recipe.steps, initial=step, unit="step", disable=not progress, mininterval=5) as bar:
-        while step < recipe.steps:
-            order = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
-            todo = batches(
-                examples(recipe, tokenizer, text, epoch), recipe.tokens_per_batch, tokenizer.pad_token_id, order
-            )
-            for ids in todo[done_in_epoch:]:
-                if step == recipe.steps:
-                    break
-                loss = training_step(model, optimizers, recipe, tokenizer, ids, step)
-                average = loss if average is None else 0.99 * average + 0.01 * loss
-                step, done_in_epoch = step + 1, done_in_epoch + 1
-                bar.update()
-                if step % 250 == 0:
-                    history.append({"step": step, "loss": round(average, 4)})
-                    bar.set_postfix(loss=f"{average:.3f}")
-                if time.monotonic() - last_save > 60 * minutes_between_saves:
-                    last_save = time.monotonic()
-                    state = {"step": step, "epoch": epoch, "done_in_epoch": done_in_epoch, "history": history}
-                    state["average"] = average
-                    save_state(folder, model, optimizers, recipe, seconds=last_save - start, **state)
-            else:
-                epoch, done_in_epoch = epoch + 1, 0
-    save_result(folder, model, tokenizer, recipe, history, time.monotonic() - start)
+
+    def batches_of(epoch: int) -> list[Batch]:
+        order = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
+        rows = examples(recipe, tokenizer, text, epoch)
+        made = batches(rows, recipe.tokens_per_batch, tokenizer.pad_token_id, order)
+        return [{"input_ids": ids, "attention_mask": (ids != tokenizer.pad_token_id).long()} for ids in made]
+
+    history = fit(
+        model, batches_of, steps=recipe.steps, learning_rate=recipe.learning_rate, warmup_steps=recipe.warmup_steps,
+        decay_share=recipe.decay_share, weight_decay=0.0, dtype=recipe.dtype, seed=recipe.seed,
+        change=masking(tokenizer, recipe.mask_share), optimizers=make_optimizers(model, recipe),
+        folder=folder, minutes_between_saves=minutes_between_saves, about=asdict(recipe), progress=progress,
+    )  # fmt: skip
+    save_result(folder, model, tokenizer, recipe, history)
 
 
 def make_optimizers(model: XLMRobertaXLForMaskedLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -240,58 +464,31 @@ def make_optimizers(model: XLMRobertaXLForMaskedLM, recipe: Recipe) -> list[torc
         optimizers.append(
             torch.optim.Muon(matrices, lr=recipe.matrix_learning_rate, weight_decay=recipe.matrix_weight_decay)
         )
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["peak"] = group["lr"]
     return optimizers
 
 
-def rate(recipe: Recipe, step: int) -> float:
-    """The share of the peak learning rate at `step`: a linear rise, a plateau, a linear fall."""
-    rise = (step + 1) / max(1, recipe.warmup_steps)
-    fall = (recipe.steps - step) / max(1, recipe.decay_share * recipe.steps)
-    return min(1.0, rise, fall)
+def averages(history: list[dict[str, float]], every: int) -> list[dict[str, float]]:
+    """The running mean of the loss, where a step counts 1% and what was before it 99%, once in `every` steps."""
+    kept, average = [], None
+    for entry in history:
+        if not math.isnan(entry["loss"]):
+            average = entry["loss"] if average is None else 0.99 * average + 0.01 * entry["loss"]
+        if entry["step"] % every == 0:
+            kept.append({"step": entry["step"], "loss": round(average, 4)})
+    return kept
 
 
-def training_step(model, optimizers, recipe: Recipe, tokenizer: XLMRobertaTokenizer, ids: Tensor, step: int) -> float:
-    """One batch `b t`: hide, predict, correct. Returns the loss."""
-    generator = torch.manual_seed(recipe.seed * 1_000_003 + step)  # the one that dropout draws from, too
-    seen, labels = hide(ids, recipe.mask_share, tokenizer, generator)
-    chosen = labels != -100
-    if not chosen.any():
-        return 0.0
-    dtype = getattr(torch, recipe.dtype)
-    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        # Asking for the weights takes the written-out path: on a CPU the fused kernel's bfloat16 gradients are slow.
-        logits = scores(model, seen, chosen, output_attentions=dtype != torch.float32)
-    loss = F.cross_entropy(logits, labels[chosen])
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * rate(recipe, step)
-        optimizer.step()
-    model.zero_grad()
-    return loss.item()
-
-
-def save_state(folder: Path, model, optimizers, recipe: Recipe, **where: object) -> None:
-    state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "recipe": asdict(recipe)}
-    with all_or_nothing(folder / STATE_FILE) as (draft,):
-        torch.save({**state, **where}, draft)
-
-
-def save_result(folder: Path, model, tokenizer, recipe: Recipe, history: list[dict], seconds: float) -> None:
+def save_result(folder: Path, model, tokenizer, recipe: Recipe, history: list[dict[str, float]]) -> None:
     """The checkpoint in half precision, and the record of how it came about, measured on what was saved."""
     model.to(torch.float16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     saved = XLMRobertaXLForMaskedLM.from_pretrained(folder)
     record = {
         "made_by": f"python -m xlmrxl_min.train RECIPE --into FOLDER (torch {torch.__version__.split('+')[0]})",
-        "hours": round(seconds / 3600, 2),
+        "hours": round(history[-1]["seconds"] / 3600, 2),
         "parameters": sum(p.numel() for p in saved.parameters()),
         **evaluate(saved, tokenizer, recipe),
-        "history": history,
+        "history": averages(history, every=250),
     }
     with all_or_nothing(folder / RECORD_FILE) as (draft,):
         draft.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
