@@ -1,43 +1,33 @@
-"""Real tasks for every head, made from one text in many languages. Walked through in notebooks/07_heads.ipynb.
+"""A real task for every head, made from one text in many languages. Walked through in notebooks/07_heads.ipynb.
 
-The Universal Declaration of Human Rights says the same in 50 languages, paragraph by paragraph, so its languages,
-articles and translations are labels that nobody had to write. The preamble is divided differently from language to
-language and is left out.
+The Universal Declaration of Human Rights says the same in 50 languages, paragraph by paragraph. So its languages, its
+articles and its translations are labels that nobody had to write:
 
-| task                    | input                         | label                | how derived            | by chance |
-|-------------------------|-------------------------------|----------------------|------------------------|-----------|
-| language_identification | a few words                   | their language       | cut out of a paragraph | 1 in l    |
-| article_identification  | a paragraph                   | its article          | from its number        | 1 in a    |
-| language_tagging        | words in 2 or 3 languages     | each word's language | excerpts put together  | 1 in l    |
-| translation_choice      | a paragraph, and 4 in another | which of the 4 says  | the other 3 are from   | 1 in 4    |
-|                         | language                      | the same             | other articles         |           |
-| translation_finding     | a paragraph, and a passage of | where in the passage | the other 2 are from   | 1 in 3    |
-|                         | 3 in another language         | the same is said     | other articles         |           |
-| language_finding        | a few words, and a passage in | where in the passage | the parts of the       | 1 in 3    |
-|                         | 3 languages                   | the language is the  | passage are each       |           |
-|                         |                               | same                 | other's translations   |           |
-| language_share          | words of the first language   | the share of the     | the words are counted  | 0.25 off  |
-|                         | and of one of the others      | first language       |                        |           |
-| languages_present       | words in 1, 2 or 3 languages  | which languages      | excerpts put together  | `chance`  |
+| task                    | input                               | label                        | where it is from      |
+|-------------------------|-------------------------------------|------------------------------|-----------------------|
+| language_identification | a few words                         | their language               | the paragraph's       |
+| article_identification  | a paragraph                         | its article                  | the paragraph's       |
+| languages_present       | words in 1, 2 or 3 languages        | which languages              | excerpts put together |
+| language_share          | words in 2 languages                | the first language's share   | words counted         |
+| language_tagging        | words in 2 or 3 languages           | the language of each stretch | excerpts put together |
+| translation_choice      | a text, and 4 in another language   | which says the same, from 0  | the other 3 are of    |
+|                         |                                     |                              | other articles        |
+| translation_finding     | a text, and a passage of 3 texts in | where the same is said       | the other 2 are of    |
+|                         | another language                    |                              | other articles        |
 
-l languages, a articles. The chances are round numbers: `chance` says what can be reached on given rows without looking
-at the text. (Of passages it knows nothing: one in three is for a guess that knows where their parts begin and end.)
-
-Why a share, of all numbers: it can be counted by hand in any example, it needs the whole text, and it is there for
-articles that were never seen. The place of a paragraph in the document is not.
-
-What is new to whom: `tiny` has read all articles but 17 in its 15 languages, with their translations, before any of
-this. So the test articles of `split` are new to the head, not to the encoder; Article 17, one of them, and the other 35
-languages are new to both. article_identification cannot be split by articles, as each of them is a class: train it in
-some languages, and test it in others.
+Each is a function (languages, articles, *, rounds, seed, …) -> examples; in every round all is drawn anew. The preamble
+is divided differently from language to language, and is left out. What is new to whom: `tiny` has read all articles but
+17 in 15 languages, and translations side by side, before any of this. The test articles of `split` are new to the head;
+only Article 17, one of them, and the other 35 languages are new to the encoder.
 """
 
 from __future__ import annotations
 
-import math
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from statistics import correlation, fmean, median
 from typing import Any, NamedTuple
 
 import torch
@@ -45,34 +35,73 @@ from einops import rearrange
 from torch import Tensor
 
 from .model import (
-    ModelOutput,
     PreTrainedModel,
     XLMRobertaXLForMultipleChoice,
     XLMRobertaXLForQuestionAnswering,
     XLMRobertaXLForSequenceClassification,
     XLMRobertaXLForTokenClassification,
 )
-from .predict import evaluating
+from .predict import answer, choose, classify, tag
 from .pretrained import Paragraph, udhr
 from .tokenizer import XLMRobertaTokenizer
+from .train import groups_by_length, padded
 
 ARTICLES = range(1, 31)
-WITHOUT_SPACES = "\u0e00-\u0eff\u1200-\u137f\u3000-\u9fff\uff00-\uffef"  # Thai, Lao, Ethiopic, Chinese, Japanese
-WORD = re.compile(f"[{WITHOUT_SPACES}]{{1,2}}|[^{WITHOUT_SPACES}\\s]+")
-SEPARATOR = (
-    " </s> "  # between the parts of a passage, as between documents in RoBERTa's training (Liu et al. 2019, 4.2)
-)
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u9fff\uff00-\uffef"  # Thai, Lao, Burmese, Khmer, Chinese …
+WORD = re.compile(f"[{UNSPACED}]{{1,2}}|[^{UNSPACED}\\s]+")
+SEPARATOR = " </s> "  # between the texts of a passage, as between documents in Liu et al. 2019, section 4.2
 NO_LABEL = -100  # the losses leave it out
 Languages = str | Iterable[str]
-Span = tuple[int, int, str]  # begin, end and language of a stretch of characters
 Row = dict[str, Any]  # one example's input_ids and labels, as lists and numbers
 
 
 class Example(NamedTuple):
     text: str
-    label: Any  # what is to be found: a name, names, a number, or where in a text; each task says which
-    language: str  # of the text; of a mixture, all of them, joined by +
+    label: Any  # what is to be found, as the task says it: a name, names, a number, or where in a text
+    language: str  # of the text; of a mixture all of them, joined by +
     others: tuple[str, ...] = ()  # what the text is compared with: the choices, or the passage
+
+
+class Task(NamedTuple):
+    """A task as a model sees it: `task.model_class.from_pretrained("tiny", **task.config)` has the head for it."""
+
+    name: str
+    model_class: type[PreTrainedModel]
+    problem_type: str | None = None
+    labels: tuple[str, ...] = ()  # in the order of their numbers
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The fields of the config that depend on the task."""
+        names = {"num_labels": len(self.labels), "id2label": dict(enumerate(self.labels))} if self.labels else {}
+        return {"problem_type": self.problem_type, **names}
+
+
+TASKS: dict[str, tuple[type[PreTrainedModel], str | None]] = {
+    "language_identification": (XLMRobertaXLForSequenceClassification, "single_label_classification"),
+    "article_identification": (XLMRobertaXLForSequenceClassification, "single_label_classification"),
+    "languages_present": (XLMRobertaXLForSequenceClassification, "multi_label_classification"),
+    "language_share": (XLMRobertaXLForSequenceClassification, "regression"),
+    "language_tagging": (XLMRobertaXLForTokenClassification, None),
+    "translation_choice": (XLMRobertaXLForMultipleChoice, None),
+    "translation_finding": (XLMRobertaXLForQuestionAnswering, None),
+}
+
+
+def task(name: str, labels: Iterable[str] = ()) -> Task:
+    """The task of this name; `labels`: the languages to tell apart, or the names of the articles, where it has such.
+
+    ValueError for a name that is none, and for labels that are missing or too many.
+    """
+    if name not in TASKS:
+        raise ValueError(f"{name!r} is no task: there are {', '.join(TASKS)}.")
+    model_class, problem_type = TASKS[name]
+    names = {"language_share": ("share",), "translation_choice": (), "translation_finding": ("start", "end")}
+    given = tuple(labels)
+    if (name in names) == bool(given) or len(set(given)) != len(given):
+        needs = "no labels" if name in names else "its labels, each once"
+        raise ValueError(f"{name} was given the labels {given}, but takes {needs}.")
+    return Task(name, model_class, problem_type, given or names[name])
 
 
 # ---- the text
@@ -81,8 +110,7 @@ class Example(NamedTuple):
 def split(articles: Iterable[int] = ARTICLES) -> tuple[list[int], list[int]]:
     """Articles to train with, and articles to test with: of the given ones 2, 7, 12, 17, 22 and 27.
 
-    No paragraph has a translation, or another paragraph of its article, on the other side. ValueError where a side
-    would be empty.
+    So no paragraph has a translation, or its neighbour, on the other side. ValueError where a side would be empty.
     """
     given = checked(articles)
     train, test = ([number for number in given if (number % 5 == 2) == is_test] for is_test in (False, True))
@@ -98,153 +126,179 @@ def checked(articles: Iterable[int]) -> list[int]:
     return given
 
 
-def listed(languages: Languages) -> list[str]:
+def listed(languages: Languages, at_least: int = 1) -> list[str]:
     given = [languages] if isinstance(languages, str) else list(dict.fromkeys(languages))
-    if not given:
-        raise ValueError("no language was given: name some, such as en and fr.")
+    if len(given) < at_least:
+        raise ValueError(f"{given} are too few languages here: name {at_least} or more.")
     return given
 
 
-def paragraphs(languages: Languages, articles: Iterable[int]) -> list[Paragraph]:
-    """These articles in these languages, in the file's order. ValueError where one is not there."""
+def paragraphs(languages: Languages, articles: Iterable[int], rounds: int = 1) -> list[Paragraph]:
+    """These articles in these languages, in the file's order, `rounds` times over."""
     wanted = set(checked(articles))
-    return [row for row in udhr(listed(languages)) if row.article in wanted]
+    if rounds < 1:
+        raise ValueError(f"rounds={rounds} is impossible: take 1 or more.")
+    return [row for row in udhr(listed(languages)) if row.article in wanted] * rounds
 
 
-def parallel(rows: Iterable[Paragraph]) -> dict[tuple[int, int], dict[str, Paragraph]]:
-    """By article and paragraph, then by language."""
-    table: dict[tuple[int, int], dict[str, Paragraph]] = {}
-    for row in rows:
-        table.setdefault((row.article, row.paragraph), {})[row.language] = row
+def parallel(rows: Iterable[Paragraph]) -> dict[tuple[int, int], list[Paragraph]]:
+    """By article and paragraph: the same in all languages."""
+    table: dict[tuple[int, int], list[Paragraph]] = {}
+    for row in dict.fromkeys(rows):
+        table.setdefault(row[1:3], []).append(row)
     return table
 
 
 def word_spans(text: str) -> list[tuple[int, int]]:
-    """[begin, end) of every word: what stands between spaces, or where a script has none, every two characters.
-
-    So the Chinese text has 22 words to a paragraph and the Japanese one 33; the English has 27.
-    """
+    """[begin, end) of every word: what stands between spaces, or where a script has none, every two characters."""
     return [match.span() for match in WORD.finditer(text)]
 
 
-def excerpt(text: str, words: int | None, rng: random.Random) -> str:
-    """So many words in a row, as they stand in `text`; the whole text, if it has no more, or for None."""
+def opening(text: str, words: int) -> str:
+    """The first so many words; the whole text, if it has no more."""
     spans = word_spans(text)
-    if words is None or len(spans) <= words:
-        return text
-    first = rng.randrange(len(spans) - words + 1)
-    return text[spans[first][0] : spans[first + words - 1][1]]
+    return text if len(spans) <= words else text[: spans[words - 1][1]]
 
 
-def opening(text: str, words: int | None) -> str:
-    """The first so many words; the whole text, if it has no more, or for None."""
+def excerpt(text: str, words: int, rng: random.Random) -> str:
+    """So many words in a row, as they stand in `text`; the whole text, if it has no more."""
     spans = word_spans(text)
-    return text if words is None or len(spans) <= words else text[: spans[words - 1][1]]
+    first = rng.randrange(max(1, len(spans) - words + 1))
+    return text if len(spans) <= words else opening(text[spans[first][0] :], words)
 
 
 # ---- the tasks
 
 
 def language_identification(
-    languages: Languages, articles: Iterable[int], *, words: int | None = 5, excerpts: int = 1, seed: int = 0
+    languages: Languages, articles: Iterable[int], *, words: int = 5, rounds: int = 1, seed: int = 0
 ) -> list[Example]:
-    """A few words -> their language. `excerpts` of every paragraph, of so many words (None: all of them)."""
-    rng = random.Random(seed)
-    rows = [row for row in paragraphs(languages, articles) for _ in range(excerpts)]
+    """An excerpt of every paragraph, of so many words -> its language."""
+    rng, rows = random.Random(seed), paragraphs(languages, articles, rounds)
     return [Example(excerpt(row.text, words, rng), row.language, row.language) for row in rows]
 
 
 def article_identification(
-    languages: Languages, articles: Iterable[int], *, words: int | None = None, excerpts: int = 1, seed: int = 0
+    languages: Languages, articles: Iterable[int], *, words: int = 1000, rounds: int = 1, seed: int = 0
 ) -> list[Example]:
-    """A paragraph -> "Article n". Or `excerpts` of every paragraph, of so many words."""
-    rng = random.Random(seed)
-    rows = [row for row in paragraphs(languages, articles) for _ in range(excerpts)]
+    """Every paragraph, or an excerpt of so many words -> "Article n".
+
+    Each article is a class of its own, so train it in some languages and test it in others.
+    """
+    rng, rows = random.Random(seed), paragraphs(languages, articles, rounds)
     return [Example(excerpt(row.text, words, rng), article_name(row.article), row.language) for row in rows]
 
 
-def mixed(languages: Languages, articles: Iterable[int], counts: Sequence[int], seed: int) -> Iterator[list[Paragraph]]:
+def article_name(number: int) -> str:
+    return f"Article {number}"
+
+
+def mixed(
+    languages: Languages, articles: Iterable[int], counts: Sequence[int], rounds: int, rng: random.Random
+) -> Iterator[list[Paragraph]]:
     """For each paragraph an excerpt of 3 to 6 words, with excerpts of its translations, in random order.
 
     All of a mixture is from one paragraph of the Declaration, so that the subject does not tell the languages apart.
-    `counts`: one of them, drawn anew for each, is the number of languages. ValueError where there are fewer.
+    `counts`: one of them, drawn anew for each, is the number of languages.
     """
-    languages = listed(languages)
-    if len(languages) < max(counts):
-        raise ValueError(f"{', '.join(languages)} are too few to mix {max(counts)} languages: give more.")
-    rng, rows = random.Random(seed), paragraphs(languages, articles)
+    rows = paragraphs(listed(languages, max(counts)), articles, rounds)
     table = parallel(rows)
     for row in rows:
-        translations = [other for other in table[row.article, row.paragraph].values() if other != row]
-        parts = [row, *rng.sample(translations, min(rng.choice(counts) - 1, len(translations)))]
+        others = [other for other in table[row[1:3]] if other != row]
+        parts = [row, *rng.sample(others, rng.choice(counts) - 1)]
         rng.shuffle(parts)
         yield [part._replace(text=excerpt(part.text, rng.randint(3, 6), rng)) for part in parts]
 
 
-def joined(parts: Sequence[Paragraph], label: Any = None) -> Example:
-    """The parts as one text; label: where each of them stands, if no other is given."""
+def joined(parts: Sequence[Paragraph]) -> tuple[str, tuple[tuple[int, int, str], ...]]:
+    """The parts as one text, and where each stands: begin, end, language."""
     text, spans = "", []
     for part in parts:
-        begin = len(text) + 1 if text else 0
-        text = f"{text} {part.text}" if text else part.text
-        spans.append((begin, len(text), part.language))
-    return Example(text, tuple(spans) if label is None else label, "+".join(part.language for part in parts))
+        text += " " if text else ""
+        spans.append((len(text), len(text) + len(part.text), part.language))
+        text += part.text
+    return text, tuple(spans)
 
 
-def language_tagging(languages: Languages, articles: Iterable[int], *, seed: int = 0) -> list[Example]:
-    """Words in two languages, or three -> (begin, end, language) of each stretch of characters."""
-    counts = (2, 3) if len(listed(languages)) > 2 else (2,)
-    return [joined(parts) for parts in mixed(languages, articles, counts, seed)]
+def language_tagging(languages: Languages, articles: Iterable[int], *, rounds: int = 1, seed: int = 0) -> list[Example]:
+    """Words in 2 or 3 languages -> (begin, end, language) of each stretch of characters."""
+    languages, rng = listed(languages), random.Random(seed)
+    counts = (2, 3) if len(languages) > 2 else (2,)
+    made = [joined(parts) for parts in mixed(languages, articles, counts, rounds, rng)]
+    return [Example(text, spans, "+".join(name for *_, name in spans)) for text, spans in made]
 
 
-def languages_present(languages: Languages, articles: Iterable[int], *, seed: int = 0) -> list[Example]:
-    """Words in one, two or three languages -> their names."""
-    return [joined(p, tuple(part.language for part in p)) for p in mixed(languages, articles, (1, 2, 3), seed)]
-
-
-def language_share(
-    languages: Languages, articles: Iterable[int], *, words: int = 12, excerpts: int = 1, seed: int = 0
+def languages_present(
+    languages: Languages, articles: Iterable[int], *, rounds: int = 1, seed: int = 0
 ) -> list[Example]:
-    """So many words, of the first of `languages` and of one of the others -> the share of the first, above 0, below 1.
-
-    `excerpts` from every paragraph of the others; fewer words where it is short. ValueError without others.
-    """
-    first, *rest = listed(languages)
-    if not rest or words < 2:
-        raise ValueError(
-            f"{words} words of {', '.join([first, *rest])} cannot be shared: give two languages, two words."
-        )
-    rng, examples = random.Random(seed), []
-    for by_language in parallel(paragraphs([first, *rest], articles)).values():
-        ours = by_language.pop(first, None)
-        for theirs in by_language.values() if ours else ():
-            for _ in range(excerpts):
-                count = rng.randint(1, words - 1)
-                parts = [ours._replace(text=excerpt(ours.text, count, rng))]
-                parts.append(theirs._replace(text=excerpt(theirs.text, words - count, rng)))
-                numbers = [len(word_spans(part.text)) for part in parts]
-                rng.shuffle(parts)
-                examples.append(joined(parts, numbers[0] / sum(numbers)))
+    """Words in 1, 2 or 3 languages -> their names."""
+    examples = []
+    for parts in mixed(languages, articles, (1, 2, 3), rounds, random.Random(seed)):
+        names = tuple(part.language for part in parts)
+        examples.append(Example(joined(parts)[0], names, "+".join(names)))
     return examples
 
 
-def with_translation(
-    languages: Languages, into: Languages | None, articles: Iterable[int], rng: random.Random
-) -> Iterator[tuple[Paragraph, Paragraph, list[Paragraph]]]:
-    """Each paragraph, its translation into one of `into`, and what the other articles say in that language."""
-    targets = listed(languages) if into is None else listed(into)
-    rows, others = paragraphs(languages, articles), paragraphs(targets, articles)
-    table = parallel(others)
+def language_share(
+    languages: Languages, articles: Iterable[int], *, words: int = 12, rounds: int = 1, seed: int = 0
+) -> list[Example]:
+    """So many words, of the first of `languages` and of one of the others -> the share of the first, above 0, below 1.
+
+    A number that can be counted by hand, that needs the whole text, and that is there for any article.
+    """
+    (first, *_), rng, examples = listed(languages, 2), random.Random(seed), []
+    if words < 2:
+        raise ValueError(f"{words} words cannot be shared by two languages: take 2 or more.")
+    rows = paragraphs(languages, articles, rounds)
+    ours = {row[1:3]: row for row in rows if row.language == first}
     for row in rows:
-        there = [
-            other for other in table.get((row.article, row.paragraph), {}).values() if other.language != row.language
-        ]
-        if not there and targets == [row.language]:
+        if row.language == first:
+            continue
+        count = rng.randint(1, words - 1)
+        parts = [(ours[row[1:3]], count), (row, words - count)]
+        parts = [part._replace(text=excerpt(part.text, number, rng)) for part, number in parts]
+        mine, theirs = (len(word_spans(part.text)) for part in parts)
+        rng.shuffle(parts)
+        examples.append(Example(joined(parts)[0], mine / (mine + theirs), "+".join(part.language for part in parts)))
+    return examples
+
+
+def openings(languages: Languages, articles: Iterable[int], words: int) -> list[Paragraph]:
+    """The first so many words of each paragraph; without those that begin like another: "Everyone has the right to"."""
+    rows = [row._replace(text=opening(row.text, words)) for row in paragraphs(languages, articles)]
+    counts = Counter((row.language, row.text) for row in rows)
+    return [row for row in rows if counts[row.language, row.text] == 1]
+
+
+def with_translation(
+    languages: Languages,
+    into: Languages | None,
+    articles: Iterable[int],
+    words: int,
+    count: int,
+    rounds: int,
+    rng: random.Random,
+) -> Iterator[tuple[Paragraph, list[Paragraph], int]]:
+    """Each opening, `count` in one of the languages of `into`, and which of those is its translation.
+
+    The others are of other articles. All are cut to as many words, or their lengths would tell.
+    """
+    targets = listed(languages if into is None else into)
+    numbers = checked(articles)
+    if not 2 <= count <= len(numbers) or words < 1 or rounds < 1:
+        wanted = f"{count} texts of {words} words in {rounds} rounds"
+        raise ValueError(f"{wanted} cannot be had of articles {numbers}: take 2 texts or more, or more articles.")
+    offers = openings(targets, articles, words)
+    for row in openings(languages, articles, words) * rounds:
+        if targets == [row.language]:
             raise ValueError(f"{row.language} is no translation of {row.language}: name another language to look in.")
-        if there:
-            translation = rng.choice(there)
-            same = [other for other in others if other.language == translation.language]
-            yield row, translation, [other for other in same if other.article != row.article]
+        there = [other for other in offers if other[1:3] == row[1:3] and other.language != row.language]
+        if not there:  # all of them begin like others
+            continue
+        right = rng.choice(there)
+        wrong = [other for other in offers if other.language == right.language and other.article != row.article]
+        offered = rng.sample([right, *rng.sample(wrong, count - 1)], count)
+        yield row, offered, offered.index(right)
 
 
 def translation_choice(
@@ -253,29 +307,16 @@ def translation_choice(
     *,
     into: Languages | None = None,
     choices: int = 4,
-    words: int | None = None,
+    words: int = 8,
+    rounds: int = 1,
     seed: int = 0,
 ) -> list[Example]:
-    """A paragraph, and `choices` in a language of `into` (None: of `languages`) -> which is its translation, from 0.
+    """How a paragraph begins, and `choices` in a language of `into` -> which is its translation, from 0.
 
-    The wrong ones are from other articles, and like it in length; then all are cut to the words of the shortest, or to
-    the first `words`, the paragraph too. Without the cut the length alone would tell: of the 9 paragraphs of the test
-    articles, who compares lengths finds 74%. ValueError where `articles` have too few paragraphs.
+    into: None means another of `languages`.
     """
-    rng, examples = random.Random(seed), []
-    for row, translation, others in with_translation(languages, into, articles, rng):
-        enough(others, choices, articles)
-        line = sorted([translation, *others], key=lambda other: len(other.text))  # with its neighbours it stands
-        at = line.index(translation)  # anywhere among the choices, shortest, longest, or in the middle
-        start = rng.randint(max(0, at - choices + 1), min(at, len(line) - choices))
-        offered = rng.sample(line[start : start + choices], choices)
-        fewest = min(len(word_spans(other.text)) for other in offered)
-        fewest = fewest if words is None else min(fewest, words)
-        while [opening(other.text, fewest) for other in offered].count(opening(translation.text, fewest)) > 1:
-            fewest += 1  # "everyone has the right to" begins many
-        texts = tuple(opening(other.text, fewest) for other in offered)
-        examples.append(Example(opening(row.text, words), offered.index(translation), row.language, texts))
-    return examples
+    drawn = with_translation(languages, into, articles, words, choices, rounds, random.Random(seed))
+    return [Example(row.text, at, row.language, tuple(other.text for other in offered)) for row, offered, at in drawn]
 
 
 def translation_finding(
@@ -284,114 +325,20 @@ def translation_finding(
     *,
     into: Languages | None = None,
     parts: int = 3,
-    words: int | None = None,
+    words: int = 8,
+    rounds: int = 1,
     seed: int = 0,
 ) -> list[Example]:
-    """A paragraph, and a passage of `parts` in a language of `into` -> [begin, end) of its translation in the passage.
+    """How a paragraph begins, and a passage of `parts` texts in a language of `into` -> [begin, end) of the same there.
 
-    The other parts are from other articles. `words`: the first so many of every paragraph, for shorter texts.
-    ValueError where `articles` have too few paragraphs.
+    into: None means another of `languages`.
     """
-    rng, examples = random.Random(seed), []
-    for row, translation, others in with_translation(languages, into, articles, rng):
-        enough(others, parts, articles)
-        drawn = rng.sample([translation, *rng.sample(others, parts - 1)], parts)
-        examples.append(in_passage(row, drawn, translation, lambda text: opening(text, words)))
+    examples = []
+    for row, offered, at in with_translation(languages, into, articles, words, parts, rounds, random.Random(seed)):
+        texts = [other.text for other in offered]
+        begin = len(SEPARATOR.join([*texts[:at], ""]))
+        examples.append(Example(row.text, (begin, begin + len(texts[at])), row.language, (SEPARATOR.join(texts),)))
     return examples
-
-
-def language_finding(
-    languages: Languages, articles: Iterable[int], *, parts: int = 3, words: int = 8, seed: int = 0
-) -> list[Example]:
-    """A few words, and a passage in `parts` languages -> [begin, end) of the part in the language of the words.
-
-    The easier question: the passage says the same in each language, and it is not what the words say. ValueError for
-    fewer languages than parts, and for a single paragraph.
-    """
-    rng, rows = random.Random(seed), paragraphs(languages, articles)
-    table, examples = parallel(rows), []
-    for row in rows:
-        elsewhere = [
-            there
-            for there in table.values()
-            if row.language in there and row not in there.values() and len(there) >= parts
-        ]
-        if parts < 2 or not elsewhere:
-            raise ValueError(
-                f"{parts} languages, of another paragraph than asked with, cannot be had: give more of both."
-            )
-        there = rng.choice(elsewhere)
-        answer = there[row.language]
-        others = [other for other in there.values() if other != answer]
-        drawn = rng.sample([answer, *rng.sample(others, parts - 1)], parts)
-        examples.append(in_passage(row, drawn, answer, lambda text: excerpt(text, words, rng)))
-    return examples
-
-
-def in_passage(row: Paragraph, parts: Sequence[Paragraph], answer: Paragraph, cut: Callable[[str], str]) -> Example:
-    """The parts as one passage, and where `answer` stands in it; all of them cut."""
-    texts, at = [cut(part.text) for part in parts], parts.index(answer)
-    begin = sum(len(text) + len(SEPARATOR) for text in texts[:at])
-    return Example(cut(row.text), (begin, begin + len(texts[at])), row.language, (SEPARATOR.join(texts),))
-
-
-def enough(others: Sequence[Paragraph], count: int, articles: Iterable[int]) -> None:
-    if not 2 <= count <= len(others) + 1:
-        raise ValueError(
-            f"{count} paragraphs cannot be had of articles {list(articles)}: take 2 or more, of more articles."
-        )
-
-
-# ---- what is to be learned, for a model
-
-
-class Task(NamedTuple):
-    """A task as a model sees it: `task.model_class.from_pretrained("tiny", **task.config)` has the head for it."""
-
-    name: str
-    model_class: type[PreTrainedModel]
-    labels: tuple[str, ...] = ()  # in the order of their numbers
-    problem_type: str | None = None
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The fields of the config that depend on the task: num_labels, id2label, problem_type."""
-        names = {"num_labels": len(self.labels), "id2label": dict(enumerate(self.labels))}
-        return {"problem_type": self.problem_type, **(names if self.labels else {})}
-
-
-# By name: the head, the kind of problem, and the labels, from languages and articles.
-TASKS: dict[str, tuple[type[PreTrainedModel], str | None, Callable[[Languages, Iterable[int]], Iterable[str]]]] = {
-    "language_identification": (
-        XLMRobertaXLForSequenceClassification, "single_label_classification", lambda languages, _: listed(languages),
-    ),
-    "article_identification": (
-        XLMRobertaXLForSequenceClassification, "single_label_classification",
-        lambda _, articles: [article_name(number) for number in checked(articles)],
-    ),
-    "language_tagging": (XLMRobertaXLForTokenClassification, None, lambda languages, _: listed(languages)),
-    "translation_choice": (XLMRobertaXLForMultipleChoice, None, lambda *_: ()),
-    "translation_finding": (XLMRobertaXLForQuestionAnswering, None, lambda *_: ("start", "end")),
-    "language_finding": (XLMRobertaXLForQuestionAnswering, None, lambda *_: ("start", "end")),
-    "language_share": (
-        XLMRobertaXLForSequenceClassification, "regression", lambda languages, _: [f"share of {listed(languages)[0]}"],
-    ),
-    "languages_present": (
-        XLMRobertaXLForSequenceClassification, "multi_label_classification", lambda languages, _: listed(languages),
-    ),
-}  # fmt: skip
-
-
-def article_name(number: int) -> str:
-    return f"Article {number}"
-
-
-def task(name: str, languages: Languages = (), articles: Iterable[int] = ARTICLES) -> Task:
-    """The task of this name, with the given languages or articles for labels. ValueError for a name that is none."""
-    if name not in TASKS:
-        raise ValueError(f"{name!r} is no task: there are {', '.join(TASKS)}.")
-    model_class, problem_type, labels = TASKS[name]
-    return Task(name, model_class, tuple(labels(languages, articles)), problem_type)
 
 
 # ---- examples -> rows
@@ -402,17 +349,17 @@ def encode(
 ) -> list[Row]:
     """Every example's input_ids and labels, or start_positions and end_positions; cut to `max_length` tokens.
 
-    A class becomes its number, several become 0.0 and 1.0 for each that there is, a share stays what it is. Multiple
-    choice has a list of input_ids for each choice. ValueError for a label that is none of the task's, a place that is
-    none in the text, and an answer that would be cut off.
+    A class becomes its number, several become 1.0 for each that there is and 0.0 for the others, a share stays what it
+    is. Multiple choice has a list of input_ids for each choice. ValueError for a label that is none of the task's, a
+    place that is none in the text, and an answer that would be cut off.
     """
-    special = {
+    by_class = {
+        XLMRobertaXLForSequenceClassification: labelled,
         XLMRobertaXLForTokenClassification: tagged,
         XLMRobertaXLForMultipleChoice: with_choices,
         XLMRobertaXLForQuestionAnswering: with_answer,
     }
-    row = special.get(task.model_class, labelled)
-    return [row(task, tokenizer, example, max_length) for example in examples]
+    return [by_class[task.model_class](task, tokenizer, example, max_length) for example in examples]
 
 
 def number_of(task: Task, label: Any) -> int:
@@ -423,60 +370,64 @@ def number_of(task: Task, label: Any) -> int:
 
 def labelled(task: Task, tokenizer: XLMRobertaTokenizer, example: Example, max_length: int) -> Row:
     """A whole text's class, classes, or number."""
-    row: Row = {"input_ids": tokenizer.encode(example.text, max_length=max_length)}
-    if task.problem_type == "regression":
-        if not isinstance(example.label, (int, float)) or not math.isfinite(example.label):
-            raise ValueError(f"{example.label!r} is no label of {task.name}, which asks for a number.")
-        return {**row, "labels": float(example.label)}
+    ids = tokenizer.encode(example.text, max_length=max_length, truncation=True)
     if task.problem_type == "multi_label_classification":
         present = {number_of(task, label) for label in example.label}
-        return {**row, "labels": [float(i in present) for i in range(len(task.labels))]}
-    return {**row, "labels": number_of(task, example.label)}
+        return {"input_ids": ids, "labels": [float(i in present) for i in range(len(task.labels))]}
+    is_number = task.problem_type == "regression"
+    return {"input_ids": ids, "labels": float(example.label) if is_number else number_of(task, example.label)}
 
 
 def tagged(task: Task, tokenizer: XLMRobertaTokenizer, example: Example, max_length: int) -> Row:
-    """A class for every piece, that of the stretch where its first character stands; -100 for `<s>`, `</s>` and others.
+    """A class for every token with characters, by the stretch where its first one stands; -100 for all others.
 
-    Not for the first piece of a word only, as others do: Chinese and Japanese would have one label for a whole text.
+    Not for the first token of a word only, as is usual: Chinese and Japanese would have one label for a whole text.
     """
-    encoding = tokenizer(example.text, max_length=max_length, return_offsets_mapping=True)
-    at_character = [NO_LABEL] * (len(example.text) + 1)
-    for begin, end, label in example.label:
+    encoding = tokenizer(example.text, max_length=max_length, truncation=True, return_offsets_mapping=True)
+    for begin, end, _ in example.label:
         check_span(begin, end, example.text)
-        if any(number != NO_LABEL for number in at_character[begin:end]):
-            raise ValueError(f"characters {begin} to {end} of {example.text!r} have a label already: give each one.")
-        at_character[begin:end] = [number_of(task, label)] * (end - begin)
-    labels = [at_character[begin] for begin, _ in encoding.offset_mapping]
-    labels[0] = labels[-1] = NO_LABEL
+    label_at = painted(len(example.text), example.label)
+    labels = [
+        NO_LABEL if begin == end or label_at[begin] is None else number_of(task, label_at[begin])
+        for begin, end in encoding.offset_mapping
+    ]
     return {"input_ids": encoding.input_ids, "labels": labels}
+
+
+def painted(size: int, spans: Iterable[tuple[int, int, str]]) -> list[str | None]:
+    """The label of each of so many characters."""
+    labels: list[str | None] = [None] * size
+    for begin, end, label in spans:
+        labels[begin:end] = [label] * (end - begin)
+    return labels
 
 
 def with_choices(task: Task, tokenizer: XLMRobertaTokenizer, example: Example, max_length: int) -> Row:
     """The text with each choice, as a pair; the number of the right one."""
-    if example.label not in range(len(example.others)):
-        count = len(example.others)
+    count = len(example.others)
+    if example.label not in range(count):
         raise ValueError(f"the answer is choice {example.label!r} of {count}: give its number, counted from 0.")
-    ids = [tokenizer.encode(example.text, other, max_length=max_length) for other in example.others]
+    pairs = [(example.text, other) for other in example.others]
+    ids = [tokenizer.encode(*pair, max_length=max_length, truncation=True) for pair in pairs]
     return {"input_ids": ids, "labels": example.label}
 
 
 def with_answer(task: Task, tokenizer: XLMRobertaTokenizer, example: Example, max_length: int) -> Row:
-    """The text and the passage as a pair; the first and the last of the pieces that the answer has a character in."""
+    """The text and the passage as a pair; the first and the last of the tokens that hold a part of the answer."""
     if len(example.others) != 1:
         raise ValueError(f"{task.name} looks for an answer in one passage, and this example has {len(example.others)}.")
     [passage], (begin, end) = example.others, example.label
     check_span(begin, end, passage)
     encoding = tokenizer(example.text, passage, return_offsets_mapping=True)
     ids, offsets = encoding.input_ids, encoding.offset_mapping
-    first = 3 + len(tokenizer.tokens_with_offsets(example.text))  # of the passage: after <s> question </s></s>
-    inside = [i for i in range(first, len(ids) - 1) if offsets[i][0] < end and offsets[i][1] > begin]
-    if len(ids) > max_length:
-        ids = [*ids[: max_length - 1], tokenizer.eos_token_id]
-    if inside[-1] >= len(ids) - 1:
+    first = len(tokenizer.encode(example.text)) + 1  # of the passage: after <s> question </s></s>
+    holds = [i for i in range(first, len(ids) - 1) if offsets[i][0] < end and offsets[i][1] > begin]
+    if holds[-1] > max_length - 2:  # the last place is for </s>
         raise ValueError(
-            f"the answer ends at token {inside[-1]} and max_length={max_length} cuts it: shorten the passage."
+            f"the answer ends with token {holds[-1]}, and max_length={max_length} cuts it off: allow more."
         )
-    return {"input_ids": ids, "start_positions": inside[0], "end_positions": inside[-1]}
+    ids = [*ids[: max_length - 1], tokenizer.eos_token_id] if len(ids) > max_length else ids
+    return {"input_ids": ids, "start_positions": holds[0], "end_positions": holds[-1]}
 
 
 def check_span(begin: int, end: int, text: str) -> None:
@@ -493,136 +444,123 @@ def labelled_batches(
     """Rows of like length together, at most `tokens_per_batch` in a batch, padding included; for `model(**batch)`.
 
     input_ids and attention_mask `b t`, of multiple choice `b c t`; labels `b`, `b t` (padding has -100) or `b c`;
-    start_positions, end_positions `b`. In random order, with a generator; a row that is too long is a batch by itself.
-    ValueError for rows that cannot be one batch. train.batches makes those of masked language modelling.
+    start_positions, end_positions `b`. In random order, with a generator. ValueError for rows that cannot be one batch.
     """
-    if tokens_per_batch < 1:
-        raise ValueError(f"tokens_per_batch={tokens_per_batch} is impossible: take 1 or more.")
-    choices = [choices_of(row) for row in rows]
-    lengths = [max(map(len, texts)) for texts in choices]
-    jitter = [0.0] * len(rows) if generator is None else (torch.rand(len(rows), generator=generator) * 10).tolist()
-    groups: list[list[int]] = []
-    for i in sorted(range(len(rows)), key=lambda i: lengths[i] + jitter[i]):
-        longest = max(lengths[j] for j in [*(groups[-1] if groups else []), i])
-        if not groups or longest * len(choices[i]) * (len(groups[-1]) + 1) > tokens_per_batch:
-            groups.append([])
-        groups[-1].append(i)
-    if generator is not None:
-        groups = [groups[i] for i in torch.randperm(len(groups), generator=generator)]
+    choices = [len(row["input_ids"]) if isinstance(row["input_ids"][0], list) else 1 for row in rows]
+    if len(set(choices)) > 1:
+        raise ValueError(f"rows have {sorted(set(choices))} choices: give each as many.")
+    lengths = [max(map(len, texts_of(row))) * count for row, count in zip(rows, choices, strict=True)]
+    groups = groups_by_length(lengths, tokens_per_batch, generator)
     return [padded_together([rows[i] for i in group], pad) for group in groups]
 
 
-def choices_of(row: Row) -> list[list[int]]:
+def texts_of(row: Row) -> list[list[int]]:
     ids = row["input_ids"]
     return ids if isinstance(ids[0], list) else [ids]
 
 
 def padded_together(rows: Sequence[Row], pad: int) -> dict[str, Tensor]:
     """The tensors of a few rows, filled up on the right to the longest."""
-    choices = [choices_of(row) for row in rows]
-    if len({len(texts) for texts in choices}) > 1:
-        raise ValueError(f"rows have {sorted({len(texts) for texts in choices})} choices: give each as many.")
-    texts = [ids for row in choices for ids in row]
-    length = max(map(len, texts))
-    layout = "(b c) t -> b c t" if isinstance(rows[0]["input_ids"][0], list) else "(b c) t -> b (c t)"
-    real = [[1] * len(ids) for ids in texts]
-    batch = {"input_ids": filled(texts, length, pad), "attention_mask": filled(real, length, 0)}
-    batch = {name: rearrange(values, layout, c=len(choices[0])) for name, values in batch.items()}
-    for name in ("labels", "start_positions", "end_positions"):
-        if name in rows[0]:
-            batch[name] = label_tensor([row[name] for row in rows], [len(ids) for ids in texts])
+    texts = [ids for row in rows for ids in texts_of(row)]
+    batch = {"input_ids": padded(texts, pad), "attention_mask": padded([[1] * len(ids) for ids in texts], 0)}
+    if isinstance(rows[0]["input_ids"][0], list):
+        batch = {name: rearrange(values, "(b c) t -> b c t", b=len(rows)) for name, values in batch.items()}
+    for name in {"labels", "start_positions", "end_positions"} & set(rows[0]):
+        batch[name] = label_tensor([row[name] for row in rows], [len(ids) for ids in texts])
     return batch
 
 
-def filled(rows: Sequence[list[int]], length: int, value: int) -> Tensor:
-    return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows])
-
-
 def label_tensor(labels: list[Any], lengths: list[int]) -> Tensor:
-    """Numbers `b`, lists of floats `b c`, or lists of integers, one for each token, `b t`."""
-    if isinstance(labels[0], list):
-        is_by_token = all(isinstance(value, int) for row in labels for value in row)
-        expected = lengths if is_by_token else [len(labels[0])] * len(labels)
-        for row, count in zip(labels, expected, strict=True):
-            if len(row) != count:
-                raise ValueError(f"a row has {len(row)} labels, but must have {count}: one for each token, or class.")
-        if is_by_token:
-            return filled(labels, max(lengths), NO_LABEL)
-    return torch.tensor(labels)
+    """Numbers `b`; or lists, of floats, one for each class, `b c`, or of integers, one for each token, `b t`."""
+    if not isinstance(labels[0], list):
+        return torch.tensor(labels)
+    by_token = isinstance(labels[0][0], int)
+    for row, length in zip(labels, lengths, strict=True):
+        wanted = length if by_token else len(labels[0])
+        if len(row) != wanted:
+            raise ValueError(f"a row has {len(row)} labels, but must have {wanted}: one for each token, or class.")
+    return padded(labels, NO_LABEL) if by_token else torch.tensor(labels)
 
 
 # ---- how well it is learned
 
 
-def score(task: Task, model: PreTrainedModel, batches: Iterable[dict[str, Tensor]]) -> dict[str, float]:
-    """How good a model's answers are, the most telling measure first.
+def score(
+    task: Task, model: PreTrainedModel, tokenizer: XLMRobertaTokenizer, examples: Sequence[Example]
+) -> dict[str, float]:
+    """How good the answers of `predict` are, the most telling measure first.
 
-    accuracy: the share that is right, of texts or of pieces. exact_match: the share of spans with both ends right;
-    overlap: F1 of their tokens (Rajpurkar et al. 2016, arXiv:1606.05250). exact_set: the share of texts with all labels
-    right; per_label: the share of labels. mean_absolute_error; correlation: Pearson's, 0 if either never changes.
+    accuracy: the share that is right, of texts, or, in tagging, of characters. exact: the share of texts with all
+    labels right, or with both ends of the answer; by_label: the share of labels that is right; overlap: F1 of the
+    answer's characters (Rajpurkar et al. 2016, arXiv:1606.05250, has words). error: the mean absolute difference;
+    correlation: Pearson's, 0 if the answer is always the same.
     """
-    found, right = [], []
-    with evaluating(model):
-        for batch in batches:
-            batch = {name: values.to(model.device) for name, values in batch.items()}
-            found.append(answers(task, model(**batch), batch))
-            right.append(right_answers(batch))
-    return compare(task, found, right)
+    return compare(task, answers(task, model, tokenizer, examples), examples)
 
 
-def chance(task: Task, batches: Iterable[dict[str, Tensor]]) -> dict[str, float]:
-    """What `score` can be without a look at the text: the same answer for all, the commonest or the median."""
-    right = torch.cat([right_answers(batch) for batch in batches])
-    values, counts = right.unique(dim=0, return_counts=True)
-    constants = (values[counts.argmax()], right.median(0).values)
-    results = [compare(task, [constant.expand_as(right)], [right]) for constant in constants]
-    return {name: (min if name == "mean_absolute_error" else max)(r[name] for r in results) for name in results[0]}
+def chance(task: Task, examples: Sequence[Example]) -> dict[str, float]:
+    """What `score` gives without a look at the text: the commonest answer for all, or the median number.
 
-
-# b c, b t c, or b t and b t -> (answers), (answers) c or (answers) 2
-def answers(task: Task, out: ModelOutput, batch: dict[str, Tensor]) -> Tensor:
-    if task.model_class is XLMRobertaXLForQuestionAnswering:
-        return best_spans(out.start_logits, out.end_logits, batch["attention_mask"])
-    if task.problem_type == "regression":
-        return out.logits[:, 0]
+    Of choices, and of the texts in a passage, one as good as the other: 1 in as many as there are.
+    """
+    if task.model_class in (XLMRobertaXLForMultipleChoice, XLMRobertaXLForQuestionAnswering):
+        counts = [len(e.others) if len(e.others) > 1 else len(e.others[0].split(SEPARATOR)) for e in examples]
+        one_in = sum(1 / count for count in counts) / len(examples)
+        return dict.fromkeys(compare(task, [example.label for example in examples], examples), one_in)
+    if task.model_class is XLMRobertaXLForTokenClassification:
+        names = Counter(label for e in examples for label in painted(len(e.text), e.label) if label)
+        constants = [((0, len(example.text), names.most_common(1)[0][0]),) for example in examples]
+        return compare(task, constants, examples)
+    labels = [example.label for example in examples]
     if task.problem_type == "multi_label_classification":
-        return (out.logits > 0).float()  # a probability above one half
-    best = out.logits.argmax(-1)
-    return best[batch["labels"] != NO_LABEL]
+        constant: Any = Counter(tuple(sorted(names)) for names in labels).most_common(1)[0][0]
+    else:
+        constant = median(labels) if task.problem_type == "regression" else Counter(labels).most_common(1)[0][0]
+    return compare(task, [constant] * len(examples), examples)
 
 
-def best_spans(start: Tensor, end: Tensor, attention_mask: Tensor) -> Tensor:  # b t, b t, b t -> b 2
-    """The first and last token with the largest sum of logits, of those that come in this order."""
-    sums = rearrange(start, "b q -> b q 1") + rearrange(end, "b k -> b 1 k")
-    possible = torch.ones_like(sums, dtype=torch.bool).triu() & rearrange(attention_mask > 0, "b k -> b 1 k")
-    best = rearrange(sums.masked_fill(~possible, -torch.inf), "b q k -> b (q k)").argmax(-1)
-    return torch.stack([best // start.shape[1], best % start.shape[1]], dim=-1)
-
-
-def right_answers(batch: dict[str, Tensor]) -> Tensor:
-    if "labels" not in batch:
-        return torch.stack([batch["start_positions"], batch["end_positions"]], dim=-1)
-    labels = batch["labels"]
-    return labels if labels.is_floating_point() else labels[labels != NO_LABEL]
-
-
-def compare(task: Task, found: list[Tensor], right: list[Tensor]) -> dict[str, float]:
-    if not right:
-        raise ValueError("there is nothing to score: give one batch or more.")
-    answers, labels = torch.cat(found).double(), torch.cat(right).double()
-    is_right = answers == labels
-    if task.problem_type == "regression":
-        varies = len(labels) > 1 and bool(answers.std() > 0) and bool(labels.std() > 0)
-        correlation = float(torch.corrcoef(torch.stack([answers, labels]))[0, 1]) if varies else 0.0
-        return {"mean_absolute_error": float((answers - labels).abs().mean()), "correlation": correlation}
-    if task.problem_type == "multi_label_classification":
-        return {"exact_set": share(is_right.all(-1)), "per_label": share(is_right)}
+def answers(
+    task: Task, model: PreTrainedModel, tokenizer: XLMRobertaTokenizer, examples: Sequence[Example]
+) -> list[Any]:
+    """What the model says of each example, in the form of the examples' labels."""
+    texts, others = [example.text for example in examples], [list(example.others) for example in examples]
+    if task.model_class is XLMRobertaXLForTokenClassification:
+        tags = tag(model, tokenizer, texts, by_word=False, progress=False)
+        return [tuple((span.start, span.end, span.label) for span in spans) for spans in tags]
+    if task.model_class is XLMRobertaXLForMultipleChoice:
+        return [best.index for best, *_ in choose(model, tokenizer, texts, others, progress=False)]
     if task.model_class is XLMRobertaXLForQuestionAnswering:
-        common = 1 + torch.minimum(answers[:, 1], labels[:, 1]) - torch.maximum(answers[:, 0], labels[:, 0])
-        sizes = 2 + (answers[:, 1] - answers[:, 0]) + (labels[:, 1] - labels[:, 0])
-        return {"exact_match": share(is_right.all(-1)), "overlap": float((2 * common.clamp_min(0) / sizes).mean())}
-    return {"accuracy": share(is_right)}
+        found = answer(model, tokenizer, texts, [passage for [passage] in others], progress=False)
+        return [(best.start, best.end) for [best] in found]
+    labels = classify(model, tokenizer, texts, progress=False)
+    if task.problem_type == "multi_label_classification":
+        return [tuple(label for label, probability in found if probability > 0.5) for found in labels]
+    return [best.score if task.problem_type == "regression" else best.label for best, *_ in labels]
 
 
-def share(of: Tensor) -> float:
-    return float(of.double().mean())
+def compare(task: Task, found: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
+    """The measures of `score`, of answers in the form of labels. ValueError where there is nothing to compare."""
+    if not examples:
+        raise ValueError("there is nothing to score: give one example or more.")
+    pairs = list(zip(found, (example.label for example in examples), strict=True))
+    if task.model_class is XLMRobertaXLForTokenClassification:
+        sizes = [len(example.text) for example in examples]
+        by_character = [
+            zip(painted(size, a), painted(size, b), strict=True) for size, (a, b) in zip(sizes, pairs, strict=True)
+        ]
+        return {"accuracy": fmean(a == b for both in by_character for a, b in both if b)}
+    if task.model_class is XLMRobertaXLForQuestionAnswering:
+        return {"exact": fmean(a == b for a, b in pairs), "overlap": fmean(overlap(a, b) for a, b in pairs)}
+    if task.problem_type == "multi_label_classification":
+        by_label = [(name in a) == (name in b) for a, b in pairs for name in task.labels]
+        return {"exact": fmean(set(a) == set(b) for a, b in pairs), "by_label": fmean(by_label)}
+    if task.problem_type == "regression":
+        varies = len(set(found)) > 1 and len({right for _, right in pairs}) > 1
+        error = fmean(abs(a - b) for a, b in pairs)
+        return {"error": error, "correlation": correlation(*zip(*pairs, strict=True)) if varies else 0.0}
+    return {"accuracy": fmean(a == b for a, b in pairs)}
+
+
+def overlap(a: tuple[int, int], b: tuple[int, int]) -> float:
+    common = max(0, min(a[1], b[1]) - max(a[0], b[0]))
+    return 2 * common / (a[1] - a[0] + b[1] - b[0])

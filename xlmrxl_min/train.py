@@ -359,16 +359,27 @@ def cut(tokenizer: XLMRobertaTokenizer, text: str, where: float) -> list[int]:
 
 def batches(rows: list[list[int]], tokens: int, pad: int, generator: torch.Generator) -> list[Tensor]:
     """Rows of like length together, at most `tokens` in a batch, padding included; `b t` each, in random order."""
-    jitter = (torch.rand(len(rows), generator=generator) * 10).tolist()  # so that rows meet others in each epoch
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]) + jitter[i])
+    groups = groups_by_length([len(row) for row in rows], tokens, generator)
+    return [padded([rows[i] for i in group], pad) for group in groups]
+
+
+def groups_by_length(lengths: Sequence[int], tokens: int, generator: torch.Generator | None = None) -> list[list[int]]:
+    """The numbers of rows that go together: of like length, at most `tokens` in a group with its padding.
+
+    In random order, and rows meet others each time; without a generator by length. A row that is too long is alone.
+    """
+    if tokens < 1:
+        raise ValueError(f"{tokens} tokens in a batch are impossible: take 1 or more.")
+    jitter = (
+        [0.0] * len(lengths) if generator is None else (torch.rand(len(lengths), generator=generator) * 10).tolist()
+    )
     groups: list[list[int]] = []
-    for i in order:
-        longest = max(len(rows[j]) for j in [*(groups[-1] if groups else []), i])
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i] + jitter[i]):
+        longest = max(lengths[j] for j in [*(groups[-1] if groups else []), i])
         if not groups or longest * (len(groups[-1]) + 1) > tokens:
             groups.append([])
         groups[-1].append(i)
-    shuffled = torch.randperm(len(groups), generator=generator).tolist()
-    return [padded([rows[i] for i in groups[g]], pad) for g in shuffled]
+    return groups if generator is None else [groups[g] for g in torch.randperm(len(groups), generator=generator)]
 
 
 def padded(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
