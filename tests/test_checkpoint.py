@@ -1,6 +1,9 @@
 """Folders go to transformers and come from it; what does not fit is refused whole; a failed save harms nothing."""
 
 import json
+import os
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -165,6 +168,27 @@ def test_the_bare_model_comes_with_a_new_pooler_or_none(folder):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert XLMRobertaXLModel.from_pretrained(folder, add_pooling_layer=False).pooler is None
+
+
+def test_a_new_head_is_the_same_in_every_process():
+    """What a seed decides, the order of a set must not change: that differs from one run of Python to the next."""
+    code = """if True:
+        import warnings, torch, xlmrxl_min
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        head = xlmrxl_min.XLMRobertaXLForSequenceClassification.from_pretrained("tiny").classifier
+        print(head.dense.weight.sum().item(), head.out_proj.weight.sum().item())"""
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            capture_output=True,
+            text=True,
+        ).stdout
+        for seed in range(4)
+    ]
+    assert len(set(runs)) == 1, runs
+    assert runs[0].strip()
 
 
 def test_a_new_lm_head_is_tied_and_complete(tmp_path):

@@ -270,7 +270,7 @@ def put(model: nn.Module, name: str, value: Tensor) -> None:
 def initialise(model: PreTrainedModel, names: list[str], device: torch.device, dtype: torch.dtype) -> None:
     for name in names:
         put(model, name, torch.empty_like(model.get_parameter(name), device=device, dtype=dtype))
-    for module in {name.rpartition(".")[0] for name in names}:
+    for module in dict.fromkeys(name.rpartition(".")[0] for name in names):  # a set's order changes with the process
         owner = model.get_submodule(module)
         owner.reset_parameters()  # for norms; the next line gives linear layers the model's own distribution
         model.init_weights(owner)

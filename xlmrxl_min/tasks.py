@@ -465,7 +465,7 @@ def padded_together(rows: Sequence[Row], pad: int) -> dict[str, Tensor]:
     batch = {"input_ids": padded(texts, pad), "attention_mask": padded([[1] * len(ids) for ids in texts], 0)}
     if isinstance(rows[0]["input_ids"][0], list):
         batch = {name: rearrange(values, "(b c) t -> b c t", b=len(rows)) for name, values in batch.items()}
-    for name in {"labels", "start_positions", "end_positions"} & set(rows[0]):
+    for name in [name for name in rows[0] if name != "input_ids"]:
         batch[name] = label_tensor([row[name] for row in rows], [len(ids) for ids in texts])
     return batch
 
