@@ -185,7 +185,7 @@ def test_a_new_head_is_the_same_in_every_process():
             capture_output=True,
             text=True,
         ).stdout
-        for seed in range(4)
+        for seed in (0, 1)
     ]
     assert len(set(runs)) == 1, runs
     assert runs[0].strip()
