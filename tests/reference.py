@@ -6,7 +6,7 @@ import torch
 import transformers
 
 import xlmrxl_min
-from xlmrxl_min.checkpoint import hugging_face_name
+from xlmrxl_min.names import hugging_face_name
 
 TASKS = (
     "Model",

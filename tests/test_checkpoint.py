@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 import xlmrxl_min
 from xlmrxl_min import CheckpointError, XLMRobertaXLConfig, XLMRobertaXLForMaskedLM, XLMRobertaXLModel
-from xlmrxl_min.checkpoint import all_or_nothing, hugging_face_name
+from xlmrxl_min.checkpoint import all_or_nothing
+from xlmrxl_min.names import hugging_face_name
 
 DECODER = {"is_decoder": True, "add_cross_attention": True, "position_embedding_type": "relative_key_query"}
 KINDS = [*((task, {}) for task in TASKS if task != "ForCausalLM"), ("Model", DECODER), ("ForCausalLM", DECODER)]
@@ -233,7 +234,10 @@ def test_files_that_are_not_what_they_should_be(folder):
     whole = path.read_bytes()
     for content in (whole[: len(whole) // 2], b"", b"not a checkpoint at all"):
         path.write_bytes(content)
-        with pytest.raises(CheckpointError, match=r"model.safetensors cannot be read"):
+        with pytest.raises(
+            CheckpointError,
+            match=r"model.safetensors (has 24414 bytes, but|is empty|is cut short)",
+        ):
             XLMRobertaXLForMaskedLM.from_pretrained(folder)
     save_file({"some.other.model.weight": torch.zeros(3)}, path)
     with pytest.raises(CheckpointError, match=r"model.safetensors does not fit .*unexpected: some.other.model.weight"):
@@ -289,7 +293,7 @@ def test_a_hub_id_is_fetched_file_by_file(folder, monkeypatch):
         huggingface_hub, "hf_hub_download", lambda source, name: asked.append((source, name)) or str(folder / name)
     )
     XLMRobertaXLForMaskedLM.from_pretrained("somebody/something")
-    assert asked == [("somebody/something", "config.json"), ("somebody/something", "model.safetensors")]
+    assert list(dict.fromkeys(asked)) == [("somebody/something", name) for name in ("config.json", "model.safetensors")]
 
 
 def test_a_failed_save_leaves_the_old_files(folder, monkeypatch):

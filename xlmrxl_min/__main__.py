@@ -38,6 +38,19 @@ def attend(options: argparse.Namespace) -> None:
     print(f"{path}: {len(attentions)} layers on {len(tokens)} tokens, {path.stat().st_size / 1000:,.0f} kB")
 
 
+def convert(options: argparse.Namespace) -> None:
+    """Once converted, a checkpoint loads in seconds: its weights are used where they lie."""
+    quantize = "int8" if options.int8 else None
+    model = XLMRobertaXLForMaskedLM.from_pretrained(options.source, dtype=options.dtype, quantize=quantize)
+    model.save_pretrained(options.folder)
+    try:
+        XLMRobertaTokenizer.from_pretrained(options.source).save_pretrained(options.folder)
+    except FileNotFoundError:
+        print(f"{options.source} has no sentencepiece.bpe.model: put one into {options.folder}.", file=sys.stderr)
+    size = sum(path.stat().st_size for path in Path(options.folder).glob("*.safetensors"))
+    print(f"{options.folder}: {size / 1e9:.2f} GB of weights")
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m xlmrxl_min", description="XLM-RoBERTa-XL, to understand and to use."
@@ -56,6 +69,12 @@ def main(arguments: list[str] | None = None) -> int:
         "-o", "--output", default="attention.html", metavar="FILE", help="the page (default: attention.html)"
     )
     command.set_defaults(run=attend)
+    command = commands.add_parser("convert", help="write a checkpoint anew: as safetensors, of another type")
+    command.add_argument("source", help="a checkpoint's name, folder or hub id; a folder with fairseq's model.pt, too")
+    command.add_argument("folder", help="where to write it")
+    command.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16 (default: float32)")
+    command.add_argument("--int8", action="store_true", help="the large matrices in eight bits, a scale per row")
+    command.set_defaults(run=convert)
     options = parser.parse_args(arguments)
     sys.stdout.reconfigure(encoding="utf-8")  # a terminal may have been declared to be ASCII; the text is not
     try:

@@ -1,6 +1,7 @@
-"""Files <-> weights: the name table, loading, saving. Walked through in notebooks/10_full_size.ipynb.
+"""Files <-> weights: loading, streamed, and saving. Walked through in notebooks/10_full_size.ipynb.
 
-Checkpoints are Hugging Face folders: a `config.json` and a `model.safetensors` under Hugging Face's names.
+Checkpoints are Hugging Face folders, with a `config.json` and weights under Hugging Face's names, or fairseq's. All
+forms that they come in are read (files.py); what is written is safetensors.
 """
 
 from __future__ import annotations
@@ -8,81 +9,40 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .files import WEIGHT_FILES, CheckpointError, Store, open_store
 from .model import PreTrainedModel, XLMRobertaXLConfig
-from .pretrained import find
+from .names import (
+    ALIASES,
+    HEADS,
+    LEGACY_BUFFERS,
+    WORDS,
+    Stored,
+    fairseq_config,
+    hugging_face_name,
+    hugging_face_tensors,
+)
+from .pretrained import find, folder_of
+from .quantize import quantized, with_int8
+from .sizes import free_memory
 
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE = "config.json", "model.safetensors", "model.safetensors.index.json"
+SHARD = "model-{:05d}-of-{:05d}.safetensors"
 MODEL_TYPE = "xlm-roberta-xl"
 CONFIG_FIELDS = tuple(field.name for field in fields(XLMRobertaXLConfig) if field.name != "extra")
-
-# ours -> Hugging Face, module by module; {} is the number of a layer
-BACKBONE_NAMES = {
-    "embeddings.word": "embeddings.word_embeddings",
-    "embeddings.position": "embeddings.position_embeddings",
-    "embeddings.token_type": "embeddings.token_type_embeddings",
-    "layers.{}.attention.norm": "encoder.layer.{}.attention.self_attn_layer_norm",
-    "layers.{}.attention.query": "encoder.layer.{}.attention.self.query",
-    "layers.{}.attention.key": "encoder.layer.{}.attention.self.key",
-    "layers.{}.attention.value": "encoder.layer.{}.attention.self.value",
-    "layers.{}.attention.distance": "encoder.layer.{}.attention.self.distance_embedding",
-    "layers.{}.attention.out": "encoder.layer.{}.attention.output.dense",
-    "layers.{}.cross_attention.norm": "encoder.layer.{}.crossattention.self_attn_layer_norm",
-    "layers.{}.cross_attention.query": "encoder.layer.{}.crossattention.self.query",
-    "layers.{}.cross_attention.key": "encoder.layer.{}.crossattention.self.key",
-    "layers.{}.cross_attention.value": "encoder.layer.{}.crossattention.self.value",
-    "layers.{}.cross_attention.out": "encoder.layer.{}.crossattention.output.dense",
-    "layers.{}.feed_forward.norm": "encoder.layer.{}.LayerNorm",
-    "layers.{}.feed_forward.up": "encoder.layer.{}.intermediate.dense",
-    "layers.{}.feed_forward.down": "encoder.layer.{}.output.dense",
-    "norm": "encoder.LayerNorm",
-    "pooler.dense": "pooler.dense",
-}
-HEAD_NAMES = {
-    "lm_head.dense": "lm_head.dense",
-    "lm_head.norm": "lm_head.layer_norm",
-    "lm_head.decoder": "lm_head.decoder",
-    "classifier": "classifier",
-    "classifier.dense": "classifier.dense",
-    "classifier.out_proj": "classifier.out_proj",
-    "qa_outputs": "qa_outputs",
-}
-HEADS = ("lm_head", "classifier", "qa_outputs", "pooler")
-LEGACY_BUFFERS = re.compile(r"(^|\.)embeddings\.(position_ids|token_type_ids)$")
-WORDS = "embeddings.word_embeddings.weight"
-# Hugging Face's two names for one tied parameter: a file holds either, or both
-ALIASES = {"lm_head.decoder.bias": "lm_head.bias", WORDS: "lm_head.decoder.weight"}
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be read or does not fit; says which file, what is wrong, and what to do."""
-
-
-def hugging_face_name(ours: str) -> str:
-    """`backbone.layers.3.attention.out.weight` -> `roberta.encoder.layer.3.attention.output.dense.weight`.
-
-    Without `backbone.` in front (the bare model) there is no `roberta.` either; heads have neither.
-    """
-    module, _, parameter = ours.rpartition(".")
-    inner = module.removeprefix("backbone.")
-    prefix = "roberta." if inner != module else ""
-    number = "".join(re.findall(r"^layers\.(\d+)\.", inner))
-    table = HEAD_NAMES if inner in HEAD_NAMES else BACKBONE_NAMES
-    theirs = table[re.sub(r"^layers\.\d+\.", "layers.{}.", inner)]
-    return f"{prefix}{theirs.format(number)}.{parameter}"
-
 
 # ---- finding and reading
 
@@ -93,6 +53,26 @@ def locate(source: str | os.PathLike[str], name: str) -> Path:
         return find(source, name)
     except FileNotFoundError as error:
         raise CheckpointError(str(error)) from error
+
+
+def locate_weights(source: str | os.PathLike[str]) -> Path:
+    """The folder with the weights; of a hub id, the file or the index, fetched with all that belongs to it."""
+    folder = folder_of(source)
+    if folder is not None:
+        if not any((folder / name).exists() for name in WEIGHT_FILES):
+            locate(source, WEIGHTS_FILE)  # says what there should be
+        return folder
+    locate(source, CONFIG_FILE)  # one clear error, where there is no such model or no network
+    for name in WEIGHT_FILES:
+        try:
+            path = find(source, name)
+        except FileNotFoundError:
+            continue
+        if name.endswith(".index.json"):
+            for shard in sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())):
+                locate(source, shard)
+        return path
+    raise CheckpointError(f"{source} has none of {', '.join(WEIGHT_FILES)} on the Hugging Face hub.")
 
 
 def load_config(cls: type[XLMRobertaXLConfig], source: str | os.PathLike[str], **overrides: Any) -> XLMRobertaXLConfig:
@@ -169,54 +149,68 @@ def load(
     config: XLMRobertaXLConfig | None = None,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str = "cpu",
+    quantize: str | None = None,
     progress: bool = True,
     **config_overrides: Any,
 ) -> PreTrainedModel:
     """Build a model with the weights of `source`, in evaluation mode.
 
-    source: a name in `xlmrxl_min/pretrained/` ("tiny"), a folder, or a Hugging Face hub id. dtype: None for float32,
-    or a torch dtype or its name. config_overrides: fields of the config to change, such as num_labels=3. A head that
-    the checkpoint lacks is initialised, and one warning says so; anything else missing, unexpected or of another shape
-    is a CheckpointError that lists all of it.
+    source: a name in `xlmrxl_min/pretrained/` ("tiny"), a folder (safetensors or .bin, one file or several; or
+    fairseq's model.pt), or a Hugging Face hub id. dtype: None for float32, or a torch dtype or its name. quantize:
+    "int8" for the large matrices, a scale per row. config_overrides: fields of the config to change, such as
+    num_labels=3. A head that the checkpoint lacks is initialised, and one warning says so; anything else missing,
+    unexpected or of another shape is a CheckpointError that lists all of it, and so is a model too large for the
+    memory that is free. Nothing is in memory twice, but for a part of a tensor: weights go from the mapped file to
+    where they belong. On the CPU, in the file's own type, they stay in the file until they are used.
     """
     dtype = dtype_named(config_overrides.pop("torch_dtype", None) if dtype is None else dtype)
-    build = (
-        {"add_pooling_layer": config_overrides.pop("add_pooling_layer")}
-        if "add_pooling_layer" in config_overrides
-        else {}
-    )
-    if config is None:
-        config = XLMRobertaXLConfig.from_pretrained(source, **config_overrides)
-    else:  # a copy: what happens to this model's config is nobody else's business
-        config = config_from(XLMRobertaXLConfig, config_keys(config), config_overrides)
-    path = locate(source, WEIGHTS_FILE)
-    with torch.device("meta"):  # shapes without memory: each weight is allocated once, when its values are there
-        model = cls(config, **build)
-    try:
-        with safe_open(path, framework="pt") as file:
-            stored_names = list(file.keys())
-            theirs, fresh = match(model, {name: tuple(file.get_slice(name).get_shape()) for name in stored_names}, path)
-            sizes = {name: model.get_parameter(name).numel() * dtype.itemsize for name in theirs}
-            with tqdm(total=sum(sizes.values()), unit="B", unit_scale=True, disable=not progress, delay=2) as bar:
-                for name, stored in theirs.items():
-                    put(model, name, file.get_tensor(stored).to(device, dtype))
-                    bar.update(sizes[name])
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} cannot be read ({error}): is the download complete?") from error
+    if quantize not in (None, "int8"):
+        raise ValueError(f"quantize={quantize!r} is unknown: take 'int8' or None.")
+    pooling = config_overrides.pop("add_pooling_layer", None)
+    build = {} if pooling is None else {"add_pooling_layer": pooling}
+    with open_store(locate_weights(source)) as store:
+        config = config_for(cls, source, store, config, config_overrides)
+        with torch.device("meta"):  # shapes without memory: each weight is allocated once, where it belongs
+            model = cls(config, **build)
+        stored = hugging_face_tensors(store)
+        is_int8 = any(tensor.entry.dtype == torch.int8 for tensor in stored.values())
+        if quantize or is_int8:
+            with_int8(model, dtype)
+        theirs, fresh = match(model, stored, store.path, quantizing=not is_int8)
+        check_room(model, theirs, dtype, torch.device(device))
+        fill(model, store, theirs, dtype, torch.device(device), progress)
     if fresh:
         initialise(model, fresh, torch.device(device), dtype)
         heads = ", ".join(sorted({name.removeprefix("backbone.").split(".")[0] for name in fresh}))
-        warnings.warn(f"{path} holds no {heads}: initialised at random, to be trained before use.", stacklevel=2)
+        warnings.warn(f"{store.path} holds no {heads}: initialised at random, to be trained before use.", stacklevel=2)
     model.tie_weights()
     left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     assert not left, f"never loaded: {left}"
     return model.eval()
 
 
-def match(model: PreTrainedModel, stored: dict[str, tuple[int, ...]], path: Path) -> tuple[dict[str, str], list[str]]:
+def config_for(
+    cls: type[PreTrainedModel],
+    source: str | os.PathLike[str],
+    store: Store,
+    config: XLMRobertaXLConfig | None,
+    overrides: dict[str, Any],
+) -> XLMRobertaXLConfig:
+    """The config that is given, or else that of `source`, with `overrides` on top."""
+    if config is not None:  # a copy: what happens to this model's config is nobody else's business
+        return config_from(XLMRobertaXLConfig, config_keys(config), overrides)
+    if store.kind == "fairseq":
+        return config_from(XLMRobertaXLConfig, fairseq_config(store), overrides)
+    return XLMRobertaXLConfig.from_pretrained(source, **overrides)
+
+
+def match(
+    model: PreTrainedModel, stored: dict[str, Stored], path: Path, quantizing: bool
+) -> tuple[dict[str, Stored], list[str]]:
     """Which stored tensor each of the model's parameters comes from, and which parameters have to be initialised.
 
     A checkpoint of a bare model has no prefix, a wrapped one another: it is read off the name of the word embeddings.
+    quantizing: int8's scales are not stored, but come from the weights.
     """
     prefix = next((name.removesuffix(WORDS) for name in stored if name.endswith(WORDS)), "roberta.")
     outer = prefix.removesuffix("roberta.")
@@ -227,6 +221,8 @@ def match(model: PreTrainedModel, stored: dict[str, tuple[int, ...]], path: Path
 
     theirs, missing, wrong, seen = {}, {}, [], set()
     for ours, parameter in model.named_parameters():  # a tied pair counts once
+        if quantizing and ours.endswith(".scale"):
+            continue
         name = hugging_face_name(ours)
         inner = name.removeprefix("roberta.")
         in_head = inner.split(".")[0] in HEADS
@@ -235,13 +231,14 @@ def match(model: PreTrainedModel, stored: dict[str, tuple[int, ...]], path: Path
             places.append(outer + ALIASES[inner])
         found = [place for place in places if place in stored]
         seen.update(found)
-        wrong += [
-            f"{place} is {stored[place]}, the model needs {tuple(parameter.shape)}"
-            for place in found
-            if stored[place] != tuple(parameter.shape)
-        ]
+        for place in found:
+            shape, dtype = stored[place].entry.shape, stored[place].entry.dtype
+            fits = dtype.is_floating_point or (dtype == torch.int8 == parameter.dtype)
+            if shape != tuple(parameter.shape) or not fits:
+                kind = "" if fits else f" {str(dtype).removeprefix('torch.')}"
+                wrong.append(f"{place} is {shape}{kind}, the model needs {tuple(parameter.shape)}")
         if found:
-            theirs[ours] = found[0]
+            theirs[ours] = stored[found[0]]
         else:
             missing[ours] = (name, inner.split(".")[0] if in_head else None)
     there = {head_of(name) for name in stored}
@@ -262,9 +259,144 @@ def match(model: PreTrainedModel, stored: dict[str, tuple[int, ...]], path: Path
     return theirs, fresh
 
 
-def put(model: nn.Module, name: str, value: Tensor) -> None:
-    module, _, parameter = name.rpartition(".")
-    setattr(model.get_submodule(module), parameter, nn.Parameter(value))
+def check_room(model: PreTrainedModel, theirs: dict[str, Stored], dtype: torch.dtype, device: torch.device) -> None:
+    """CheckpointError if the weights cannot fit into the memory that is free; what is mapped needs none."""
+    free = free_memory(device)
+    mapped = {name for name, stored in theirs.items() if is_mapped(model.get_parameter(name), stored, dtype, device)}
+    needed = {name: p.numel() * target_dtype(p, dtype).itemsize for name, p in model.named_parameters()}
+    size = sum(n for name, n in needed.items() if name not in mapped)
+    if free is None or size <= free:
+        return
+    cures = {"dtype='bfloat16'": 2, "quantize='int8'": 1}
+    sizes = ", ".join(
+        f"{how} needs {sum(p.numel() for p in model.parameters()) * n / 1e9:.1f} GB" for how, n in cures.items()
+    )
+    raise CheckpointError(
+        f"the weights need {size / 1e9:.1f} GB and {device} has {free / 1e9:.1f} GB free, {(size - free) / 1e9:.1f} GB"
+        f" too little: {sizes}."
+    )
+
+
+def target_dtype(parameter: nn.Parameter, dtype: torch.dtype) -> torch.dtype:
+    """int8 and its scales are what they are; the others come in the type that was asked for."""
+    return parameter.dtype if not parameter.requires_grad else dtype
+
+
+def is_mapped(parameter: nn.Parameter, stored: Stored, dtype: torch.dtype, device: torch.device) -> bool:
+    return device.type == "cpu" and bool(stored.name) and stored.entry.dtype == target_dtype(parameter, dtype)
+
+
+# ---- streaming
+
+
+PART = 1 << 26  # bytes that are converted at a time
+READERS = 4  # threads: what a disk and two cores can use
+
+
+def fill(
+    model: PreTrainedModel,
+    store: Store,
+    theirs: dict[str, Stored],
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: bool,
+) -> None:
+    """Give every parameter of `theirs` its values on `device`, several at a time."""
+    ferry = Ferry(device)
+    with (
+        tqdm(
+            total=sum(s.entry.nbytes for s in theirs.values()), unit="B", unit_scale=True, disable=not progress, delay=2
+        ) as bar,
+        ThreadPoolExecutor(READERS) as readers,
+    ):
+
+        def fill_one(ours: str) -> int:
+            stored, parameter = theirs[ours], model.get_parameter(ours)
+            wanted = target_dtype(parameter, dtype)
+            if not stored.name:
+                put(model, ours, allocate(parameter.shape, wanted, device).zero_())
+                return 0
+            if is_mapped(parameter, stored, dtype, device):
+                values = store.view(stored.name, writable=True)
+                if values is not None:
+                    put(model, ours, values[stored.rows])
+                    return stored.entry.nbytes
+            values = store.view(stored.name)[stored.rows]
+            target = allocate(values.shape, wanted, device)
+            scale = None
+            if wanted == torch.int8 != values.dtype:
+                scale = allocate(values.shape[:1], torch.float32, device)
+            for part in parts(values, max(target.element_size(), values.element_size())):
+                if scale is None:
+                    ferry.carry(target, part, values[part])
+                else:
+                    integers, scales = quantized(values[part])
+                    ferry.carry(target, part, integers)
+                    ferry.carry(scale, part, scales)
+            put(model, ours, target)
+            if scale is not None:
+                put(model, ours.removesuffix("weight") + "scale", scale)
+            return stored.entry.nbytes
+
+        for size in readers.map(fill_one, sorted(theirs, key=lambda name: -theirs[name].entry.nbytes)):
+            bar.update(size)
+    ferry.arrive()
+
+
+def allocate(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=device)
+
+
+def parts(values: Tensor, itemsize: int) -> Iterator[slice]:
+    """Rows that together have at most PART bytes."""
+    rows = max(1, PART // max(1, itemsize * values[:1].numel()))
+    return (slice(start, start + rows) for start in range(0, max(1, len(values)), rows))
+
+
+class Ferry:
+    """Carries parts of tensors to a device: towards an accelerator through two pinned buffers a thread, in turn."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.local = device, threading.local()
+        self.pins = pins(device)
+
+    def carry(self, target: Tensor, rows: slice, values: Tensor) -> None:
+        target = target[rows]
+        if not self.pins:
+            target.copy_(values)
+            return
+        if not hasattr(self.local, "buffers"):
+            module = torch.get_device_module(self.device)
+            self.local.buffers = [torch.empty(PART, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+            self.local.gone = [module.Event() for _ in range(2)]
+            self.local.turn = 0
+        turn = self.local.turn = 1 - self.local.turn
+        self.local.gone[turn].synchronize()  # what the buffer held has arrived
+        staged = self.local.buffers[turn][: target.nbytes].view(target.dtype).view(target.shape)
+        staged.copy_(values)  # converts here, so that the device needs no room for it
+        target.copy_(staged, non_blocking=True)
+        self.local.gone[turn].record()
+
+    def arrive(self) -> None:
+        if self.pins:
+            torch.get_device_module(self.device).synchronize(self.device)
+
+
+def pins(device: torch.device) -> bool:
+    """Whether there is a device that could fetch from pinned memory."""
+    if device.type == "cpu":
+        return False
+    try:
+        torch.empty(1, pin_memory=True)
+    except RuntimeError:
+        return False
+    return True
+
+
+def put(model: PreTrainedModel, name: str, values: Tensor) -> None:
+    owner, _, parameter = name.rpartition(".")
+    module = model.get_submodule(owner)
+    setattr(module, parameter, nn.Parameter(values, requires_grad=getattr(module, parameter).requires_grad))
 
 
 def initialise(model: PreTrainedModel, names: list[str], device: torch.device, dtype: torch.dtype) -> None:
@@ -283,8 +415,14 @@ def dtype_named(dtype: torch.dtype | str | None) -> torch.dtype:
     return found
 
 
-def save(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None:
-    """Write `config.json` and `model.safetensors` into `folder`: Hugging Face's names, both files or neither."""
+# ---- saving
+
+
+def save(model: PreTrainedModel, folder: str | os.PathLike[str], *, max_shard_size: int | str = "5GB") -> None:
+    """Write `config.json` and `model.safetensors` into `folder`, under Hugging Face's names: all files, or none.
+
+    max_shard_size: bytes, or a text such as "5GB"; what is larger is divided into several files, with an index.
+    """
     head = model.get_output_embeddings()
     is_tied = head is not None and head.weight is model.get_input_embeddings().weight
     if head is not None and is_tied != model.config.tie_word_embeddings:
@@ -294,14 +432,50 @@ def save(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None:
         )
     tensors = {}
     for ours, parameter in model.state_dict().items():
-        if not (is_tied and ours == "lm_head.decoder.weight"):
-            tensors[ALIASES.get(ours) or hugging_face_name(ours)] = parameter.detach().contiguous().cpu()
+        if not (is_tied and ours in ("lm_head.decoder.weight", "lm_head.decoder.scale")):
+            tensors[ALIASES.get(ours) or hugging_face_name(ours)] = parameter.detach()
     dtype = str(model.dtype).removeprefix("torch.")  # transformers has called it by both names
     more = {"architectures": [type(model).__name__], "torch_dtype": dtype, "dtype": dtype}
-    text = config_json(model.config, **more)
-    with all_or_nothing(Path(folder) / CONFIG_FILE, Path(folder) / WEIGHTS_FILE) as (config_draft, weights_draft):
-        config_draft.write_text(text, encoding="utf-8")
-        save_file(tensors, weights_draft, metadata={"format": "pt"})
+    text, shards = config_json(model.config, **more), in_shards(tensors, bytes_in(max_shard_size))
+    names = [WEIGHTS_FILE] if len(shards) == 1 else [SHARD.format(i, len(shards)) for i in range(1, len(shards) + 1)]
+    index = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
+    more_files = [CONFIG_FILE] if len(shards) == 1 else [CONFIG_FILE, INDEX_FILE]
+    folder = Path(folder)
+    with all_or_nothing(*(folder / name for name in (*more_files, *names))) as drafts:
+        drafts[0].write_text(text, encoding="utf-8")
+        if len(shards) > 1:
+            total = sum(tensor.nbytes for tensor in tensors.values())
+            content = {"metadata": {"total_size": total}, "weight_map": index}
+            drafts[1].write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        for draft, shard in zip(drafts[len(more_files) :], shards, strict=True):
+            own = {name: tensor.contiguous().cpu() for name, tensor in shard.items()}
+            save_file(own, draft, metadata={"format": "pt"})
+    for stale in folder.glob("model*.safetensors*"):  # of an earlier save: it would be read instead, or lie about
+        if stale.name not in (*more_files, *names) and re.fullmatch(
+            r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?", stale.name
+        ):
+            stale.unlink()
+
+
+def in_shards(tensors: dict[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
+    """In their order, as many together as fit; a tensor that is too large is alone."""
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size + tensor.nbytes > limit:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    return shards
+
+
+def bytes_in(size: int | str) -> int:
+    """5_000_000 or "5MB" -> 5000000. ValueError for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", str(size).strip().upper())
+    if not found or float(found[1]) <= 0:
+        raise ValueError(f"max_shard_size={size!r} is no size: take a number of bytes, or a text such as '5GB'.")
+    return int(float(found[1]) * 1000 ** " KMGT".index(found[2] or " "))
 
 
 # Hung on the classes here, so that model.py knows nothing of files.

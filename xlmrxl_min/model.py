@@ -501,7 +501,8 @@ class PreTrainedModel(nn.Module):
     def tie_weights(self) -> None:
         """Make the LM head's matrix and the word embeddings one object, if the config says so."""
         if self.get_output_embeddings() is not None and self.config.tie_word_embeddings:
-            self.lm_head.decoder.weight = self.get_input_embeddings().weight
+            for name, parameter in self.get_input_embeddings().named_parameters():  # weight; in int8 its scale, too
+                setattr(self.lm_head.decoder, name, parameter)
 
     @property
     def base_model(self) -> XLMRobertaXLModel:
@@ -513,7 +514,7 @@ class PreTrainedModel(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.get_input_embeddings().weight.dtype
+        return self.base_model.norm.weight.dtype  # the matrices may be in int8
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.base_model.embeddings.word

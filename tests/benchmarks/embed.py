@@ -16,7 +16,7 @@ import transformers
 from tqdm import tqdm
 
 from xlmrxl_min import XLMRobertaTokenizer, XLMRobertaXLConfig, XLMRobertaXLModel, embed
-from xlmrxl_min.checkpoint import hugging_face_name
+from xlmrxl_min.names import hugging_face_name
 from xlmrxl_min.pretrained import HERE as PRETRAINED
 
 TEXTS, LONGEST, MEAN = 256, 128, 30  # lengths in tokens, <s> and </s> included

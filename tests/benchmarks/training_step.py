@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from xlmrxl_min import XLMRobertaXLConfig, XLMRobertaXLForMaskedLM
-from xlmrxl_min.checkpoint import hugging_face_name
+from xlmrxl_min.names import hugging_face_name
 from xlmrxl_min.train import adamw, loss_of
 
 BATCH, TOKENS, SHARE, VOCABULARY, WIDTH = 8, 128, 0.15, 250_880, 2560

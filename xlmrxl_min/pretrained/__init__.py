@@ -14,21 +14,19 @@ def find(source: str | os.PathLike[str], name: str) -> Path:
 
     FileNotFoundError, saying what there is, where none of them has it.
     """
-    shipped = ", ".join(sorted(path.parent.name for path in HERE.glob(f"*/{name}")))
-    ships = any(str(source) == path.name for path in HERE.iterdir() if path.is_dir())  # by its bare name only
-    if ships and not (HERE / source / name).is_file():
-        raise FileNotFoundError(
-            f"{source} comes with this package without its {name}, unlike {shipped}; "
-            "the published models are on the Hugging Face hub, as facebook/xlm-roberta-xl and facebook/xlm-roberta-xxl."
-        )
-    folder = HERE / source if ships else Path(source)
-    if folder.is_dir():
-        if not (folder / name).is_file():
+    shipped, folder = ", ".join(sorted(path.parent.name for path in HERE.glob(f"*/{name}"))), folder_of(source)
+    if folder is not None:
+        if (folder / name).is_file():
+            return folder / name
+        if folder.parent == HERE:
             raise FileNotFoundError(
-                f"{folder} holds no {name}: a checkpoint is a folder with config.json, sentencepiece.bpe.model and "
-                "model.safetensors in one piece (several pieces, or a .bin, cannot be read yet)."
+                f"{source} comes with this package without its {name}, unlike {shipped}; the published models are on "
+                "the Hugging Face hub, as facebook/xlm-roberta-xl and facebook/xlm-roberta-xxl."
             )
-        return folder / name
+        raise FileNotFoundError(
+            f"{folder} holds no {name}: a checkpoint is a folder with config.json, sentencepiece.bpe.model and the "
+            "weights, as model.safetensors, pytorch_model.bin, an index of several such files, or fairseq's model.pt."
+        )
     if str(source).count("/") != 1:
         raise FileNotFoundError(
             f"{source} is no folder, and none of what this package holds ({shipped}); "
@@ -43,6 +41,13 @@ def find(source: str | os.PathLike[str], name: str) -> Path:
         raise FileNotFoundError(
             f"{source} is no folder, and {name} could not be had from the Hugging Face hub ({reason})."
         ) from error
+
+
+def folder_of(source: str | os.PathLike[str]) -> Path | None:
+    """The folder that `source` names: one beside this file, by its bare name, or any other; None if there is none."""
+    if any(str(source) == path.name for path in HERE.iterdir() if path.is_dir()):
+        return HERE / source
+    return Path(source) if Path(source).is_dir() else None
 
 
 class Paragraph(NamedTuple):
