@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .files import CheckpointError
 from .model import PreTrainedModel, XLMRobertaXLConfig
 from .pretrained import find
 
@@ -64,10 +65,6 @@ LEGACY_BUFFERS = re.compile(r"(^|\.)embeddings\.(position_ids|token_type_ids)$")
 WORDS = "embeddings.word_embeddings.weight"
 # Hugging Face's two names for one tied parameter: a file holds either, or both
 ALIASES = {"lm_head.decoder.bias": "lm_head.bias", WORDS: "lm_head.decoder.weight"}
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be read or does not fit; says which file, what is wrong, and what to do."""
 
 
 def hugging_face_name(ours: str) -> str:
