@@ -107,9 +107,10 @@ class Store:
         return flat.as_strided(shape, place.strides)
 
     def close(self) -> None:
-        self.places = {}
+        """Let go of the files. Maps are dropped, not closed: Python does not know which views are still in use."""
         for file in self.files:
-            file.close()
+            file.file.close()
+        self.places, self.files = {}, []
 
     def __enter__(self) -> Store:
         return self
@@ -184,7 +185,7 @@ class Mapped:
             raise refusal(path, "is empty")
         self.data = mmap.mmap(self.file.fileno(), self.size, access=mmap.ACCESS_READ)
         if self.data[:23] == b"version https://git-lfs":
-            self.close()
+            self.file.close()
             raise refusal(path, "only says which file git-lfs should put here", "run git lfs pull in its folder")
 
     @cached_property
@@ -193,15 +194,6 @@ class Mapped:
             return mmap.mmap(self.file.fileno(), self.size, access=mmap.ACCESS_COPY)
         except OSError:  # the system keeps memory for every page that could be written to, and has not so much
             return None
-
-    def close(self) -> None:
-        self.file.close()
-        for data in (self.data, self.__dict__.get("private")):
-            try:
-                if data is not None:
-                    data.close()
-            except BufferError:  # a view is still in use: the map goes with the last of them
-                pass
 
 
 def read_file(store: Store, path: Path) -> None:
@@ -220,7 +212,7 @@ def read_index(store: Store, path: Path) -> None:
     """{"weight_map": {name of a tensor: name of a file}}: the index decides, what it does not list is left alone."""
     file = Mapped(path)
     weight_map = parse(file, 0, file.size).get("weight_map")
-    file.close()
+    file.file.close()
     if not (isinstance(weight_map, dict) and weight_map and all(isinstance(to, str) for to in weight_map.values())):
         raise refusal(path, "has no weight_map from tensors to files")
     whole: dict[str, str] = {}
@@ -319,23 +311,27 @@ def read_pickle(store: Store, file: Mapped) -> None:
     The pickle is read by torch, with weights_only=True, so that nothing in it runs; under FakeTensorMode, so that no
     record is read. What was saved before torch 1.6 is no zip: torch reads all of it.
     """
-    is_zip = file.data[:4] == b"PK\x03\x04"
     try:
-        records = records_of(file) if is_zip else {}
-        content = unpickled(file, is_zip)
+        enter_pickle(store, file)
     except CheckpointError:
         raise
     except Exception as error:  # a broken pickle can raise anything
         raise refusal(file.path, *reason(file, error)) from error
-    tensors = unwrapped(store, file, content)
-    for name, tensor in tensors.items():
+
+
+def enter_pickle(store: Store, file: Mapped) -> None:
+    is_zip = file.data[:4] == b"PK\x03\x04"
+    records = records_of(file) if is_zip else {}
+    for name, tensor in unwrapped(store, file, unpickled(file, is_zip)).items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise refusal(file.path, f"has {name!r}, a {type(tensor).__name__}, among its tensors", "take it out")
+            raise refusal(file.path, f"has {name!r}, a {kind_of(tensor)}, among its tensors", "take it out")
+        nbytes = tensor.numel() * tensor.dtype.itemsize
         is_plain = tensor.layout is torch.strided and not tensor.is_quantized and tensor.dtype in DTYPES.values()
-        if not is_plain or tensor.is_neg() or (not is_zip and tensor.device.type != "cpu"):
+        is_plain = is_plain and not tensor.is_neg() and (is_zip or tensor.device.type == "cpu")
+        if not is_plain or nbytes > tensor.untyped_storage().nbytes():  # fewer bytes: expanded, to any size
             what = f"has {name!r} as a {tensor.layout} tensor of {tensor.dtype}".replace("torch.", "")
-            raise refusal(file.path, what, "make it a plain one of " + ", ".join(DTYPES))
-        store.entries[name] = Entry(tuple(tensor.shape), tensor.dtype, tensor.numel() * tensor.dtype.itemsize)
+            raise refusal(file.path, what, "make it a plain and contiguous one of " + ", ".join(DTYPES))
+        store.entries[name] = Entry(tuple(tensor.shape), tensor.dtype, nbytes)
         store.places[name] = place_of(file, name, tensor, records) if is_zip else tensor.detach()
 
 
@@ -345,7 +341,8 @@ def records_of(file: Mapped) -> dict[int, int]:
     with zipfile.ZipFile(file.file) as archive:
         for record in archive.infolist():
             if record.compress_type != zipfile.ZIP_STORED:
-                raise refusal(file.path, f"is compressed ({record.filename})", "load and save it again with torch")
+                what = f"is compressed, or a program of TorchScript ({record.filename})"
+                raise refusal(file.path, what, "save the state_dict() with torch.save instead")
             if record.filename.endswith("/byteorder") and archive.read(record) != b"little":
                 raise refusal(file.path, "is from a big-endian machine", "convert it to safetensors there")
             lengths = file.data[record.header_offset + 26 : record.header_offset + 30]  # of the name, and of padding
@@ -372,7 +369,9 @@ def reason(file: Mapped, error: Exception) -> tuple[str, str]:
         return f"is cut short, or nothing that torch.save wrote ({type(error).__name__}: {str(error)[:200]})", AGAIN
     try:
         file.file.seek(0)
-        named = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file.file)) or named
+        named = (
+            sorted({*torch.serialization.get_unsafe_globals_in_checkpoint(file.file)} - {"argparse.Namespace"}) or named
+        )
     except Exception:  # the first one has to do
         pass
     return (
@@ -384,7 +383,7 @@ def reason(file: Mapped, error: Exception) -> tuple[str, str]:
 def unwrapped(store: Store, file: Mapped, content: Any) -> dict[str, Tensor]:
     """The dict of tensors, itself or one below; the kind of the file, and a fairseq file's settings, go to `store`."""
     if not isinstance(content, dict):
-        raise refusal(file.path, f"holds a {type(content).__name__}", "save the state_dict() instead")
+        raise refusal(file.path, f"holds a {kind_of(content)}", "save the state_dict() instead")
     inner = next((content[key] for key in ("model", "state_dict") if isinstance(content.get(key), dict)), None)
     is_fairseq = isinstance(content.get("model"), dict) and ("args" in content or "cfg" in content)
     store.kind = "fairseq" if is_fairseq else "bin"
@@ -394,6 +393,10 @@ def unwrapped(store: Store, file: Mapped, content: Any) -> dict[str, Tensor]:
             raise refusal(file.path, f"has a {type(settings).__name__} for its settings", "is it from fairseq?")
         store.settings = plain(settings, {})
     return content if inner is None else inner
+
+
+def kind_of(value: Any) -> str:
+    return type(value).__name__.removeprefix("Fake")
 
 
 def plain(value: Any, seen: dict[int, Any]) -> Any:
@@ -420,7 +423,7 @@ def place_of(file: Mapped, name: str, tensor: Tensor, records: dict[int, int]) -
     has_room = tensor.numel() == 0 or (
         records.get(begin) == storage.nbytes()
         and begin + storage.nbytes() <= file.size
-        and max(first + needed, tensor.numel()) * tensor.dtype.itemsize <= storage.nbytes()
+        and (first + needed) * tensor.dtype.itemsize <= storage.nbytes()
     )
     if not has_room:
         raise refusal(file.path, f"has no record that {name!r} fits", "load and save it again with torch")
