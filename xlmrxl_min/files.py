@@ -2,7 +2,8 @@
 
 A file is mapped into memory, not read: its table of contents says where each tensor lies, and a tensor over those bytes
 costs nothing until somebody looks at it. Two maps serve two purposes. The read-only one may be larger than the memory;
-the private one can be written to, and what is written stays in this process: the file never changes.
+the private one can be written to, and what is written stays in this process: the file never changes. (No map survives
+a file that somebody else cuts short while it is open.)
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import threading
 import warnings
 import zipfile
 from argparse import Namespace
+from contextlib import ExitStack, suppress
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -47,7 +49,7 @@ LONGEST_HEADER = 100_000_000  # bytes: the limit of the format
 MOST_ELEMENTS = 2**48  # a sum of products of such numbers is still an int64
 FAIRSEQ_PIECE = re.compile(r"(-shard|_part)-?\d+\.pt$")
 AGAIN = "fetch it again"
-quiet = threading.Lock()  # the filters of `warnings` belong to all threads
+one_at_a_time = threading.Lock()  # for what belongs to all threads: filters of warnings, classes that torch may load
 
 
 class CheckpointError(ValueError):
@@ -93,7 +95,8 @@ class Store:
         place, (shape, dtype, _) = self.places[name], self.entries[name]
         if isinstance(place, Tensor):
             return place
-        data, begin = place.file.private if writable else place.file.data, place.begin
+        with one_at_a_time:
+            data, begin = place.file.private if writable else place.file.data, place.begin
         if data is None:
             return None
         if 0 in shape:
@@ -101,7 +104,7 @@ class Store:
         count = extent(shape, place.strides)
         if begin % dtype.itemsize:  # no processor likes such addresses, and some refuse them: this one is a copy
             data, begin = bytearray(data[begin : begin + count * dtype.itemsize]), 0
-        with quiet, warnings.catch_warnings():
+        with one_at_a_time, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given buffer is not writable")
             flat = torch.frombuffer(data, dtype=dtype, count=count, offset=begin)  # holds on to the map
         return flat.as_strided(shape, place.strides)
@@ -353,9 +356,10 @@ def records_of(file: Mapped) -> dict[int, int]:
 
 def unpickled(file: Mapped, is_zip: bool) -> Any:
     file.file.seek(0)
-    known = Namespace in torch.serialization.get_safe_globals()  # else it would be forgotten at the end of `with`
-    with torch.serialization.safe_globals([] if known else [Namespace]), quiet, warnings.catch_warnings():
+    with one_at_a_time, warnings.catch_warnings(), ExitStack() as allowed:
         warnings.simplefilter("ignore")
+        if Namespace not in torch.serialization.get_safe_globals():  # if it is, leaving would take it out
+            allowed.enter_context(torch.serialization.safe_globals([Namespace]))
         if not is_zip:
             return torch.load(file.file, map_location="cpu", weights_only=True)
         with FakeTensorMode():
@@ -367,13 +371,10 @@ def reason(file: Mapped, error: Exception) -> tuple[str, str]:
     named = re.findall(r"GLOBAL (\S+)", str(error))
     if not named:
         return f"is cut short, or nothing that torch.save wrote ({type(error).__name__}: {str(error)[:200]})", AGAIN
-    try:
+    with suppress(Exception):  # then the first one has to do
         file.file.seek(0)
-        named = (
-            sorted({*torch.serialization.get_unsafe_globals_in_checkpoint(file.file)} - {"argparse.Namespace"}) or named
-        )
-    except Exception:  # the first one has to do
-        pass
+        found = torch.serialization.get_unsafe_globals_in_checkpoint(file.file)
+        named = sorted({*found} - {"argparse.Namespace"}) or named
     return (
         f"asks to run code ({', '.join(named)}), which a file of weights need not",
         "where you trust it, torch.load(..., weights_only=False) and safetensors.torch.save_file convert it",
