@@ -346,7 +346,8 @@ def records_of(file: Mapped) -> dict[int, int]:
             if record.compress_type != zipfile.ZIP_STORED:
                 what = f"is compressed, or a program of TorchScript ({record.filename})"
                 raise refusal(file.path, what, "save the state_dict() with torch.save instead")
-            if record.filename.endswith("/byteorder") and archive.read(record) != b"little":
+            name = record.filename.lower()  # as torch finds it; on other bytes than ours, torch ends the process
+            if name.endswith("/byteorder") and archive.read(record) != b"little":
                 raise refusal(file.path, "is from a big-endian machine", "convert it to safetensors there")
             lengths = file.data[record.header_offset + 26 : record.header_offset + 30]  # of the name, and of padding
             begin = record.header_offset + 30 + int.from_bytes(lengths[:2], "little")
