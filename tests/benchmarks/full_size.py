@@ -1,0 +1,174 @@
+"""Loading at full size on the CPU, beside transformers 4.56.2: seconds, and the most memory that is no file's.
+
+    python tests/benchmarks/full_size.py FOLDER            # XL: 7 GB on the disk, 20 GB of memory
+    python tests/benchmarks/full_size.py FOLDER --xxl      # XXL in int8: 22 + 12 GB on the disk, 14 GB of memory
+
+Makes random checkpoints of the real sizes in FOLDER, if they are not there yet. Every load is a process of its own, and
+the file is read once before, so that it comes from the page cache for all. XL: a bfloat16 file to float32 and to
+bfloat16, and the logits of 16 tokens, ours against theirs. XXL: converted to int8, loaded, 16 tokens through it, and
+the output of a layer against that of its weights turned back to float32.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from xlmrxl_min import XLMRobertaXLConfig, XLMRobertaXLForMaskedLM
+from xlmrxl_min.names import hugging_face_name
+
+IDS = torch.tensor([[0, *range(1000, 15000, 1000), 2]])
+
+
+def make(folder: Path, config: XLMRobertaXLConfig) -> None:
+    """Random weights in bfloat16, a file for each layer; norms near 1, so that activations are as large as usual."""
+    if (folder / "config.json").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch.device("meta"):
+        model = XLMRobertaXLForMaskedLM(config)
+    generator, groups, index = torch.Generator().manual_seed(0), {}, {}
+    for name, parameter in model.named_parameters():
+        number = name.split(".")[2] if ".layers." in name else "rest"
+        groups.setdefault(number, []).append((name, parameter.shape))
+    for number, group in tqdm(groups.items(), desc=f"making {folder.name}", unit="layer"):
+        tensors = {}
+        for name, shape in group:
+            values = torch.empty(shape, dtype=torch.bfloat16).normal_(std=config.initializer_range, generator=generator)
+            tensors[hugging_face_name(name)] = (
+                values + 1 if ".norm.weight" in name or name.endswith("norm.weight") else values
+            )
+        save_file(tensors, folder / f"layer-{number}.safetensors", metadata={"format": "pt"})
+        index |= dict.fromkeys(tensors, f"layer-{number}.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    config.save_pretrained(folder)
+
+
+def anonymous_memory() -> int:
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
+
+
+def load(who: str, folder: str, dtype: str, quantize: str | None, out: str) -> None:
+    """In a process of its own: load, note seconds and peak, run 16 tokens, keep the logits in `out`."""
+    if who == "theirs":
+        import transformers
+
+        def run():
+            kind = transformers.XLMRobertaXLForMaskedLM
+            return kind.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation="eager")
+    else:
+
+        def run():
+            return XLMRobertaXLForMaskedLM.from_pretrained(folder, dtype=dtype, quantize=quantize, progress=False)
+
+    before, peak, done = anonymous_memory(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.002):
+            peak = max(peak, anonymous_memory())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    start = time.perf_counter()
+    model = run().eval()
+    seconds, loaded = time.perf_counter() - start, peak
+    start = time.perf_counter()
+    with torch.inference_mode():
+        logits = model(IDS).logits
+    forward = time.perf_counter() - start
+    done.set()
+    watcher.join()
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    torch.save(logits.float(), out)
+    numbers = {
+        "seconds": seconds,
+        "weights": weights,
+        "peak": loaded - before,
+        "forward": forward,
+        "all": peak - before,
+    }
+    print(json.dumps(numbers))
+
+
+def measured(who: str, folder: Path, dtype: str, quantize: str | None = None) -> dict:
+    out = folder / f"logits-{who}-{dtype}-{quantize}.pt"
+    call = [sys.executable, __file__, str(folder), "--load", who, dtype, str(quantize or ""), str(out)]
+    run = subprocess.run(call, capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise RuntimeError(run.stderr[-2000:])
+    return {**json.loads(run.stdout.splitlines()[-1]), "logits": torch.load(out)}
+
+
+def warm(folder: Path) -> None:
+    for path in folder.glob("*.safetensors"):
+        with open(path, "rb", buffering=0) as file:
+            while file.read(1 << 26):
+                pass
+
+
+def row(name: str, m: dict) -> None:
+    columns = f"{m['seconds']:8.1f} {m['weights'] / 1e9:9.2f} {m['peak'] / 1e9:9.2f} {m['forward']:9.1f} {m['all'] / 1e9:9.2f}"
+    print(f"{name:<34}{columns}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--xxl", action="store_true")
+    parser.add_argument("--load", nargs=4, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.load:
+        who, dtype, quantize, out = options.load
+        return load(who, str(options.folder), dtype, quantize or None, out)
+    print(
+        f"{'':<34}{'seconds':>8} {'weights':>9} {'peak':>9} {'forward':>9} {'all':>9}   (GB; peak: to load; all: with 16 tokens)"
+    )
+    if options.xxl:
+        return xxl(options.folder / "xxl")
+    folder = options.folder / "xl"
+    make(folder, XLMRobertaXLConfig.xl())
+    warm(folder)
+    ours, theirs = measured("ours", folder, "float32"), measured("theirs", folder, "float32")
+    row("ours, bfloat16 file to float32", ours)
+    row("transformers, the same", theirs)
+    same = measured("ours", folder, "bfloat16")
+    row("ours, bfloat16 file as it is", same)
+    difference = float((ours["logits"] - theirs["logits"]).abs().max() / theirs["logits"].abs().max())
+    print(
+        f"logits differ by {difference:.1e} of the largest; transformers takes {theirs['seconds'] / ours['seconds']:.1f} times as long"
+    )
+    assert difference < 1e-4
+    return None
+
+
+def xxl(folder: Path) -> None:
+    make(folder, XLMRobertaXLConfig.xxl())
+    small = measured("ours", folder, "float32", "int8")
+    row("ours, XXL, bfloat16 file to int8", small)
+    print(f"logits of 16 tokens are finite: {bool(small['logits'].isfinite().all())}")
+    model = XLMRobertaXLForMaskedLM.from_pretrained(folder, quantize="int8")
+    layer, states = model.backbone.layers[20], torch.randn(1, 16, 4096, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        fast = layer(states)[0]
+        for module in layer.modules():
+            for name, child in list(module.named_children()):
+                if hasattr(child, "scale"):
+                    plain = torch.nn.Linear(child.in_features, child.out_features, device="meta")
+                    weight = child.weight.float() * child.scale[:, None]
+                    plain.weight, plain.bias = torch.nn.Parameter(weight), child.bias
+                    setattr(module, name, plain)
+        slow = layer(states)[0]
+    print(f"layer 20 differs from its weights turned back by {float((fast - slow).abs().max() / slow.abs().max()):.1e}")
+
+
+if __name__ == "__main__":
+    main()
