@@ -202,11 +202,11 @@ def plan(
     granted: kernels that never hold the attention weights. On a CPU in training that needs
     attention_probs_dropout_prob=0, and absolute positions. ValueError for impossible settings.
     """
-    check_shape(config, batch, tokens + decode)
     refuse(not 0 < masked_share <= 1, f"masked_share={masked_share} is impossible: take a share above 0, up to 1.")
     refuse(decode < 0 or (decode > 0 and not config.is_decoder), f"decode={decode} is impossible: only decoders can.")
     refuse(train and quantize is not None, "int8 weights cannot be trained: leave out either quantize or train.")
     refuse(train and decode > 0, "training does not decode: leave out either decode or train.")
+    check_shape(config, batch, tokens + decode)
     size, b, t, weights = itemsize(dtype), batch, tokens, bytes_of_weights(config, dtype, head, quantize)
     counts, labels = parameters(config, head), config.num_labels
     places = b * t if not train else round(masked_share * b * t) if head == "ForMaskedLM" else b * (t - 1)
@@ -216,12 +216,15 @@ def plan(
     is_lm = "LM" in head
     if not train:
         cache = cache_bytes(config, b, t, decode, size)
-        activations = forward_bytes(config, b, t, size, logits if is_lm else 0, quantize)
+        # for its loss, a decoder makes float32 logits of half-precision ones, asked or not
+        all_logits = (logits * (3 if head == "ForCausalLM" and size == 2 else 1)) if is_lm else 0
+        activations = forward_bytes(config, b, t, size, all_logits, quantize)
         return Plan(counts, weights, activations, logits, cache, 0, 0, weights + cache + activations)
     numbers = sum(counts.values())
     gradients, optimizer = numbers * size, numbers * (8 if size == 4 else 12)
     activations = turning_bytes(config, b, t, size, places if is_lm else 0)
-    fullest = max(activations, gradients + 4 * numbers)
+    # the optimizer's roots; or what embeddings and LM head find for one matrix, and their sum
+    fullest = max(activations, gradients + max(4 * numbers, 2 * size * config.vocab_size * config.hidden_size * is_lm))
     return Plan(counts, weights, activations, logits, 0, gradients, optimizer, weights + optimizer + fullest)
 
 
@@ -231,7 +234,8 @@ def forward_bytes(config: XLMRobertaXLConfig, b: int, t: int, size: int, logits:
     stream, wide = b * t * e * size, b * t * f * size
     widened = size if quantize else 0  # an int8 matrix is widened as a whole, and freed after its product
     attention = 7 * stream + widened * e * e  # norm, query, key, value, mixed, out, the new stream
-    attention = max(attention, 4 * stream + bias_bytes(config, b, t, size))
+    remembers = config.is_decoder and config.use_cache  # then keys and values are in the cache, and nowhere else
+    attention = max(attention, (2 if remembers else 4) * stream + bias_bytes(config, b, t, size))
     feed_forward = stream + max(2 * wide, stream + wide + widened * e * f)  # the new stream; before and after the bend
     block = config.num_hidden_layers * stream + max(attention, feed_forward)
     scaled = max(logits, widened * e * config.vocab_size) if quantize else 0
@@ -240,17 +244,17 @@ def forward_bytes(config: XLMRobertaXLConfig, b: int, t: int, size: int, logits:
 
 def bias_bytes(config: XLMRobertaXLConfig, b: int, t: int, size: int) -> int:
     """The most that `Attention.fused` holds of what is added to the scores, with the skewed products it comes from."""
-    rows, heads = min(t, ROWS_AT_A_TIME), config.num_attention_heads
-    mask = t * t * (size + 1) * config.is_decoder  # which keys come before; the same for every text and head
-    if config.position_embedding_type == "absolute":
-        return mask
-    bias, more = b * heads * rows * t * size, t > rows  # with more than one block, the last one's bias is still there
-    skewed = b * heads * rows * (rows + t - 1) * size
+    rows, heads, is_decoder = min(t, ROWS_AT_A_TIME), config.num_attention_heads, config.is_decoder
+    if config.position_embedding_type == "absolute":  # which keys come before, in truths and in numbers, for all texts
+        return t * t * (2 + 2 * size) * is_decoder
+    bias, table = b * heads * rows * t * size, (2 * config.max_position_embeddings - 1) * head_width(config) * size
+    masked = (bias + rows * t * (1 + 2 * size)) * is_decoder
+    held = t * t * is_decoder + bias * (1 + (t > rows))  # this block's, and the last one's if there was one
     if config.position_embedding_type == "relative_key":
-        return mask + bias * (1 + more) + max(skewed, bias * config.is_decoder)
+        return held + max(masked, table + b * heads * rows * (rows + t - 1) * size)
     blocks = [min(ROWS_AT_A_TIME, t - start) for start in range(0, t, ROWS_AT_A_TIME)]
     from_keys = sum(keys * (keys + rows - 1) for keys in blocks) * b * heads * size
-    return mask + bias * (2 + more) + from_keys
+    return held + max(masked, 2 * table + bias + from_keys)
 
 
 def turning_bytes(config: XLMRobertaXLConfig, b: int, t: int, size: int, places: int) -> int:
@@ -267,12 +271,15 @@ def turning_bytes(config: XLMRobertaXLConfig, b: int, t: int, size: int, places:
     if relative:  # what PyTorch keeps where no fused kernel has a gradient for the bias
         copies = -(-t // ROWS_AT_A_TIME) * (3 if config.position_embedding_type == "relative_key_query" else 2)
         layer += b * heads * t * t * size + copies * stream
+    layer += t * t * size * config.is_decoder
     kept = 2 * stream + masks + layers * layer  # the first stream, the last norm
-    kept += bias_bytes(config, b, t, size) if relative else 0
     matrix = v * e * size if places else 0  # its gradient, before the blocks have any
     # log-probabilities, their gradient, the logits' gradient; then the matrix's; then a block's wide vectors again
-    head = [3 * 4 * places * v, places * v * size + matrix, matrix + wide + 2 * stream + e * f * size]
-    return kept + 4 * places * e * size + max(head)
+    moments = [3 * 4 * places * v, places * v * size + matrix, matrix + wide + 2 * stream + e * f * size]
+    if relative:  # the last layer's bias, which is made before what follows it in that layer
+        later = 2 * wide + 4 * stream + b * heads * min(t, ROWS_AT_A_TIME) * t * size
+        moments.append(bias_bytes(config, b, t, size) - later)
+    return kept + 4 * places * e * size + max(moments)
 
 
 def cache_bytes(config: XLMRobertaXLConfig, b: int, t: int, decode: int, size: int) -> int:
