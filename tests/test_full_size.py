@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import xlmrxl_min
 from xlmrxl_min import (
     CheckpointError,
     XLMRobertaTokenizer,
@@ -32,6 +33,7 @@ from xlmrxl_min import (
     checkpoint,
     fill_mask,
     quantize,
+    sizes,
 )
 from xlmrxl_min.__main__ import main
 from xlmrxl_min.names import hugging_face_name
@@ -272,6 +274,16 @@ def test_nothing_is_in_memory_twice(tmp_path):
     peak, weights, mapped = map(int, run.stdout.split())
     assert weights <= peak < 1.1 * weights + 20_000_000
     assert mapped < 10_000_000
+
+
+@pytest.mark.parametrize("quantise", [None, "int8"])
+@pytest.mark.parametrize("task", ["Model", "ForMaskedLM", "ForSequenceClassification", "ForMultipleChoice"])
+def test_sizes_are_what_is_loaded(task, quantise, tmp_path):
+    theirs, _ = twins(task)
+    theirs.save_pretrained(tmp_path)
+    ours = getattr(xlmrxl_min, f"XLMRobertaXL{task}").from_pretrained(tmp_path, dtype="bfloat16", quantize=quantise)
+    loaded = sum(parameter.nbytes for parameter in ours.parameters())
+    assert loaded == sizes.bytes_of_weights(ours.config, "bfloat16", task, quantise)
 
 
 # ---- int8

@@ -1,4 +1,4 @@
-"""The command line: `python -m xlmrxl_min fill TEXT`, `python -m xlmrxl_min attend TEXT -o attention.html`."""
+"""The command line: `python -m xlmrxl_min fill TEXT`, `… attend TEXT -o attention.html`, `… plan xl`."""
 
 import argparse
 import sys
@@ -7,8 +7,10 @@ from pathlib import Path
 import torch
 
 from .explore import explore
-from .model import XLMRobertaXLForMaskedLM
+from .model import XLMRobertaXLConfig, XLMRobertaXLForMaskedLM
 from .predict import fill_mask
+from .sizes import BYTES, HEADS, report
+from .sizes import plan as plan_of
 from .tokenizer import XLMRobertaTokenizer
 
 
@@ -36,6 +38,19 @@ def attend(options: argparse.Namespace) -> None:
     page = explore(attentions, tokens, title=f"Attention of {Path(options.model).name}")
     path = page.save(options.output)
     print(f"{path}: {len(attentions)} layers on {len(tokens)} tokens, {path.stat().st_size / 1000:,.0f} kB")
+
+
+def plan(options: argparse.Namespace) -> None:
+    known = {"xl": XLMRobertaXLConfig.xl, "xxl": XLMRobertaXLConfig.xxl}
+    config = known[options.source]() if options.source in known else XLMRobertaXLConfig.from_pretrained(options.source)
+    head = "ForCausalLM" if config.is_decoder else "ForMaskedLM"
+    for name in config.extra.get("architectures") or []:  # what a checkpoint was saved as
+        head = name.removeprefix("XLMRobertaXL") if name.removeprefix("XLMRobertaXL") in HEADS else head
+    settings = {"dtype": options.dtype, "quantize": "int8" if options.int8 else None, "train": options.train}
+    planned = plan_of(config, head=head, batch=options.batch, tokens=options.tokens, **settings)
+    how = f"{'int8 weights, the rest ' if options.int8 else ''}{options.dtype}"
+    task = f"{'training' if options.train else 'forward pass'}, {options.batch} x {options.tokens} tokens"
+    print(f"{options.source}: XLMRobertaXL{head}, {how}; {task}\n\n{report(planned)}")
 
 
 def convert(options: argparse.Namespace) -> None:
@@ -69,6 +84,18 @@ def main(arguments: list[str] | None = None) -> int:
         "-o", "--output", default="attention.html", metavar="FILE", help="the page (default: attention.html)"
     )
     command.set_defaults(run=attend)
+    command = commands.add_parser("plan", help="say how much memory a model needs, before there is one")
+    command.add_argument(
+        "source", help="xl, xxl, or a checkpoint's name, folder or hub id, of which the config is read"
+    )
+    command.add_argument(
+        "--dtype", choices=BYTES, default="float32", help="of weights and arithmetic (default: float32)"
+    )
+    command.add_argument("--int8", action="store_true", help="matrices and word embeddings as int8")
+    command.add_argument("--batch", type=int, default=1, metavar="N", help="texts at once (default: 1)")
+    command.add_argument("--tokens", type=int, default=512, metavar="N", help="of each text (default: 512)")
+    command.add_argument("--train", action="store_true", help="a step of training with AdamW, not a forward pass")
+    command.set_defaults(run=plan)
     command = commands.add_parser("convert", help="write a checkpoint anew: as safetensors, of another type")
     command.add_argument("source", help="a checkpoint's name, folder or hub id; a folder with fairseq's model.pt, too")
     command.add_argument("folder", help="where to write it")

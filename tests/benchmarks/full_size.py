@@ -116,8 +116,8 @@ def warm(folder: Path) -> None:
 
 
 def row(name: str, m: dict) -> None:
-    columns = f"{m['seconds']:8.1f} {m['weights'] / 1e9:9.2f} {m['peak'] / 1e9:9.2f} {m['forward']:9.1f} {m['all'] / 1e9:9.2f}"
-    print(f"{name:<34}{columns}", flush=True)
+    numbers = (m["seconds"], m["weights"] / 1e9, m["peak"] / 1e9, m["forward"], m["all"] / 1e9)
+    print(f"{name:<34}" + "".join(f"{number:9.2f}" for number in numbers), flush=True)
 
 
 def main() -> None:
@@ -129,9 +129,8 @@ def main() -> None:
     if options.load:
         who, dtype, quantize, out = options.load
         return load(who, str(options.folder), dtype, quantize or None, out)
-    print(
-        f"{'':<34}{'seconds':>8} {'weights':>9} {'peak':>9} {'forward':>9} {'all':>9}   (GB; peak: to load; all: with 16 tokens)"
-    )
+    heads = ("seconds", "weights", "peak", "forward", "all")
+    print(f"{'':<34}" + "".join(f"{head:>9}" for head in heads) + "   (GB; peak: to load; all: with 16 tokens)")
     if options.xxl:
         return xxl(options.folder / "xxl")
     folder = options.folder / "xl"
@@ -143,9 +142,8 @@ def main() -> None:
     same = measured("ours", folder, "bfloat16")
     row("ours, bfloat16 file as it is", same)
     difference = float((ours["logits"] - theirs["logits"]).abs().max() / theirs["logits"].abs().max())
-    print(
-        f"logits differ by {difference:.1e} of the largest; transformers takes {theirs['seconds'] / ours['seconds']:.1f} times as long"
-    )
+    ratio = theirs["seconds"] / ours["seconds"]
+    print(f"logits differ by {difference:.1e} of the largest; transformers takes {ratio:.1f} times as long")
     assert difference < 1e-4
     return None
 
