@@ -365,14 +365,22 @@ def example_of(label, text="ab cd", others=()):
         ("language_tagging", [example_of(((0, 2, "en"), (3, 5, "ru"))), example_of(((0, 4, "ru"),))],
          [((0, 1, "en"), (3, 5, "ru")), ((0, 2, "ru"), (2, 5, "en"))], {"accuracy": 5 / 8}, {"accuracy": 6 / 8}),
         ("translation_choice", [example_of(1, others=("a", "b", "c", "d")), example_of(0, others=("a", "b"))], [1, 1],
-         {"accuracy": 1 / 2}, {"accuracy": 3 / 8}),
+         {"accuracy": 1 / 2}, {"accuracy": 1 / 2}),
         ("translation_finding", [example_of(at, others=("one </s> two",)) for at in ((0, 3), (9, 12))],
          [(0, 3), (7, 12)], {"exact": 1 / 2, "overlap": (1 + 6 / 8) / 2}, {"exact": 1 / 2, "overlap": 1 / 2}),
+        ("translation_finding", [example_of(at, others=("one </s> seven",)) for at in ((0, 3), (9, 14))],
+         [(0, 3), (9, 14)], {"exact": 1, "overlap": 1}, {"exact": 1 / 2, "overlap": 1 / 2}),
     ],
 )  # fmt: skip
 def test_scores_by_hand(name, examples, found, expected, by_chance):
     assert compare(JOBS[name], found, examples) == pytest.approx(expected, abs=1e-4)
     assert chance(JOBS[name], examples) == pytest.approx(by_chance)
+
+
+def test_chance_may_answer_with_the_whole_passage():
+    passage = SEPARATOR.join(["a" * 20] * 3)  # 72 characters, of which every answer has 20
+    examples = [example_of(at, others=(passage,)) for at in ((0, 20), (26, 46), (52, 72))]
+    assert chance(JOBS["translation_finding"], examples) == pytest.approx({"exact": 1 / 3, "overlap": 40 / 92})
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -499,24 +499,34 @@ def score(
 
 
 def chance(task: Task, examples: Sequence[Example]) -> dict[str, float]:
-    """What `score` gives without a look at the text: the commonest answer for all, or the median number.
+    """What `score` gives, at best, without a look at the text: always the same answer.
 
-    Of choices, and of the texts in a passage, one as good as the other: 1 in as many as there are.
+    The commonest class, set or place, the median number; of a passage one of its texts, by its number, or all of it.
     """
-    if task.model_class in (XLMRobertaXLForMultipleChoice, XLMRobertaXLForQuestionAnswering):
-        counts = [len(e.others) if len(e.others) > 1 else len(e.others[0].split(SEPARATOR)) for e in examples]
-        one_in = sum(1 / count for count in counts) / len(examples)
-        return dict.fromkeys(compare(task, [example.label for example in examples], examples), one_in)
+    labels = [example.label for example in examples]
     if task.model_class is XLMRobertaXLForTokenClassification:
         names = Counter(label for e in examples for label in painted(len(e.text), e.label) if label)
-        constants = [((0, len(example.text), names.most_common(1)[0][0]),) for example in examples]
-        return compare(task, constants, examples)
-    labels = [example.label for example in examples]
-    if task.problem_type == "multi_label_classification":
-        constant: Any = Counter(tuple(sorted(names)) for names in labels).most_common(1)[0][0]
+        guesses = [[((0, len(example.text), names.most_common(1)[0][0]),) for example in examples]]
+    elif task.model_class is XLMRobertaXLForQuestionAnswering:
+        spans = [texts_in(passage) for [passage] in (example.others for example in examples)]
+        fewest = min(map(len, spans), default=0)
+        guesses = [[one[k] for one in spans] for k in range(fewest)] + [[(0, one[-1][1]) for one in spans]]
+    elif task.problem_type == "multi_label_classification":
+        guesses = [[Counter(tuple(sorted(names)) for names in labels).most_common(1)[0][0]] * len(labels)]
     else:
-        constant = median(labels) if task.problem_type == "regression" else Counter(labels).most_common(1)[0][0]
-    return compare(task, [constant] * len(examples), examples)
+        is_number = task.problem_type == "regression"
+        guesses = [[median(labels) if is_number else Counter(labels).most_common(1)[0][0]] * len(labels)]
+    results = [compare(task, guess, examples) for guess in guesses]
+    return {name: max(result[name] for result in results) for name in results[0]}
+
+
+def texts_in(passage: str) -> list[tuple[int, int]]:
+    """Where the texts of a passage stand: begin and end of each."""
+    spans, begin = [], 0
+    for text in passage.split(SEPARATOR):
+        spans.append((begin, begin + len(text)))
+        begin += len(text) + len(SEPARATOR)
+    return spans
 
 
 def answers(
