@@ -6,11 +6,13 @@ Tests marked cuda do the same for real; those marked full_size ask the published
 import argparse
 import json
 import os
+import random
 import subprocess
 import sys
 import threading
 import warnings
 import weakref
+from collections import Counter
 from contextlib import contextmanager
 
 import pytest
@@ -344,6 +346,79 @@ def test_int8_fills_masks():
 def test_unknown_quantisation_is_refused(theirs, tmp_path):
     with pytest.raises(ValueError, match="quantize='int4' is unknown: take 'int8' or None"):
         XLMRobertaXLForMaskedLM.from_pretrained(tmp_path / "one", quantize="int4")
+
+
+# ---- harm
+
+
+def harmed(tensors, rng):
+    """A small valid checkpoint with one thing changed: what was done, and the tensors."""
+    tensors, name = dict(tensors), rng.choice(sorted(tensors))
+    tensor = tensors[name]
+    kinds = {
+        "missing": lambda: tensors.pop(name),
+        "extra": lambda: tensors.update({f"{name}.{rng.choice('abc')}": tensor.clone()}),
+        "renamed": lambda: tensors.update({name.replace(".", "_", 1): tensors.pop(name)}),
+        "longer": lambda: tensors.update({name: torch.cat([tensor, tensor[:1]])}),
+        "shorter": lambda: tensors.update({name: tensor[1:].clone()}),
+        "turned": lambda: tensors.update(
+            {name: tensor.mT.contiguous() if tensor.dim() > 1 else tensor[:, None].clone()}
+        ),
+        "empty": lambda: tensors.update({name: tensor[:0].clone()}),
+        "integers": lambda: tensors.update({name: (10 * tensor).to(rng.choice([torch.int8, torch.int64, torch.bool]))}),
+        "halved": lambda: tensors.update({name: tensor.to(rng.choice([torch.float16, torch.bfloat16, torch.float64]))}),
+        "not a number": lambda: tensors.update({name: torch.full_like(tensor, torch.nan)}),
+    }
+    kind = rng.choice(sorted(kinds))
+    kinds[kind]()
+    return kind, name, tensors
+
+
+def test_harmed_checkpoints_are_refused_or_loaded_as_they_are(theirs, tmp_path):
+    """340 of them: one sentence, or a whole model with the values that are in the file; nothing in between."""
+    path, rng, outcomes = tmp_path / "one" / "model.safetensors", random.Random(0), Counter()
+    whole = load_file(path)
+    for _ in range(340):
+        kind, name, tensors = harmed(whole, rng)
+        save_file(tensors, path, metadata={"format": "pt"})
+        ours, said = None, ""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                ours = XLMRobertaXLForMaskedLM.from_pretrained(tmp_path / "one")
+        except CheckpointError as error:
+            said = str(error)
+        if ours is None:
+            assert "\n" not in said
+            assert name.split(".")[0] in said
+            outcomes[kind, "refused"] += 1
+            continue
+        for mine, parameter in ours.named_parameters():
+            stored = tensors.get(hugging_face_name(mine), tensors.get(checkpoint.ALIASES.get(mine, "")))
+            assert torch.equal(parameter.nan_to_num(7), stored.float().nan_to_num(7)), (kind, mine)
+        outcomes[kind, "loaded"] += 1
+    loaded = {kind for kind, outcome in outcomes if outcome == "loaded"}
+    assert loaded == {"halved", "not a number", "turned"}, outcomes  # a square matrix can be turned
+    assert sum(n for (_, outcome), n in outcomes.items() if outcome == "refused") > 200
+
+
+def test_a_disk_that_is_full_leaves_what_was_there(theirs, tmp_path):
+    """A limit on the size of files stands in for a full disk: the write really fails."""
+    before = {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()}
+    code = f"""if True:
+        import resource, signal, xlmrxl_min
+        model = xlmrxl_min.XLMRobertaXLForMaskedLM.from_pretrained({str(tmp_path / "one")!r})
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+        try:
+            model.save_pretrained({str(tmp_path / "one")!r}, max_shard_size="20KB")
+        except xlmrxl_min.CheckpointError as error:
+            print(error)"""
+    pytest.importorskip("resource", reason="limits of this kind are Unix's")
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "could not be written" in run.stdout, run.stderr
+    assert "what was there is as it was" in run.stdout
+    assert {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()} == before
 
 
 # ---- convert

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -441,15 +442,18 @@ def save(model: PreTrainedModel, folder: str | os.PathLike[str], *, max_shard_si
     index = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
     more_files = [CONFIG_FILE] if len(shards) == 1 else [CONFIG_FILE, INDEX_FILE]
     folder = Path(folder)
-    with all_or_nothing(*(folder / name for name in (*more_files, *names))) as drafts:
-        drafts[0].write_text(text, encoding="utf-8")
-        if len(shards) > 1:
-            total = sum(tensor.nbytes for tensor in tensors.values())
-            content = {"metadata": {"total_size": total}, "weight_map": index}
-            drafts[1].write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        for draft, shard in zip(drafts[len(more_files) :], shards, strict=True):
-            own = {name: tensor.contiguous().cpu() for name, tensor in shard.items()}
-            save_file(own, draft, metadata={"format": "pt"})
+    try:
+        with all_or_nothing(*(folder / name for name in (*more_files, *names))) as drafts:
+            drafts[0].write_text(text, encoding="utf-8")
+            if len(shards) > 1:
+                total = sum(tensor.nbytes for tensor in tensors.values())
+                content = {"metadata": {"total_size": total}, "weight_map": index}
+                drafts[1].write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            for draft, shard in zip(drafts[len(more_files) :], shards, strict=True):
+                own = {name: tensor.contiguous().cpu() for name, tensor in shard.items()}
+                save_file(own, draft, metadata={"format": "pt"})
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} could not be written ({error}): what was there is as it was.") from error
     for stale in folder.glob("model*.safetensors*"):  # of an earlier save: it would be read instead, or lie about
         if stale.name not in (*more_files, *names) and re.fullmatch(
             r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?", stale.name
