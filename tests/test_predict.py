@@ -481,7 +481,7 @@ def test_fill_says_in_one_line_what_is_wrong(capsys, monkeypatch):
     for arguments, words in (
         (["no mask"], "nothing to fill"),
         (["<mask>", "--model", "nowhere"], "none of what this package holds (tiny, tiny-relative-key,"),
-        (["<mask>", "--model", "xlm-roberta-xl"], "without its config.json, unlike tiny, tiny-relative-key"),
+        (["<mask>", "--model", "xlm-roberta-xl"], "without its model.safetensors, unlike tiny, tiny-relative-key"),
     ):
         assert main(["fill", *arguments]) == 2
         out = capsys.readouterr()

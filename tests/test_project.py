@@ -103,8 +103,8 @@ def test_nothing_points_upward():
     order = [
         "pretrained",
         "model",
-        "sizes",
         "quantize",
+        "sizes",
         "files",
         "names",
         "tokenizer",

@@ -20,6 +20,7 @@ from xlmrxl_min import XLMRobertaXLConfig, sizes
 from xlmrxl_min import model as model_module
 from xlmrxl_min.__main__ import main
 from xlmrxl_min.model import POSITION_TYPES
+from xlmrxl_min.quantize import with_int8
 from xlmrxl_min.sizes import bytes_of_weights, fits, flops, free_memory, parameters, plan, report
 from xlmrxl_min.train import adamw
 
@@ -105,13 +106,14 @@ def test_the_published_sizes():
 def int8_bytes(model, size):
     """The definition, module by module."""
     total, seen = 0, set()
-    for module in model.modules():
+    for home, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter in seen:
                 continue
             seen.add(parameter)
             word = isinstance(module, torch.nn.Embedding) and module is model.get_input_embeddings()
-            matrix = name == "weight" and (isinstance(module, torch.nn.Linear) or word)
+            large = isinstance(module, torch.nn.Linear) and ("layers." in home or home.startswith("lm_head"))
+            matrix = name == "weight" and (large or word)
             total += parameter.numel() + 4 * len(parameter) if matrix else parameter.numel() * size
     return total
 
@@ -195,27 +197,11 @@ def pretending(dtype="float32") -> Iterator[None]:
             torch.set_default_dtype(before)
 
 
-class Int8Linear(torch.nn.Module):
-    """As the plan takes it to be written: the matrix is widened as a whole, for the moment of its product."""
-
-    def __init__(self, linear):
-        super().__init__()
-        self.register_buffer("q", torch.zeros(linear.weight.shape, dtype=torch.int8))
-        self.register_buffer("scale", torch.ones(len(linear.weight)))
-        self.bias = linear.bias
-
-    def forward(self, x):
-        return F.linear(x, self.q.to(x.dtype)) * self.scale.to(x.dtype) + self.bias
-
-
 def ledger_of_forward(config, head, dtype, batch, tokens, int8=False):
     """Bytes beside weights and inputs, at their fullest."""
     with pretending(dtype):
         model, given = build(config, head, "cpu").eval(), inputs(config, head, batch, tokens, "cpu")
-        for module in list(model.modules()) if int8 else ():
-            for name, child in module.named_children():
-                if isinstance(child, torch.nn.Linear):
-                    setattr(module, name, Int8Linear(child))
+        model = with_int8(model, getattr(torch, dtype)) if int8 else model
         ledger = Ledger([*model.parameters(), *model.buffers(), *given.values()])
         with torch.no_grad(), ledger:
             model(**given)

@@ -33,10 +33,14 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         size = max(1, PART // self.in_features)
-        parts = zip(self.weight.split(size), self.scale.split(size), strict=True)
-        out = [F.linear(x, rows.to(x.dtype)) * scale.to(x.dtype) for rows, scale in parts]
-        whole = out[0] if len(out) == 1 else torch.cat(out, dim=-1)
-        return whole if self.bias is None else whole + self.bias
+        biases = [None] * len(self.weight) if self.bias is None else self.bias.split(size)
+        parts = zip(self.weight.split(size), self.scale.split(size), biases, strict=False)
+        out = [self.part(x, *part) for part in parts]
+        return out[0] if len(out) == 1 else torch.cat(out, dim=-1)
+
+    def part(self, x: Tensor, rows: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:  # ... i -> ... (some of o)
+        product = F.linear(x, rows.to(x.dtype)) * scale.to(x.dtype)
+        return product if bias is None else product + bias
 
 
 class Int8Embedding(nn.Module):

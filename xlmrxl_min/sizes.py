@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 
 from .model import ROWS_AT_A_TIME, XLMRobertaXLConfig, refuse
+from .quantize import PART
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 HEADS = ("Model", "ForMaskedLM", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification")
@@ -51,11 +52,6 @@ def linear(columns: int, rows: int) -> Part:
     return Part(rows * columns, rows, rows)
 
 
-def small(columns: int, rows: int) -> Part:
-    """The same, where it is too small to be worth int8: poolers, and heads that are to be trained."""
-    return Part(rest=rows * columns + rows)
-
-
 def parts(config: XLMRobertaXLConfig, head: str = "ForMaskedLM") -> dict[str, Part]:
     """Every component of the class `XLMRobertaXL` + head; a tied matrix counts once. ValueError for another head."""
     refuse(head not in HEADS, f"head={head!r} is unknown: take one of {', '.join(HEADS)}.")
@@ -65,9 +61,9 @@ def parts(config: XLMRobertaXLConfig, head: str = "ForMaskedLM") -> dict[str, Pa
     norms = 2 * layers + 1 + layers * config.add_cross_attention
     distances = (2 * config.max_position_embeddings - 1) * head_width(config) * layers
     lm = together(linear(e, e), Part(rest=2 * e), Part(rest=v) if config.tie_word_embeddings else linear(e, v))
-    heads = {"ForMaskedLM": lm, "ForCausalLM": lm, "ForMultipleChoice": small(e, 1)}
-    heads["ForSequenceClassification"] = together(small(e, e), small(e, config.num_labels))
-    heads["ForTokenClassification"] = heads["ForQuestionAnswering"] = small(e, config.num_labels)
+    heads = {"ForMaskedLM": lm, "ForCausalLM": lm, "ForMultipleChoice": linear(e, 1)}
+    heads["ForSequenceClassification"] = together(linear(e, e), linear(e, config.num_labels))
+    heads["ForTokenClassification"] = heads["ForQuestionAnswering"] = linear(e, config.num_labels)
     return {
         "word embeddings": Part(matrices=v * e, rows=v),
         "positions": Part(rest=config.max_position_embeddings * e),
@@ -77,7 +73,7 @@ def parts(config: XLMRobertaXLConfig, head: str = "ForMaskedLM") -> dict[str, Pa
         "cross-attention": together(linear(e, e), times=4 * layers * config.add_cross_attention),
         "feed-forward": together(linear(e, f), linear(f, e), times=layers),
         "norms": Part(rest=2 * e * norms),
-        "pooler": small(e, e) if head in ("Model", "ForMultipleChoice") else Part(),
+        "pooler": linear(e, e) if head in ("Model", "ForMultipleChoice") else Part(),
         "head": heads.get(head, Part()),
     }
 
@@ -108,10 +104,12 @@ def bytes_of_weights(
     quantize="int8": the matrices of the blocks, of the LM head and of the words take a byte per number, and four more,
     a float32 scale, per row; biases, norms, positions, token types, distance tables and small heads stay in `dtype`.
     """
-    size, whole = itemsize(dtype), together(*parts(config, head).values())
+    size, of = itemsize(dtype), parts(config, head)
+    whole, small = together(*of.values()), together(of["pooler"], Part() if "LM" in head else of["head"])
     refuse(quantize not in (None, "int8"), f"quantize={quantize!r} is unknown: take int8 or None.")
-    in_matrices = whole.matrices + 4 * whole.rows if quantize else whole.matrices * size
-    return in_matrices + whole.rest * size
+    in_int8 = whole.matrices - small.matrices if quantize else 0
+    scales = 4 * (whole.rows - small.rows) if quantize else 0
+    return in_int8 + scales + (whole.numbers - in_int8) * size
 
 
 def itemsize(dtype: str | torch.dtype) -> int:
@@ -191,9 +189,9 @@ def plan(
     """What a batch of `batch` texts of `tokens` tokens needs, in bytes, with weights and arithmetic in `dtype`.
 
     A forward pass without gradients (train=False) is fullest in the last block, which holds the stream before every
-    layer and its own wide vectors, or where the LM head makes the logits of all places. With quantize="int8", a matrix
-    is also there in `dtype` while it is used. A decoder keeps keys and values of the tokens and of `decode` more, in
-    memory that doubles when it is full; with cross-attention also those of an encoder's text, taken to be as long.
+    layer and its own wide vectors, or where the LM head makes the logits of all places. With quantize="int8", a part
+    of a matrix is also there in `dtype` while it is used. A decoder keeps keys and values of the tokens and of `decode`
+    more, in memory that doubles when it is full; with cross-attention also those of an encoder's text, taken to be as long.
 
     Training (`train.fit`) is fullest either where the forward pass turns back, all activations kept and the LM head's
     gradient made, or in AdamW's step, all gradients there and the optimizer's roots for a moment, on a GPU of all
@@ -237,13 +235,16 @@ def forward_bytes(config: XLMRobertaXLConfig, b: int, t: int, size: int, logits:
     """The most that a forward pass without gradients holds beside weights and cache; `logits`: of an LM head, or 0."""
     e, f = config.hidden_size, config.intermediate_size
     stream, wide = b * t * e * size, b * t * f * size
-    widened = size if quantize else 0  # an int8 matrix is widened as a whole, and freed after its product
-    attention = 7 * stream + widened * e * e  # norm, query, key, value, mixed, out, the new stream
+
+    def widened(numbers: int) -> int:  # of an int8 matrix a part at a time, freed after its product
+        return size * min(numbers, PART) if quantize else 0
+
+    attention = 7 * stream + widened(e * e)  # norm, query, key, value, mixed, out, the new stream
     remembers = config.is_decoder and config.use_cache  # then keys and values are in the cache, and nowhere else
     attention = max(attention, (2 if remembers else 4) * stream + bias_bytes(config, b, t, size))
-    feed_forward = stream + max(2 * wide, stream + wide + widened * e * f)  # the new stream; before and after the bend
+    feed_forward = stream + max(2 * wide, stream + wide + widened(e * f))  # the new stream; before and after the bend
     block = config.num_hidden_layers * stream + max(attention, feed_forward)
-    scaled = max(logits, widened * e * config.vocab_size) if quantize else 0
+    scaled = max(logits, widened(e * config.vocab_size)) if quantize else 0
     return max(block, 2 * stream + logits + scaled if logits else 0)
 
 
