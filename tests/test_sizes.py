@@ -317,6 +317,9 @@ def test_the_cache_is_what_the_model_allocates():
             assert bytes_held == plan(config, head="ForCausalLM", batch=2, tokens=70, decode=step).cache
             out = model(torch.full((2, 1), 5), past_key_values=out.past_key_values)
     assert plan(small(is_decoder=True, use_cache=False), head="ForCausalLM").cache == 0
+    config = small(is_decoder=True, add_cross_attention=True)
+    one_place = 2 * 3 * 48 * 4  # key and value, layers, width, bytes
+    assert plan(config, head="ForCausalLM", tokens=10).cache == 2 * 64 * one_place  # a cache begins with 64 places
 
 
 @pytest.mark.parametrize("vocabulary", [50, 300, 5000])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -189,9 +190,10 @@ def plan(
     """What a batch of `batch` texts of `tokens` tokens needs, in bytes, with weights and arithmetic in `dtype`.
 
     A forward pass without gradients (train=False) is fullest in the last block, which holds the stream before every
-    layer and its own wide vectors, or where the LM head makes the logits of all places. With quantize="int8", a part
-    of a matrix is also there in `dtype` while it is used. A decoder keeps keys and values of the tokens and of `decode`
-    more, in memory that doubles when it is full; with cross-attention also those of an encoder's text, taken to be as long.
+    layer and its own wide vectors, or where the LM head makes the logits of all places. With quantize="int8", a part of
+    a matrix is also there in `dtype` while it is used. A decoder keeps keys and values of the tokens and of `decode`
+    more, in memory that doubles when it is full; with cross-attention also those of an encoder's text, taken to be as
+    long.
 
     Training (`train.fit`) is fullest either where the forward pass turns back, all activations kept and the LM head's
     gradient made, or in AdamW's step, all gradients there and the optimizer's roots for a moment, on a GPU of all
@@ -368,12 +370,9 @@ def report(plan: Plan) -> str:
     rows += [(said.get(name, name), gigabytes(n)) for name in names if (n := getattr(plan, name)) or name == "total"]
     lines = ["" if row is None else f"{row[0]:<30}{row[1]:>16}" for row in rows]
     fitting = fits(plan)
-    lines += [
-        "",
-        f"fits, with a tenth to spare, into: {', '.join(f'{n} ({GPUS[n]})' for n in fitting) or 'none of them'}",
-    ]
-    if fitting != list(GPUS):
-        lines.append(f"does not fit into: {', '.join(f'{n} ({GPUS[n]})' for n in GPUS if n not in fitting)}")
+    for words, names in (("fits", fitting), ("does not fit", [name for name in GPUS if name not in fitting])):
+        gpus = ", ".join(f"{name} ({GPUS[name]})" for name in names) or "none of our list"
+        lines += ["", *textwrap.wrap(f"{words}, with a tenth to spare, into: {gpus}", 96, subsequent_indent="  ")]
     return "\n".join(lines)
 
 
