@@ -366,7 +366,7 @@ def test_fits():
     xl, xxl = XLMRobertaXLConfig.xl(), XLMRobertaXLConfig.xxl()
     half, eighth = plan(xl, dtype="bfloat16"), plan(xxl, dtype="bfloat16", quantize="int8")
     assert {"RTX 3060", "T4", "H100"} <= set(fits(half))
-    assert "RTX 3060" not in fits(eighth)
+    assert "RTX 3060" in fits(eighth)
     assert "RTX 4090" in fits(eighth)
     assert fits(plan(xxl, train=True)) == []
     edge = int(24 * 2**30 * 0.9)

@@ -1,4 +1,4 @@
-"""Weights in eight bits, a scale for each row; arithmetic in the activations' type. See notebooks/09 (coming).
+"""Weights in eight bits, a scale for each row. Walked through in notebooks/09_precision_and_size.ipynb.
 
 A row w becomes integers from -127 to 127 and one number: w ≈ integers × scale, with scale = max |w| / 127. That takes a
 quarter of float32's memory, not of its time: each matrix is turned back, part by part, when it is used.
