@@ -618,14 +618,16 @@ class XLMRobertaXLModel(PreTrainedModel):
         head_masks = self.spread(head_mask)
 
         hidden = self.embeddings(input_ids, inputs_embeds, token_type_ids, position_ids)
-        states, weights = [hidden], []
+        states, weights = [hidden] if want_hidden else [], []
         for i, block in enumerate(self.layers):
             run = partial(checkpoint, block, use_reentrant=False) if self.recomputes and self.training else block
             caches = (None, None) if cache is None else (cache.layers[i], cache.cross[i])
             args = (may_attend, encoder_hidden_states, across, head_masks[i], *caches, want_weights or is_lost)
             hidden, *both_weights = run(hidden, *args)
-            states.append(hidden), weights.append(both_weights)
-        hidden = states[-1] = self.norm(hidden)
+            weights.append(both_weights)
+            if want_hidden:
+                states.append(hidden)
+        hidden = self.norm(hidden)
         if cache is not None:
             cache.real_tokens = cache.real_tokens + is_token.sum(-1, keepdim=True)
         attentions, cross_attentions = zip(*weights, strict=True)
@@ -633,7 +635,7 @@ class XLMRobertaXLModel(PreTrainedModel):
             last_hidden_state=hidden,
             pooler_output=None if self.pooler is None else self.pooler(hidden),
             past_key_values=cache,
-            hidden_states=tuple(states) if want_hidden else None,
+            hidden_states=(*states[:-1], hidden) if want_hidden else None,
             attentions=attentions if want_weights else None,
             cross_attentions=cross_attentions if want_weights and config.add_cross_attention else None,
         )

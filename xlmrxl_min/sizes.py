@@ -189,8 +189,8 @@ def plan(
 ) -> Plan:
     """What a batch of `batch` texts of `tokens` tokens needs, in bytes, with weights and arithmetic in `dtype`.
 
-    A forward pass without gradients (train=False) is fullest in the last block, which holds the stream before every
-    layer and its own wide vectors, or where the LM head makes the logits of all places. With quantize="int8", a part of
+    A forward pass without gradients (train=False) is fullest in a block, with the stream and its own wide vectors, or
+    where the LM head makes the logits of all places. With quantize="int8", a part of
     a matrix is also there in `dtype` while it is used. A decoder keeps keys and values of the tokens and of `decode`
     more, in memory that doubles when it is full; with cross-attention also those of an encoder's text, taken to be as
     long.
@@ -245,7 +245,7 @@ def forward_bytes(config: XLMRobertaXLConfig, b: int, t: int, size: int, logits:
     remembers = config.is_decoder and config.use_cache  # then keys and values are in the cache, and nowhere else
     attention = max(attention, (2 if remembers else 4) * stream + bias_bytes(config, b, t, size))
     feed_forward = stream + max(2 * wide, stream + wide + widened(e * f))  # the new stream; before and after the bend
-    block = config.num_hidden_layers * stream + max(attention, feed_forward)
+    block = stream + max(attention, feed_forward)
     scaled = max(logits, widened(e * config.vocab_size)) if quantize else 0
     return max(block, 2 * stream + logits + scaled if logits else 0)
 
