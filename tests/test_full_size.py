@@ -343,6 +343,12 @@ def test_int8_fills_masks():
     assert best.probability > 0.8
 
 
+def test_a_new_lm_head_is_not_quantised(theirs, tmp_path):
+    theirs.roberta.save_pretrained(tmp_path / "bare")
+    with pytest.raises(CheckpointError, match="holds no LM head, and a new one could not learn in int8"):
+        XLMRobertaXLForMaskedLM.from_pretrained(tmp_path / "bare", quantize="int8")
+
+
 def test_unknown_quantisation_is_refused(theirs, tmp_path):
     with pytest.raises(ValueError, match="quantize='int4' is unknown: take 'int8' or None"):
         XLMRobertaXLForMaskedLM.from_pretrained(tmp_path / "one", quantize="int4")

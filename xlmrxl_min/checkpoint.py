@@ -178,6 +178,10 @@ def load(
         if quantize or is_int8:
             with_int8(model, dtype)
         theirs, fresh = match(model, stored, store.path, quantizing=not is_int8)
+        if any(not model.get_parameter(name).is_floating_point() for name in fresh):
+            raise CheckpointError(
+                f"{store.path} holds no LM head, and a new one could not learn in int8: leave out quantize."
+            )
         check_room(model, theirs, dtype, torch.device(device))
         fill(model, store, theirs, dtype, torch.device(device), progress)
     if fresh:
