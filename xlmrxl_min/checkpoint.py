@@ -170,10 +170,10 @@ def load(
     pooling = config_overrides.pop("add_pooling_layer", None)
     build = {} if pooling is None else {"add_pooling_layer": pooling}
     with open_store(locate_weights(source)) as store:
-        config = config_for(cls, source, store, config, config_overrides)
+        stored = hugging_face_tensors(store)
+        config = config_for(source, store, stored, config, config_overrides)
         with torch.device("meta"):  # shapes without memory: each weight is allocated once, where it belongs
             model = cls(config, **build)
-        stored = hugging_face_tensors(store)
         is_int8 = any(tensor.entry.dtype == torch.int8 for tensor in stored.values())
         if quantize or is_int8:
             with_int8(model, dtype)
@@ -195,9 +195,9 @@ def load(
 
 
 def config_for(
-    cls: type[PreTrainedModel],
     source: str | os.PathLike[str],
     store: Store,
+    stored: dict[str, Stored],
     config: XLMRobertaXLConfig | None,
     overrides: dict[str, Any],
 ) -> XLMRobertaXLConfig:
@@ -205,7 +205,7 @@ def config_for(
     if config is not None:  # a copy: what happens to this model's config is nobody else's business
         return config_from(XLMRobertaXLConfig, config_keys(config), overrides)
     if store.kind == "fairseq":
-        return config_from(XLMRobertaXLConfig, fairseq_config(store), overrides)
+        return config_from(XLMRobertaXLConfig, fairseq_config(store, stored), overrides)
     return XLMRobertaXLConfig.from_pretrained(source, **overrides)
 
 

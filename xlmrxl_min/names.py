@@ -153,9 +153,8 @@ def as_hugging_face(module: str, parameter: str, backward: dict[str, str], path:
     return hugging_face_name(f"{'' if ours in HEAD_NAMES else 'backbone.'}{ours}.{parameter}")
 
 
-def fairseq_config(store: Store) -> dict[str, Any]:
-    """The fields of the config: sizes from the tensors, the number of heads from the settings beside them."""
-    tensors = fairseq_tensors(store)
+def fairseq_config(store: Store, tensors: dict[str, Stored]) -> dict[str, Any]:
+    """The fields of the config: sizes from `fairseq_tensors`, the number of heads from the settings beside them."""
     vocabulary, width = tensors["roberta." + WORDS].entry.shape
     layers = {int(n) for name in tensors for n in re.findall(r"encoder\.layer\.(\d+)\.", name)}
     settings = {**store.settings, **(store.settings.get("model") or {})}

@@ -335,9 +335,8 @@ def translation_finding(
     """
     examples = []
     for row, offered, at in with_translation(languages, into, articles, words, parts, rounds, random.Random(seed)):
-        texts = [other.text for other in offered]
-        begin = len(SEPARATOR.join([*texts[:at], ""]))
-        examples.append(Example(row.text, (begin, begin + len(texts[at])), row.language, (SEPARATOR.join(texts),)))
+        passage = SEPARATOR.join(other.text for other in offered)
+        examples.append(Example(row.text, texts_in(passage)[at], row.language, (passage,)))
     return examples
 
 
