@@ -296,6 +296,30 @@ def test_a_hub_id_is_fetched_file_by_file(folder, monkeypatch):
     assert list(dict.fromkeys(asked)) == [("somebody/something", name) for name in ("config.json", "model.safetensors")]
 
 
+def test_the_files_of_a_hub_index_are_fetched_and_none_from_elsewhere(folder, monkeypatch):
+    import huggingface_hub
+
+    XLMRobertaXLForMaskedLM.from_pretrained(folder).save_pretrained(folder, max_shard_size="20KB")
+    index = folder / "model.safetensors.index.json"
+    shards, asked = sorted(path.name for path in folder.glob("*.safetensors")), []
+
+    def download(source, name):
+        asked.append(name)
+        if not (folder / name).exists():
+            raise FileNotFoundError(name)
+        return str(folder / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    XLMRobertaXLForMaskedLM.from_pretrained("somebody/something")
+    assert len(shards) > 2
+    assert [name for name in asked if name in shards] == shards
+    asked.clear()
+    index.write_text(index.read_text().replace(shards[0], "../" + shards[0]))
+    with pytest.raises(CheckpointError, match="no file beside it: do not trust it"):
+        XLMRobertaXLForMaskedLM.from_pretrained("somebody/something")
+    assert not any(name.endswith(shards[0]) for name in asked)
+
+
 def test_a_failed_save_leaves_the_old_files(folder, monkeypatch):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     _, other = twins("ForMaskedLM", seed=1)

@@ -229,14 +229,22 @@ def test_training_on_mapped_weights_leaves_the_file_alone(theirs, tmp_path):
     assert error(logits(XLMRobertaXLForMaskedLM.from_pretrained(tmp_path / "one")), logits(ours)) == 0
 
 
-def test_what_does_not_fit_is_said_before_anything_is_read(theirs, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "free_memory", lambda device: 5_000)
+@pytest.mark.parametrize(
+    ("free", "cure"),  # bytes per parameter
+    [
+        (2.5, "dtype='bfloat16' needs about .*, quantize='int8' needs about"),
+        (1.5, "quantize='int8' needs"),
+        (0.5, "no"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_anything_is_read(free, cure, theirs, tmp_path, monkeypatch):
+    theirs.to(torch.bfloat16).save_pretrained(tmp_path / "one")
+    count = sum(parameter.numel() for parameter in theirs.parameters())
+    monkeypatch.setattr(checkpoint, "free_memory", lambda device: int(free * count))
     monkeypatch.setattr(checkpoint, "fill", lambda *args: pytest.fail("it began to load"))
-    words = (
-        r"weights need 0\.0 GB and cpu has 0\.0 GB free, .* too little: dtype='bfloat16' needs .*quantize='int8' needs"
-    )
+    words = rf"weights need 0\.0 GB and cpu has 0\.0 GB free, 0\.0 GB too little: {cure}"
     with pytest.raises(CheckpointError, match=words):
-        XLMRobertaXLForMaskedLM.from_pretrained(tmp_path / "one", dtype="float16")
+        XLMRobertaXLForMaskedLM.from_pretrained(tmp_path / "one")
 
 
 def anonymous_memory():
@@ -441,6 +449,46 @@ def test_convert(theirs, tmp_path, capsys):
     assert main(["fill", "All human beings are <mask> free.", "--model", str(tmp_path / "tiny8")]) == 0
     assert "born" in capsys.readouterr().out
     assert main(["convert", str(tmp_path / "nowhere"), str(tmp_path / "x")]) == 2
+
+
+@pytest.mark.parametrize("head", sizes.HEADS)
+def test_convert_keeps_the_head(head, tmp_path, capsys):
+    """Every class comes out as what it went in, equal, and nothing is made up; `plan` knows it, too."""
+    config = XLMRobertaXLConfig(**SMALL, is_decoder=head == "ForCausalLM")
+    kind = getattr(xlmrxl_min, f"XLMRobertaXL{head}")
+    model = kind(config).eval()
+    model.save_pretrained(tmp_path / "a")
+    assert main(["convert", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert f"XLMRobertaXL{head}, " in capsys.readouterr().out
+    assert main(["plan", str(tmp_path / "b")]) == 0
+    assert f"XLMRobertaXL{head}, " in capsys.readouterr().out
+    after = kind.from_pretrained(tmp_path / "b").state_dict()
+    assert after.keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in model.state_dict().items())
+
+
+def test_convert_makes_nothing_up(tmp_path, capsys):
+    bare = XLMRobertaXLModel(XLMRobertaXLConfig(**SMALL), add_pooling_layer=False)
+    bare.save_pretrained(tmp_path / "a")
+    assert main(["convert", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert not any("pooler" in name for name in load_file(tmp_path / "b" / "model.safetensors"))
+    settings = json.loads((tmp_path / "a" / "config.json").read_text())
+    (tmp_path / "a" / "config.json").write_text(json.dumps({**settings, "architectures": None}))
+    capsys.readouterr()
+    assert main(["convert", str(tmp_path / "a"), str(tmp_path / "c")]) == 2
+    assert "holds no lm_head, which XLMRobertaXLForMaskedLM needs: name the right class" in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
+
+
+def test_convert_reads_fairseq(tmp_path, capsys):
+    theirs, _ = twins("ForSequenceClassification", type_vocab_size=1, num_labels=4)
+    theirs.roberta.embeddings.token_type_embeddings.weight.data.zero_()
+    (tmp_path / "a").mkdir()
+    torch.save({"model": fairseq_state(theirs, head="mnli"), **SETTINGS["args"](3)}, tmp_path / "a" / "model.pt")
+    assert main(["plan", str(tmp_path / "a")]) == 0
+    assert main(["convert", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert capsys.readouterr().out.count("XLMRobertaXLForSequenceClassification, ") == 2
+    assert error(logits(XLMRobertaXLForSequenceClassification.from_pretrained(tmp_path / "b")), logits(theirs)) < 1e-6
 
 
 # ---- a device that pretends

@@ -2,13 +2,20 @@
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 
 import torch
 
+import xlmrxl_min
+
+from .checkpoint import CONFIG_FILE, config_for, locate_weights
 from .explore import explore
+from .files import open_store
 from .model import XLMRobertaXLConfig, XLMRobertaXLForMaskedLM
+from .names import hugging_face_tensors
 from .predict import fill_mask
+from .pretrained import folder_of
 from .sizes import BYTES, HEADS, report
 from .sizes import plan as plan_of
 from .tokenizer import XLMRobertaTokenizer
@@ -40,30 +47,55 @@ def attend(options: argparse.Namespace) -> None:
     print(f"{path}: {len(attentions)} layers on {len(tokens)} tokens, {path.stat().st_size / 1000:,.0f} kB")
 
 
-def plan(options: argparse.Namespace) -> None:
+def config_and_head(source: str) -> tuple[XLMRobertaXLConfig, str]:
+    """The config of `source`, and what it was saved as: "Model", "ForMaskedLM" (where nothing says), and so on."""
     known = {"xl": XLMRobertaXLConfig.xl, "xxl": XLMRobertaXLConfig.xxl}
-    config = known[options.source]() if options.source in known else XLMRobertaXLConfig.from_pretrained(options.source)
+    folder = folder_of(source)
+    if folder is not None and not (folder / CONFIG_FILE).exists() and (folder / "model.pt").exists():
+        with open_store(folder) as store:
+            stored = hugging_face_tensors(store)
+            head = "ForSequenceClassification" if "classifier.dense.weight" in stored else "ForMaskedLM"
+            return config_for(source, store, stored, None, {}), head
+    config = known[source]() if source in known else XLMRobertaXLConfig.from_pretrained(source)
     head = "ForCausalLM" if config.is_decoder else "ForMaskedLM"
-    for name in config.extra.get("architectures") or []:  # what a checkpoint was saved as
-        head = name.removeprefix("XLMRobertaXL") if name.removeprefix("XLMRobertaXL") in HEADS else head
+    named = [str(name).removeprefix("XLMRobertaXL") for name in config.extra.get("architectures") or []]
+    return config, next((name for name in named if name in HEADS), head)
+
+
+def plan(options: argparse.Namespace) -> None:
+    config, head = config_and_head(options.source)
     settings = {"dtype": options.dtype, "quantize": "int8" if options.int8 else None, "train": options.train}
-    planned = plan_of(config, head=head, batch=options.batch, tokens=options.tokens, **settings)
+    room = config.max_position_embeddings - config.pad_token_id - 1
+    tokens = min(512, room) if options.tokens is None else options.tokens
+    planned = plan_of(config, head=head, batch=options.batch, tokens=tokens, **settings)
     how = f"{'int8 weights, the rest ' if options.int8 else ''}{options.dtype}"
-    task = f"{'training' if options.train else 'forward pass'}, {options.batch} x {options.tokens} tokens"
+    task = f"{'training' if options.train else 'forward pass'}, {options.batch} x {tokens} tokens"
     print(f"{options.source}: XLMRobertaXL{head}, {how}; {task}\n\n{report(planned)}")
 
 
 def convert(options: argparse.Namespace) -> None:
     """Once converted, a checkpoint loads in seconds: its weights are used where they lie."""
-    quantize = "int8" if options.int8 else None
-    model = XLMRobertaXLForMaskedLM.from_pretrained(options.source, dtype=options.dtype, quantize=quantize)
+    _, head = config_and_head(options.source)
+    settings = {"dtype": options.dtype, "quantize": "int8" if options.int8 else None}
+    if head == "Model":
+        with open_store(locate_weights(options.source)) as store:
+            settings["add_pooling_layer"] = any("pooler." in name for name in store.entries)
+    with warnings.catch_warnings():  # what is made up here would pass for trained ever after
+        warnings.filterwarnings("error", message=".*initialised at random")
+        try:
+            model = getattr(xlmrxl_min, f"XLMRobertaXL{head}").from_pretrained(options.source, **settings)
+        except UserWarning as warning:
+            what = str(warning).partition(":")[0]
+            raise ValueError(
+                f"{what}, which XLMRobertaXL{head} needs: name the right class in config.json, as architectures."
+            ) from warning
     model.save_pretrained(options.folder)
     try:
         XLMRobertaTokenizer.from_pretrained(options.source).save_pretrained(options.folder)
     except FileNotFoundError:
         print(f"{options.source} has no sentencepiece.bpe.model: put one into {options.folder}.", file=sys.stderr)
     size = sum(path.stat().st_size for path in Path(options.folder).glob("*.safetensors"))
-    print(f"{options.folder}: {size / 1e9:.2f} GB of weights")
+    print(f"{options.folder}: XLMRobertaXL{head}, {size / 1e9:.2f} GB of weights")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -93,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     command.add_argument("--int8", action="store_true", help="matrices and word embeddings as int8")
     command.add_argument("--batch", type=int, default=1, metavar="N", help="texts at once (default: 1)")
-    command.add_argument("--tokens", type=int, default=512, metavar="N", help="of each text (default: 512)")
+    command.add_argument("--tokens", type=int, metavar="N", help="of each text (default: 512, or as many as fit)")
     command.add_argument("--train", action="store_true", help="a step of training with AdamW, not a forward pass")
     command.set_defaults(run=plan)
     command = commands.add_parser("convert", help="write a checkpoint anew: as safetensors, of another type")

@@ -211,18 +211,24 @@ def read_file(store: Store, path: Path) -> None:
 # ---- many files
 
 
-def read_index(store: Store, path: Path) -> None:
-    """{"weight_map": {name of a tensor: name of a file}}: the index decides, what it does not list is left alone."""
+def index_of(path: Path) -> dict[str, str]:
+    """{name of a tensor: name of a file beside `path`}. CheckpointError for anything else, and for paths elsewhere."""
     file = Mapped(path)
     weight_map = parse(file, 0, file.size).get("weight_map")
     file.file.close()
     if not (isinstance(weight_map, dict) and weight_map and all(isinstance(to, str) for to in weight_map.values())):
         raise refusal(path, "has no weight_map from tensors to files")
-    whole: dict[str, str] = {}
     for shard in dict.fromkeys(weight_map.values()):
         is_plain = re.fullmatch(r"[^/\\:]+\.(safetensors|bin)", shard) and shard.isprintable()
         if not is_plain:  # of the name alone: the link behind it may lead anywhere, as links of the hub's cache do
             raise refusal(path, f"sends us to {shard!r}, which is no file beside it", "do not trust it")
+    return weight_map
+
+
+def read_index(store: Store, path: Path) -> None:
+    """The index decides: what it does not list is left alone."""
+    weight_map, whole = index_of(path), {}
+    for shard in dict.fromkeys(weight_map.values()):
         if not os.path.lexists(path.with_name(shard)):
             raise refusal(path, f"names {shard}, which is not there", "fetch that file too")
         piece = Store(path.with_name(shard))
