@@ -294,7 +294,7 @@ def is_mapped(parameter: nn.Parameter, stored: Stored, dtype: torch.dtype, devic
 # ---- streaming
 
 
-PART = 1 << 26  # bytes that are converted at a time
+PART = 1 << 22  # bytes that are converted at a time: about what the caches hold
 READERS = 4  # threads: what a disk and two cores can use
 HUGE_PAGE = 1 << 21
 
