@@ -275,7 +275,7 @@ def check_room(model: PreTrainedModel, theirs: dict[str, Stored], dtype: torch.d
         return
     numbers = sum(p.numel() for p in model.parameters())
     cures = {"dtype='bfloat16'": 2 * numbers, "quantize='int8'": numbers}
-    cures = [f"{how} needs about {bytes / 1e9:.1f} GB" for how, bytes in cures.items() if bytes <= free]
+    cures = [f"{how} needs about {need / 1e9:.1f} GB" for how, need in cures.items() if need <= free]
     raise CheckpointError(
         f"the weights need {size / 1e9:.1f} GB and {device} has {free / 1e9:.1f} GB free, {(size - free) / 1e9:.1f} GB"
         f" too little: {', '.join(cures) or 'no smaller type would fit either, so take another machine or model'}."
@@ -351,7 +351,7 @@ def fill(
 
 
 def allocate(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Memory that nobody has used yet: on Linux in pages of 2 MB, for XL would be 3.4 million of the usual 4 kB."""
+    """Memory not yet written to; on Linux in pages of 2 MB, as XL in the usual 4 kB would be 3.4 million of them."""
     size = shape.numel() * dtype.itemsize
     if device.type != "cpu" or size < HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(shape, dtype=dtype, device=device)

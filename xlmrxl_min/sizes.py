@@ -152,9 +152,13 @@ def flops(config: XLMRobertaXLConfig, batch: int = 1, tokens: int = 512, head: s
     }
 
 
-def check_shape(config: XLMRobertaXLConfig, batch: int, tokens: int) -> None:
+def most_tokens(config: XLMRobertaXLConfig) -> int:
     is_absolute = config.position_embedding_type == "absolute"
-    room = config.max_position_embeddings - (config.pad_token_id + 1 if is_absolute else 0)
+    return config.max_position_embeddings - (config.pad_token_id + 1 if is_absolute else 0)
+
+
+def check_shape(config: XLMRobertaXLConfig, batch: int, tokens: int) -> None:
+    room = most_tokens(config)
     refuse(batch < 1 or tokens < 1, f"a batch of {batch} texts of {tokens} tokens is impossible: take 1 or more.")
     refuse(tokens > room, f"{tokens} tokens are too many: this model has room for {room}.")
 

@@ -3,9 +3,9 @@
     python tests/benchmarks/full_size.py FOLDER            # XL: 7 GB on the disk, 20 GB of memory
     python tests/benchmarks/full_size.py FOLDER --xxl      # XXL in int8: 22 + 12 GB on the disk, 14 GB of memory
 
-Makes random checkpoints of the real sizes in FOLDER, if they are not there yet. Every load is a process of its own, and
-the file is read once before, so that it comes from the page cache for all. XL: a bfloat16 file to float32, three times
-in turn, and the logits of 16 tokens, ours against theirs; beside them what the machine takes to hand out so much
+Makes random checkpoints of the real sizes in FOLDER, if they are not there yet. Every load is a process of its own. XL:
+its file is read once before, so that it comes from the page cache for all; a bfloat16 file to float32, three times in
+turn, and the logits of 16 tokens, ours against theirs; beside them what the machine takes to hand out so much
 memory, which nobody can undercut; and the file as it is. The first round is not counted: a virtual machine may have to
 fetch its memory first. XXL: bfloat16 to int8, 16 tokens through it, the output of a layer against that of its weights
 turned back to float32; then saved as int8, and loaded from there.
@@ -13,7 +13,6 @@ turned back to float32; then saved as int8, and loaded from there.
 
 import argparse
 import json
-import mmap
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from xlmrxl_min import XLMRobertaXLConfig, XLMRobertaXLForMaskedLM
+from xlmrxl_min.checkpoint import allocate
 from xlmrxl_min.names import hugging_face_name
 from xlmrxl_min.sizes import parameters
 
@@ -49,9 +49,7 @@ def make(folder: Path, config: XLMRobertaXLConfig) -> None:
         tensors = {}
         for name, shape in group:
             values = torch.empty(shape, dtype=torch.bfloat16).normal_(std=config.initializer_range, generator=generator)
-            tensors[hugging_face_name(name)] = (
-                values + 1 if ".norm.weight" in name or name.endswith("norm.weight") else values
-            )
+            tensors[hugging_face_name(name)] = values + 1 if name.endswith("norm.weight") else values
         save_file(tensors, folder / f"layer-{number}.safetensors", metadata={"format": "pt"})
         index |= dict.fromkeys(tensors, f"layer-{number}.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
@@ -113,9 +111,7 @@ def touch(config: XLMRobertaXLConfig) -> dict[str, float]:
     """Write to as much fresh memory as the float32 model takes, in huge pages, with a thread for each processor."""
     size = sum(parameters(config).values()) * 4
     start = time.perf_counter()
-    room = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE)
-    room.madvise(mmap.MADV_HUGEPAGE)
-    torch.frombuffer(room, dtype=torch.float32).fill_(1)
+    allocate(torch.Size([size // 4]), torch.float32, torch.device("cpu")).fill_(1)
     return {"seconds": time.perf_counter() - start, "weights": size, "peak": size, "forward": 0.0, "all": size}
 
 
