@@ -110,6 +110,7 @@ def test_nothing_points_upward():
         "tokenizer",
         "checkpoint",
         "predict",
+        "generation",
         "measure",
         "plot",
         "explore",

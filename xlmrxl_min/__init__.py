@@ -1,5 +1,6 @@
 """xlmrxl_min: understand XLM-RoBERTa-XL by one file and a course of notebooks, then load it for real."""
 
+from . import generation  # gives XLMRobertaXLForCausalLM its generate and stream
 from .checkpoint import CheckpointError
 from .model import (
     Cache,
@@ -35,5 +36,6 @@ __all__ = [
     "classify",
     "embed",
     "fill_mask",
+    "generation",
     "tag",
 ]

@@ -16,7 +16,7 @@ from .model import XLMRobertaXLConfig, XLMRobertaXLForMaskedLM
 from .names import hugging_face_tensors
 from .predict import fill_mask
 from .pretrained import folder_of
-from .sizes import BYTES, HEADS, most_tokens, report
+from .sizes import BYTES, HEADS, report
 from .sizes import plan as plan_of
 from .tokenizer import XLMRobertaTokenizer
 
@@ -65,7 +65,7 @@ def config_and_head(source: str) -> tuple[XLMRobertaXLConfig, str]:
 def plan(options: argparse.Namespace) -> None:
     config, head = config_and_head(options.source)
     settings = {"dtype": options.dtype, "quantize": "int8" if options.int8 else None, "train": options.train}
-    tokens = min(512, most_tokens(config)) if options.tokens is None else options.tokens
+    tokens = min(512, config.most_tokens) if options.tokens is None else options.tokens
     planned = plan_of(config, head=head, batch=options.batch, tokens=tokens, **settings)
     how = f"{'int8 weights, the rest ' if options.int8 else ''}{options.dtype}"
     task = f"{'training' if options.train else 'forward pass'}, {options.batch} x {tokens} tokens"

@@ -134,6 +134,11 @@ class XLMRobertaXLConfig:
             return self.extra[name]
         raise AttributeError(f"XLMRobertaXLConfig has no field {name!r}.")
 
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of the longest text. Absolute positions begin at pad_token_id + 1; distances need no position."""
+        return self.max_position_embeddings - (self.pad_token_id + 1) * (self.position_embedding_type == "absolute")
+
     @classmethod
     def xl(cls, **overrides: Any) -> XLMRobertaXLConfig:
         return cls(**overrides)
@@ -193,6 +198,10 @@ class LayerCache:
     def read(self) -> tuple[Tensor, Tensor]:
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
+    def select(self, rows: Tensor) -> None:
+        if self.keys is not None:
+            self.keys, self.values = self.keys[rows], self.values[rows]
+
     def append(self, old: Tensor | None, new: Tensor) -> Tensor:
         end = self.length + new.shape[2]
         if torch.is_grad_enabled():  # a write in place would spoil what earlier steps keep for their gradients
@@ -217,6 +226,12 @@ class Cache:
     def get_seq_length(self) -> int:
         """Tokens held per row, padding included."""
         return self.layers[0].length
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows, `b` numbers, in this order; beam search goes on from one row in several ways."""
+        for layer in (*self.layers, *self.cross):
+            layer.select(rows)
+        self.real_tokens = self.real_tokens[rows]
 
 
 def can_look(values: Tensor) -> bool:
@@ -600,9 +615,8 @@ class XLMRobertaXLModel(PreTrainedModel):
         is_token = input_ids != config.pad_token_id if inputs_embeds is None else tokens.new_ones(tokens.shape[:2]) > 0
         if position_ids is None:
             position_ids = self.embeddings.number(is_token, 0 if cache is None else cache.real_tokens)
-        room, longest = config.max_position_embeddings, keys  # distances reach as far as there are positions
+        room, longest = config.most_tokens, keys
         if config.position_embedding_type == "absolute":
-            room -= config.pad_token_id + 1
             longest = int(position_ids.max()) - config.pad_token_id if can_look(position_ids) else 0
         cure = "so cut the text (truncation=True)"
         refuse(longest > room, f"{longest} tokens are too many: there is room for {room}, {cure}.")
@@ -761,6 +775,9 @@ class XLMRobertaXLForMaskedLM(PreTrainedModel):
 class XLMRobertaXLForCausalLM(PreTrainedModel):
     """Predicts the next token. Walked through in notebooks/08_decoder.ipynb."""
 
+    generate: ClassVar[Callable[..., Tensor]]  # this and the next are added by generation.py
+    stream: ClassVar[Callable[..., Any]]
+
     def __init__(self, config: XLMRobertaXLConfig) -> None:
         super().__init__(config)
         if not config.is_decoder:
@@ -774,7 +791,9 @@ class XLMRobertaXLForCausalLM(PreTrainedModel):
         """labels `b t`, usually input_ids: each place is scored on the label to its right. -100 counts nowhere."""
         out = self.backbone(input_ids, *args, **(inputs if labels is None else {**inputs, "use_cache": False}))
         logits = self.lm_head(out.last_hidden_state)
-        following = None if labels is None else F.pad(labels[:, 1:], (0, 1), value=-100)  # nothing follows the last
+        if labels is None:
+            return headed(out, None, logits=logits)
+        following = F.pad(labels[:, 1:], (0, 1), value=-100)  # nothing follows the last
         return headed(out, cross_entropy(logits.float(), following), logits=logits)
 
 

@@ -355,9 +355,7 @@ def in_order(
 ) -> list[tuple[list[Token], Any]]:
     """For each of `inputs`, in their order, its tokens, and what `run` gives for its row of a batch."""
     check_size("batch_size", batch_size)
-    config = model.config
-    room = config.max_position_embeddings  # without truncation, the model itself says what is too long
-    room -= config.pad_token_id + 1 if config.position_embedding_type == "absolute" else 0
+    room = model.config.most_tokens  # without truncation, the model itself says what is too long
     bar = partial(tqdm, unit="text", disable=not progress, delay=2)
     rows = [tokenizer.row(item, True, truncation, room if truncation else None) for item in bar(inputs)]
     results: list[Any] = [None] * len(rows)

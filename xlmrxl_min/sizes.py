@@ -152,13 +152,8 @@ def flops(config: XLMRobertaXLConfig, batch: int = 1, tokens: int = 512, head: s
     }
 
 
-def most_tokens(config: XLMRobertaXLConfig) -> int:
-    is_absolute = config.position_embedding_type == "absolute"
-    return config.max_position_embeddings - (config.pad_token_id + 1 if is_absolute else 0)
-
-
 def check_shape(config: XLMRobertaXLConfig, batch: int, tokens: int) -> None:
-    room = most_tokens(config)
+    room = config.most_tokens
     refuse(batch < 1 or tokens < 1, f"a batch of {batch} texts of {tokens} tokens is impossible: take 1 or more.")
     refuse(tokens > room, f"{tokens} tokens are too many: this model has room for {room}.")
 
@@ -225,9 +220,7 @@ def plan(
     is_lm = "LM" in head
     if not train:
         cache = cache_bytes(config, b, t, decode, size)
-        # for its loss, a decoder makes float32 logits of half-precision ones, asked or not
-        all_logits = (logits * (3 if head == "ForCausalLM" and size == 2 else 1)) if is_lm else 0
-        activations = forward_bytes(config, b, t, size, all_logits, quantize)
+        activations = forward_bytes(config, b, t, size, logits if is_lm else 0, quantize)
         return Plan(counts, weights, activations, logits, cache, 0, 0, weights + cache + activations)
     numbers = sum(counts.values())
     gradients, optimizer = numbers * size, numbers * (8 if size == 4 else 12)
