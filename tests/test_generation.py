@@ -4,10 +4,10 @@ from itertools import pairwise
 
 import pytest
 import torch
-from reference import twins
+from reference import error, twins
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from xlmrxl_min import XLMRobertaXLForCausalLM
+from xlmrxl_min import XLMRobertaXLForCausalLM, generation
 from xlmrxl_min.generation import Beam, beams, distribution
 
 POSITION_TYPES = ("absolute", "relative_key", "relative_key_query")
@@ -313,3 +313,64 @@ def test_an_encoder_does_not_write():
     with pytest.raises(ValueError, match="this model is an encoder"):
         model.generate(prompts()[0])
     assert isinstance(model, XLMRobertaXLForCausalLM)
+
+
+def stepped(model, ids, mask, across, places):
+    """Logits of the last `places` tokens, one step each after the others are read, and which way they were computed."""
+    texts = generation.Texts(
+        model, ids[:, :-places], None if mask is None else mask[:, :-places],
+        across.get("encoder_hidden_states"), across.get("encoder_attention_mask"), True,
+    )  # fmt: skip
+    logits = [texts.next_logits()]
+    for place in range(places, 0, -1):
+        texts.append(ids[:, -place])
+        logits.append(texts.next_logits())
+    return torch.stack(logits, 1), texts.step is not None
+
+
+@pytest.mark.parametrize("act", ["gelu", "relu", "silu", "gelu_new"])
+@pytest.mark.parametrize("cross", [False, True])
+@pytest.mark.parametrize("padding", ["none", "left"])
+def test_the_bare_step_is_the_model(padding, cross, act, parity):
+    theirs, model = decoder(cross=cross, hidden_act=act, type_vocab_size=2, layer_norm_eps=1e-3)
+    ids, mask, across = prompts(padding, cross)
+    ids[2, 5] = 1  # a text that has ended and is padded on
+    logits, is_bare = stepped(model, ids, mask, across, 2)
+    assert is_bare
+    with torch.no_grad():
+        parity(error(logits, model(ids, mask, use_cache=False, **across).logits[:, 3:]))
+        real = [0, 1]
+        some = {name: value[real] for name, value in across.items()}
+        expected = theirs(ids[real], attention_mask=mask[real], use_cache=False, **some).logits[:, 3:]
+    parity(error(logits[real], expected))
+
+
+def test_the_bare_step_leaves_out_nothing_that_was_added():
+    """Hooks, int8 and relative positions are what it does not know: there the model itself is asked."""
+    ids, mask, _ = prompts()
+    _, model = decoder()
+    whole = model(ids, use_cache=False).logits
+    seen = []
+    hook = model.backbone.layers[1].feed_forward.register_forward_hook(lambda *args: seen.append(args[2].shape))
+    logits, is_bare = stepped(model, ids, mask, {}, 2)
+    assert not is_bare
+    assert seen == [(3, 4, 24), (3, 1, 24), (3, 1, 24)]
+    torch.testing.assert_close(logits, whole[:, 3:], atol=1e-4, rtol=1e-4)
+    hook.remove()
+    assert stepped(model, ids, mask, {}, 2)[1]
+    assert not stepped(decoder("relative_key")[1], ids, mask, {}, 2)[1]
+    model.prune_heads({0: [1], 1: [0, 2]})
+    pruned = model(ids, use_cache=False).logits
+    logits, is_bare = stepped(model, ids, mask, {}, 2)
+    assert is_bare
+    torch.testing.assert_close(logits, pruned[:, 3:], atol=1e-4, rtol=1e-4)
+
+
+def test_an_int8_decoder_writes(tmp_path):
+    _, model = decoder(hidden_size=48)
+    model.save_pretrained(tmp_path)
+    model = XLMRobertaXLForCausalLM.from_pretrained(tmp_path, quantize="int8")
+    ids, mask, _ = prompts("left")
+    assert not stepped(model, ids, mask, {}, 2)[1]
+    shared = {"max_new_tokens": 10, "eos_token_id": -1}
+    assert torch.equal(model.generate(ids, mask, **shared), model.generate(ids, mask, use_cache=False, **shared))

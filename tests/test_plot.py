@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from xlmrxl_min import plot
+from xlmrxl_min.generation import Beam, Beams
 from xlmrxl_min.measure import Contributions, Lens, Retrieval
 
 TOKENS = ["<s>", "▁All", "▁human", "▁being", "s", "</s>"]
@@ -330,3 +331,31 @@ def test_training():
     assert left.lines[1].get_xdata()[:4].tolist() == [1, 2, 3, 5]
     assert right.lines[0].get_ydata().tolist() == [entry["rate"] for entry in history]
     assert "one from 20.00 to 1.50 in 38 s" in drawing.sentence
+
+
+def test_distributions():
+    ones = {"all": torch.tensor([0.1, 0.6, 0.3, 0.0]), "two": torch.tensor([0.0, 0.7, 0.3, 0.0])}
+    drawing = plot.distributions(ones, ["a", "▁b", "c", "d"], most=3)
+    left, right = drawing.figure.axes
+    assert labels(left.get_yticklabels()) == ["b", "c", "a"]
+    assert [round(bar.get_width(), 3) for bar in left.patches] == [0.6, 0.3, 0.1]
+    assert [text.get_text() for text in right.texts] == ["cut off"]
+    assert drawing.sentence == "What may come next: all 60% for “b”, 3 possible; two 70% for “b”, 2 possible."
+    rendered(drawing)
+
+
+def test_beam_tree():
+    steps = [
+        Beams([Beam((1,), -0.5), Beam((2,), -1.0)], []),
+        Beams([Beam((1, 3), -0.7), Beam((1, 4), -0.9)], []),
+        Beams([], [Beam((1, 4, 0), -0.4), Beam((1, 3, 0), -0.5)]),
+    ]
+    drawing = plot.beam_tree(steps, ["</s>", "▁a", "▁b", "c", "d"])
+    axis = drawing.figure.axes[0]
+    written = {text.get_text(): (text.get_position()[0], text.get_color()) for text in axis.texts}
+    assert set(written) == {"prompt", "a", "b", "c", "d", "</s>  (1)", "</s>  (2)"}
+    assert written["d"] == (2, plot.COLORS[0]), "on the way to the winner"
+    assert written["b"] == (1, "0.35"), "given up"
+    assert len(axis.lines) == 6
+    assert "of 3 paths 2 are finished, the best “ad</s>” with score -0.40" in drawing.sentence
+    rendered(drawing)

@@ -10,16 +10,18 @@ count no padding. Prompts of different lengths are padded on the left, so that e
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from .model import Cache, XLMRobertaXLForCausalLM, check_tensor, refuse
+from .model import Attention, Cache, LayerCache, XLMRobertaXLForCausalLM, check_tensor, refuse
 from .predict import check_size, evaluating
 
 
@@ -277,6 +279,7 @@ class Texts:
         self.mask = None if bool(is_token.all()) else is_token.long()  # b k
         self.states, self.states_mask = encoder_hidden_states, encoder_attention_mask
         self.cache: Cache | None = None
+        self.step: Step | None = None  # once the prompt has been read, and where it is possible
 
     def turns(self, wanted: int) -> Iterator[int]:
         """0, 1, …, for as many new tokens as are wanted and possible, with a warning if these are fewer."""
@@ -290,17 +293,21 @@ class Texts:
 
     def next_logits(self) -> Tensor:  # (b) v
         """Scores of what comes next, float32. Reads what has not been read yet, and of that only the last place."""
+        model = self.model
         unread = self.ids if self.cache is None else self.ids[:, self.cache.get_seq_length() :]
         states = self.states if self.cache is None else None  # with a cache, their keys and values are remembered
-        model = self.model
         mode: AbstractContextManager = evaluating(model) if model.training else torch.inference_mode()
         with mode:
+            if self.step is not None:
+                return self.step(unread, self.mask, self.states_mask, self.cache).float()
             out = model.backbone(
                 unread, self.mask, encoder_hidden_states=states, encoder_attention_mask=self.states_mask,
                 past_key_values=self.cache, use_cache=self.use_cache,
                 output_attentions=False, output_hidden_states=False,
             )  # fmt: skip
             self.cache = out.past_key_values
+            if self.cache is not None and Step.is_possible(model):
+                self.step = Step(model)
             return model.lm_head(out.last_hidden_state[:, -1]).float()
 
     def append(self, tokens: Tensor) -> None:  # b
@@ -316,6 +323,87 @@ class Texts:
         )
         if self.cache is not None:
             self.cache.select(rows)
+
+
+# ---- the cached step
+
+
+def bare(module: nn.Linear | nn.LayerNorm) -> Callable[[Tensor], Tensor]:
+    """The operation of a module, without the module around it."""
+    weights = {"weight": module.weight, "bias": module.bias}
+    if isinstance(module, nn.LayerNorm):
+        return partial(torch.layer_norm, normalized_shape=module.normalized_shape, eps=module.eps, **weights)
+    return partial(F.linear, **weights)
+
+
+class BareAttention:
+    """model.Attention for one query, with absolute positions."""
+
+    def __init__(self, attention: Attention) -> None:
+        self.norm, self.query, self.out = bare(attention.norm), bare(attention.query), bare(attention.out)
+        self.key, self.value, self.is_cross = bare(attention.key), bare(attention.value), attention.is_cross
+        self.shape = (-1, len(attention.heads), 1, attention.head_width)  # of one token, b h t d is a view of b t e
+
+    def __call__(self, stream: Tensor, cache: LayerCache, bias: Tensor | None) -> Tensor:  # b 1 e -> b 1 e
+        normed = self.norm(stream)
+        query = self.query(normed).view(self.shape)
+        if self.is_cross:
+            key, value = cache.read()
+        else:
+            key, value = cache.extend(self.key(normed).view(self.shape), self.value(normed).view(self.shape))
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        return stream + self.out(mixed.reshape(*stream.shape[:2], -1))
+
+
+class Step:
+    """What a decoder does with one new token per text, on its bare parameters: the arithmetic of `model.forward`.
+
+    Where a model is small, modules, checks and rearrangements take longer than the arithmetic.
+    """
+
+    @staticmethod
+    def is_possible(model: XLMRobertaXLForCausalLM) -> bool:
+        """With absolute positions, and where the modules do what their classes say: no hooks, no matrices in int8."""
+        return model.config.position_embedding_type == "absolute" and not any(
+            module._forward_hooks or module._forward_pre_hooks or module._parameters.keys() - {"weight", "bias"}
+            for module in model.modules()
+        )
+
+    def __init__(self, model: XLMRobertaXLForCausalLM) -> None:
+        self.embeddings, self.pad = model.backbone.embeddings, model.config.pad_token_id
+        words, head = self.embeddings, model.lm_head
+        self.words, self.type, self.positions = words.word.weight, words.token_type.weight[0], words.position.weight
+        self.blocks = [
+            (
+                BareAttention(block.attention),
+                None if block.cross_attention is None else BareAttention(block.cross_attention),
+                (bare(block.feed_forward.norm), bare(block.feed_forward.up), bare(block.feed_forward.down)),
+            )
+            for block in model.backbone.layers
+        ]
+        self.act = model.backbone.layers[0].feed_forward.act
+        self.head = [bare(module) for module in (model.backbone.norm, head.dense, head.norm, head.decoder)]
+
+    def __call__(self, ids: Tensor, mask: Tensor | None, across: Tensor | None, cache: Cache) -> Tensor:  # b 1 -> b v
+        """mask, across: `b k`, 1 = may attend, None = all may."""
+        is_token = ids != self.pad
+        positions = self.embeddings.number(is_token, cache.real_tokens)
+        cache.real_tokens = cache.real_tokens + is_token
+        stream = F.embedding(ids, self.words) + self.type + F.embedding(positions, self.positions)
+        bias, bias_across = (None if one is None else bias_of(one, stream.dtype) for one in (mask, across))
+        for (own, other, (norm, up, down)), seen, looked_at in zip(self.blocks, cache.layers, cache.cross, strict=True):
+            stream = own(stream, seen, bias)
+            if other is not None:
+                stream = other(stream, looked_at, bias_across)
+            stream = stream + down(self.act(up(norm(stream))))
+        last_norm, dense, head_norm, decoder = self.head
+        return decoder(head_norm(F.gelu(dense(last_norm(stream)))))[:, 0]
+
+
+def bias_of(mask: Tensor, dtype: torch.dtype) -> Tensor:  # b k -> b 1 1 k
+    """0 where one may attend, and very low elsewhere."""
+    lowest = torch.zeros_like(mask, dtype=dtype).masked_fill(mask == 0, torch.finfo(dtype).min / 2)
+    return rearrange(lowest, "b k -> b 1 1 k")
 
 
 XLMRobertaXLForCausalLM.generate = generate

@@ -27,6 +27,7 @@ from PIL import Image
 from torch import Tensor
 
 from .checkpoint import all_or_nothing
+from .generation import Beams
 from .measure import HEAD_CLASSES, OTHERWISE, Contributions, Lens, Retrieval, merge, words
 
 DPI = 90
@@ -581,3 +582,67 @@ def training(histories: Mapping[str, Sequence[Mapping[str, float]]], *, title: s
     left.legend(frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=10)
     return figure, means, f"{title}: the mean loss goes, for {'; for '.join(said)}."
+
+
+# ---- generation
+
+
+@drawing
+def distributions(
+    probabilities: Mapping[str, Tensor], pieces: Sequence[str], *, most: int = 12, title: str = "What may come next"
+):
+    """Distributions over a vocabulary, `v` each, by name: the `most` tokens that are likeliest in the first of them."""
+    first = next(iter(probabilities.values()))
+    best = first.topk(min(most, len(first))).indices.tolist()
+    numbers = {name: one.detach().float().cpu()[best] for name, one in probabilities.items()}
+    figure, axes = canvas(1.6 + 1.7 * len(numbers), 1.0 + 0.21 * len(best), 1, len(numbers), sharey=True, squeeze=False)
+    label, said = Labels(), []
+    for axis, color, (name, values), one in zip(
+        axes[0], COLORS * 9, numbers.items(), probabilities.values(), strict=False
+    ):
+        axis.barh(range(len(best)), values.tolist(), color=color)
+        axis.set_title(name, fontsize=9)
+        axis.set(xlim=(0, 1), xlabel="probability", ylim=(len(best) - 0.4, -0.6))
+        possible = int((one > 0).sum())
+        said.append(f"{name} {float(one.max()):.0%} for {quoted(pieces[int(one.argmax())])}, {possible:,} possible")
+        for place, value in enumerate(values.tolist()):
+            if value == 0:
+                axis.text(0.02, place, "cut off", fontsize=7, va="center", color="0.4")
+    axes[0, 0].set_yticks(range(len(best)), [label(pieces[i]) for i in best], fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    return figure, numbers, f"{title}: {'; '.join(said)}.{label.legend()}"
+
+
+@drawing
+def beam_tree(steps: Sequence[Beams], pieces: Sequence[str], *, title: str = "Beam search"):
+    """generation.beams of one prompt, step by step: every beam that ever went on or ended, as paths from the left."""
+    finished = steps[-1].finished
+    kept = {beam.tokens for step in steps for beam in (*step.running, *step.finished)}
+    nodes = sorted({tokens[:end] for tokens in kept for end in range(len(tokens) + 1)})
+    leaves = [node for node in nodes if not any(other[: len(node)] == node and other != node for other in nodes)]
+    rank = {beam.tokens: place for place, beam in enumerate(finished, start=1)}
+    height = {leaf: place for place, leaf in enumerate(sorted(leaves, key=lambda leaf: (rank.get(leaf[:1], 0), leaf)))}
+    for node in sorted(nodes, key=len, reverse=True):
+        below = [height[other] for other in nodes if len(other) == len(node) + 1 and other[:-1] == node]
+        height.setdefault(node, sum(below) / len(below) if below else 0)
+    depth, label = max(map(len, nodes)), Labels()
+    figure, axis = canvas(1.5 + 1.05 * depth, 0.8 + 0.3 * len(leaves))
+    winner = finished[0].tokens if finished else ()
+    for node in nodes[1:]:
+        ends = any(node == text for text in rank)
+        color = COLORS[0] if node == winner[: len(node)] else COLORS[5] if ends else "0.6"
+        wins = color == COLORS[0]
+        axis.plot(
+            [len(node) - 1, len(node)], [height[node[:-1]], height[node]], color=color, linewidth=2.2 if wins else 0.9
+        )
+        text = label(pieces[node[-1]]) + (f"  ({rank[node]})" if ends else "")
+        axis.text(len(node), height[node], text, color=color if wins or ends else "0.35", fontsize=8, ha="center",
+                  va="center", bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
+    axis.text(0, height[()], "prompt", fontsize=8, ha="center", va="center", bbox={"facecolor": "white", "pad": 2})
+    axis.set(xlabel="new tokens", yticks=[], xlim=(-0.5, depth + 0.7), ylim=(len(leaves) - 0.4, -0.6))
+    axis.spines[["left", "right", "top"]].set_visible(False)
+    axis.set_title(title, fontsize=10)
+    numbers = {beam.tokens: beam.score for beam in finished}
+    best = "".join(pieces[token] for token in winner).replace("▁", " ").strip()
+    said = f"of {len(leaves)} paths {len(finished)} are finished, the best “{best}” with score {finished[0].score:.2f}"
+    return figure, numbers, f"{title}: {said}; grey ones were given up.{label.legend()}"

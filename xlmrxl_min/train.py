@@ -32,6 +32,7 @@ from .tokenizer import XLMRobertaTokenizer
 
 Batch = Mapping[str, Tensor]  # what a model's forward takes, labels among it
 Change = Callable[[Batch, torch.Generator], Batch]
+Loss = Callable[[PreTrainedModel, Batch], Tensor]
 STATE_FILE, RECORD_FILE = "training_state.pt", "record.json"
 
 
@@ -52,6 +53,7 @@ def fit(
     dtype: str = "float32",
     seed: int = 0,
     change: Change | None = None,
+    loss: Loss | None = None,
     optimizers: Sequence[torch.optim.Optimizer] | None = None,
     folder: Path | None = None,
     minutes_between_saves: float = 5,
@@ -64,10 +66,11 @@ def fit(
     0, 1, … in their order. change: done to a batch whenever it comes, such as `masking(tokenizer)`. The learning rate
     rises for `warmup_steps` and falls to 0 over the last `decay_share` of all steps. accumulate: batches per step, each
     with the weight of its labels, so that the gradient is that of one large batch. clip: the longest gradient allowed.
-    dtype: of the arithmetic, by autocast; "float16" also scales the loss. optimizers: instead of AdamW, at their peak
-    rates. folder: where the state is kept and, if it holds one, taken up again, to the same result. about: what
-    else the run is, such as its data, in numbers and words; a state is taken up only where it is the same. Parameters
-    that require no gradient stay as they are. ValueError for impossible settings, and for the state of another run.
+    loss: of a batch, instead of `loss_of`. dtype: of the arithmetic, by autocast; "float16" also scales the loss.
+    optimizers: instead of AdamW, at their peak rates. folder: where the state is kept and, if it holds one, taken up
+    again, to the same result. about: what else the run is, such as its data, in numbers and words; a state is taken up
+    only where it is the same. Parameters that require no gradient stay as they are. ValueError for impossible settings,
+    and for the state of another run.
     """
     settings = {"steps": steps, "learning_rate": learning_rate, "warmup_steps": warmup_steps, "clip": clip}
     settings |= {"decay_share": decay_share, "weight_decay": weight_decay, "accumulate": accumulate}
@@ -76,7 +79,7 @@ def fit(
         raise ValueError(f"no training is possible with {settings}: take steps, accumulate and learning_rate above 0.")
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"dtype={dtype!r} is unknown: take float32, bfloat16 or float16.")
-    run = Run(model, optimizers or [adamw(model, learning_rate, weight_decay)], settings)
+    run = Run(model, optimizers or [adamw(model, learning_rate, weight_decay)], settings, loss or loss_of)
     if folder is not None:
         run.load(folder)
     model.train()
@@ -96,8 +99,8 @@ def fit(
 class Run:
     """A training run: all that changes in it, and so all that must be kept to go on with it."""
 
-    def __init__(self, model: PreTrainedModel, optimizers: Sequence[torch.optim.Optimizer], settings: dict) -> None:
-        self.model, self.optimizers, self.settings = model, optimizers, settings
+    def __init__(self, model: PreTrainedModel, optimizers: Sequence[torch.optim.Optimizer], settings, loss) -> None:
+        self.model, self.optimizers, self.settings, self.loss = model, optimizers, settings, loss
         self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=settings["dtype"] == "float16")
         self.step = self.epoch = self.done = 0  # done: batches of this epoch
@@ -138,7 +141,7 @@ class Run:
             loss = 0.0
             for batch, weight in zip(group, weights, strict=True):
                 with torch.autocast(self.model.device.type, getattr(torch, dtype), enabled=dtype != "float32"):
-                    part = loss_of(self.model, {name: x.to(self.model.device) for name, x in batch.items()})
+                    part = self.loss(self.model, {name: x.to(self.model.device) for name, x in batch.items()})
                 part = part * (weight / sum(weights)) if weight else part
                 self.scaler.scale(part).backward()
                 loss += part.item()
@@ -456,7 +459,7 @@ def pretrain(recipe: Recipe, folder: Path, *, minutes_between_saves: float = 5, 
         change=masking(tokenizer, recipe.mask_share), optimizers=make_optimizers(model, recipe),
         folder=folder, minutes_between_saves=minutes_between_saves, about=asdict(recipe), progress=progress,
     )  # fmt: skip
-    save_result(folder, model, tokenizer, recipe, history)
+    save_result(folder, model, tokenizer, history, lambda saved: evaluate(saved, tokenizer, recipe), "xlmrxl_min.train")
 
 
 def make_optimizers(model: XLMRobertaXLForMaskedLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -489,16 +492,18 @@ def averages(history: list[dict[str, float]], every: int) -> list[dict[str, floa
     return kept
 
 
-def save_result(folder: Path, model, tokenizer, recipe: Recipe, history: list[dict[str, float]]) -> None:
+def save_result(
+    folder: Path, model, tokenizer, history: list[dict[str, float]], measured: Callable[[Any], dict], program: str
+) -> None:
     """The checkpoint in half precision, and the record of how it came about, measured on what was saved."""
     model.to(torch.float16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    saved = XLMRobertaXLForMaskedLM.from_pretrained(folder)
+    saved = type(model).from_pretrained(folder)
     record = {
-        "made_by": f"python -m xlmrxl_min.train RECIPE --into FOLDER (torch {torch.__version__.split('+')[0]})",
+        "made_by": f"python -m {program} RECIPE --into FOLDER (torch {torch.__version__.split('+')[0]})",
         "hours": round(history[-1]["seconds"] / 3600, 2),
         "parameters": sum(p.numel() for p in saved.parameters()),
-        **evaluate(saved, tokenizer, recipe),
+        **measured(saved),
         "history": averages(history, every=250),
     }
     with all_or_nothing(folder / RECORD_FILE) as (draft,):
@@ -530,14 +535,14 @@ def evaluate(model: XLMRobertaXLForMaskedLM, tokenizer: XLMRobertaTokenizer, rec
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(description: str | None = __doc__, kind: type = Recipe, run: Callable[[Any, Path], None] = pretrain) -> None:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--into", type=Path, required=True, metavar="FOLDER", help="for the state and the result")
     options = parser.parse_args()
-    recipe = Recipe(**json.loads(options.recipe.read_text(encoding="utf-8")))
+    recipe = kind(**json.loads(options.recipe.read_text(encoding="utf-8")))
     options.into.mkdir(parents=True, exist_ok=True)
-    pretrain(recipe, options.into)
+    run(recipe, options.into)
     print(json.dumps(json.loads((options.into / RECORD_FILE).read_text())["own_text"]))
 
 

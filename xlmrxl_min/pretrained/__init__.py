@@ -57,6 +57,22 @@ class Paragraph(NamedTuple):
     text: str
 
 
+class Word(NamedTuple):
+    concept: str
+    article: int
+    paragraph: int
+    language: str
+    word: str  # as it stands, once, in that paragraph
+
+
+def words() -> list[Word]:
+    """Ten concepts, each by its word in one paragraph of up to fifteen languages, found by hand: what to align."""
+    with open(HERE / "words.tsv", encoding="utf-8", newline="") as file:
+        rows = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        next(rows)  # the header
+        return [Word(concept, int(article), int(number), *rest) for concept, article, number, *rest in rows]
+
+
 def udhr(languages: str | Iterable[str] | None = None) -> list[Paragraph]:
     """The Declaration in one language or several (None: all 50), in the file's order. ValueError for any other."""
     with open(HERE / "udhr.tsv", encoding="utf-8", newline="") as file:
