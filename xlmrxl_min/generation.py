@@ -275,7 +275,7 @@ class Texts:
         most, cure = config.most_tokens, "give fewer"
         refuse(longest > most, f"the prompt has {longest} tokens, but this model has room for {most}: {cure}.")
         self.room = most - longest + 1  # new tokens; the last one is never read
-        self.model, self.ids, self.use_cache = model, input_ids, use_cache
+        self.model, self.unread, self.use_cache = model, input_ids, use_cache
         self.mask = None if bool(is_token.all()) else is_token.long()  # b k
         self.states, self.states_mask = encoder_hidden_states, encoder_attention_mask
         self.cache: Cache | None = None
@@ -294,14 +294,13 @@ class Texts:
     def next_logits(self) -> Tensor:  # (b) v
         """Scores of what comes next, float32. Reads what has not been read yet, and of that only the last place."""
         model = self.model
-        unread = self.ids if self.cache is None else self.ids[:, self.cache.get_seq_length() :]
         states = self.states if self.cache is None else None  # with a cache, their keys and values are remembered
         mode: AbstractContextManager = evaluating(model) if model.training else torch.inference_mode()
         with mode:
             if self.step is not None:
-                return self.step(unread, self.mask, self.states_mask, self.cache).float()
+                return self.step(self.unread, self.mask, self.states_mask, self.cache).float()
             out = model.backbone(
-                unread, self.mask, encoder_hidden_states=states, encoder_attention_mask=self.states_mask,
+                self.unread, self.mask, encoder_hidden_states=states, encoder_attention_mask=self.states_mask,
                 past_key_values=self.cache, use_cache=self.use_cache,
                 output_attentions=False, output_hidden_states=False,
             )  # fmt: skip
@@ -311,13 +310,14 @@ class Texts:
             return model.lm_head(out.last_hidden_state[:, -1]).float()
 
     def append(self, tokens: Tensor) -> None:  # b
-        self.ids = torch.cat([self.ids, rearrange(tokens, "b -> b 1")], dim=1)
+        last = tokens.unsqueeze(1)
+        self.unread = torch.cat([self.unread, last], dim=1) if self.cache is None else last
         if self.mask is not None:
             self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
 
     def select(self, rows: Tensor) -> None:  # b
         """Go on with these rows, in this order; one may be there several times, and goes on in several ways."""
-        self.ids = self.ids[rows]
+        self.unread = self.unread[rows]
         self.mask, self.states, self.states_mask = (
             None if x is None else x[rows] for x in (self.mask, self.states, self.states_mask)
         )
@@ -370,8 +370,7 @@ class Step:
         )
 
     def __init__(self, model: XLMRobertaXLForCausalLM) -> None:
-        self.embeddings, self.pad = model.backbone.embeddings, model.config.pad_token_id
-        words, head = self.embeddings, model.lm_head
+        words, head, self.pad = model.backbone.embeddings, model.lm_head, model.config.pad_token_id
         self.words, self.type, self.positions = words.word.weight, words.token_type.weight[0], words.position.weight
         self.blocks = [
             (
@@ -387,8 +386,8 @@ class Step:
     def __call__(self, ids: Tensor, mask: Tensor | None, across: Tensor | None, cache: Cache) -> Tensor:  # b 1 -> b v
         """mask, across: `b k`, 1 = may attend, None = all may."""
         is_token = ids != self.pad
-        positions = self.embeddings.number(is_token, cache.real_tokens)
         cache.real_tokens = cache.real_tokens + is_token
+        positions = cache.real_tokens * is_token + self.pad  # as Embeddings.number has it
         stream = F.embedding(ids, self.words) + self.type + F.embedding(positions, self.positions)
         bias, bias_across = (None if one is None else bias_of(one, stream.dtype) for one in (mask, across))
         for (own, other, (norm, up, down)), seen, looked_at in zip(self.blocks, cache.layers, cache.cross, strict=True):

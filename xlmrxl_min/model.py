@@ -196,7 +196,7 @@ class LayerCache:
         return self.read()
 
     def read(self) -> tuple[Tensor, Tensor]:
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+        return self.keys.narrow(2, 0, self.length), self.values.narrow(2, 0, self.length)
 
     def select(self, rows: Tensor) -> None:
         if self.keys is not None:
@@ -211,7 +211,7 @@ class LayerCache:
             if old is not None:
                 roomier[:, :, : self.length] = old[:, :, : self.length]
             old = roomier
-        old[:, :, self.length : end] = new
+        old.narrow(2, self.length, new.shape[2]).copy_(new)
         return old
 
 
