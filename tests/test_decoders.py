@@ -240,7 +240,7 @@ CHECKPOINTS = ("tiny-decoder", "tiny-translator")
 def test_the_recipe_is_the_one_on_record(name):
     recipe = DecoderRecipe(**json.loads((PRETRAINED / name / "recipe.json").read_text()))
     record = json.loads((PRETRAINED / name / "record.json").read_text())
-    assert record["history"][-1]["step"] == recipe.steps
+    assert record["history"][-1]["step"] == recipe.steps // 250 * 250, "kept once in 250 steps"
     config = XLMRobertaXLConfig.from_pretrained(name)
     assert all(config[name] == value for name, value in recipe.config.items())
     assert record["parameters"] == sum(p.numel() for p in XLMRobertaXLForCausalLM.from_pretrained(name).parameters())
