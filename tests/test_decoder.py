@@ -201,6 +201,20 @@ def test_the_cache_writes_into_memory_it_has():
     assert cache.layers[0].keys.shape == (2, 3, 256, 8)
 
 
+def test_a_cache_goes_on_in_another_mode(parity):
+    """Begun without gradients in one way, continued in the other; and rows chosen of one that is still empty."""
+    _, model = decoder(cross=False)
+    ids, _, _ = inputs("none", cross=False)
+    with torch.inference_mode():
+        cache = model(ids[:, :7]).past_key_values
+    with torch.no_grad():
+        rest = model(ids[:, 7:], past_key_values=cache).logits
+        parity(error(rest, model(ids, use_cache=False).logits[:, 7:]))
+    empty = Cache(2)
+    empty.select(torch.tensor([0, 0]))
+    assert model(ids[:2], past_key_values=empty).past_key_values.get_seq_length() == TOKENS
+
+
 def test_a_decoder_keeps_a_cache_unless_told_otherwise():
     ids = torch.randint(2, 60, (2, 5))
     _, model = decoder(cross=False)

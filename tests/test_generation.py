@@ -1,5 +1,6 @@
 """Generation: token for token what transformers writes, where it can; and with a cache what is written without one."""
 
+import warnings
 from itertools import pairwise
 
 import pytest
@@ -234,16 +235,49 @@ def test_training_goes_on_where_it_was():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_drawn_from_in_float32(dtype):
+def test_half_precision_is_drawn_from_in_float32(dtype, monkeypatch):
     _, model = decoder()
     model.to(dtype)
     ids, _, _ = prompts()
-    seen = []
-    model.lm_head.register_forward_hook(lambda _, __, logits: seen.append(logits.dtype))
+    seen, plain = [], generation.distribution
+    monkeypatch.setattr(
+        generation, "distribution", lambda logits, **how: seen.append(logits.dtype) or plain(logits, **how)
+    )
     options = {"do_sample": True, "top_p": 0.9, "generator": torch.Generator().manual_seed(0)}
     new = model.generate(ids, max_new_tokens=4, eos_token_id=-1, **options)
     assert new.shape == (3, 10)
-    assert set(seen) == {dtype}
+    assert seen == [torch.float32] * 4
+
+
+def test_dropout_is_off_wherever_it_was_on():
+    _, model = decoder(hidden_dropout_prob=0.5)
+    ids, _, _ = prompts()
+    expected = model.generate(ids, max_new_tokens=NEW).tolist()
+    model.backbone.train()  # the model itself still says that it is in evaluation mode
+    assert model.generate(ids, max_new_tokens=NEW).tolist() == expected
+
+
+def test_positions_are_those_of_the_ids_and_not_of_the_mask():
+    """Where a mask hides real tokens, or shows padding, the model still counts ids; so does the room that is left."""
+    _, model = decoder()
+    ids = torch.randint(3, 60, (1, 36))
+    mask = torch.ones_like(ids)
+    mask[:, :20] = 0
+    with pytest.warns(UserWarning, match="stops after 3 of 10"):
+        assert model.generate(ids, mask, max_new_tokens=10, eos_token_id=-1).shape == (1, 39)
+    ids[:, :20] = 1
+    assert model.generate(ids, torch.ones_like(ids), max_new_tokens=10, eos_token_id=-1).shape == (1, 46)
+
+
+def test_no_warning_where_all_texts_have_ended():
+    for seed in range(40):
+        _, model = decoder(seed=seed)
+        ids = torch.randint(3, 60, (1, 36), generator=torch.Generator().manual_seed(seed))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            *_, last = beams(model, ids, num_beams=2, max_new_tokens=10, eos_token_id=9)
+        ended = all(beam.tokens[-1] == 9 for beam in last[0].finished)
+        assert bool(caught) != ended or len(last[0].finished[0].tokens) < 3
 
 
 def test_where_the_positions_end():
@@ -281,6 +315,9 @@ BAD = {
     "no temperature": (None, {"do_sample": True, "temperature": 0}, "temperature=0 is impossible"),
     "top_k of none": (None, {"do_sample": True, "top_k": 0}, "top_k=0 is impossible: take 1 or more"),
     "top_p above 1": (None, {"do_sample": True, "top_p": 1.5}, "top_p=1.5 is impossible"),
+    "an additive mask": (None, {"attention_mask": torch.full((3, 6), -1e9)}, "attention_mask takes only 1 .* and 0"),
+    "a list as mask": (None, {"attention_mask": [[1] * 6] * 3}, "attention_mask is a list, but must be a tensor"),
+    "several ends": (None, {"eos_token_id": [5, 6]}, r"eos_token_id=\[5, 6\] is impossible: take one id, or -1"),
     "no new tokens": (None, {"max_new_tokens": 0}, "max_new_tokens=0 is impossible"),
 }  # fmt: skip
 
@@ -358,6 +395,25 @@ def test_the_bare_step_leaves_out_nothing_that_was_added():
     torch.testing.assert_close(logits, whole[:, 3:], atol=1e-4, rtol=1e-4)
     hook.remove()
     assert stepped(model, ids, mask, {}, 2)[1]
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+    assert not stepped(model, ids, mask, {}, 2)[1]
+    hook.remove()
+
+    class Louder(torch.nn.Linear):  # as an adapter would be put in
+        def forward(self, hidden):
+            return 2 * super().forward(hidden)
+
+    _, adapted = decoder()
+    louder = Louder(24, 24)
+    louder.load_state_dict(adapted.backbone.layers[0].attention.value.state_dict())
+    adapted.backbone.layers[0].attention.value = louder
+    patched = decoder()[1]
+    down = patched.backbone.layers[1].feed_forward.down
+    down.forward = lambda hidden: -torch.nn.Linear.forward(down, hidden)
+    for changed in (adapted, patched):
+        logits, is_bare = stepped(changed, ids, mask, {}, 2)
+        assert not is_bare
+        torch.testing.assert_close(logits, changed(ids, use_cache=False).logits[:, 3:], atol=1e-4, rtol=1e-4)
     assert not stepped(decoder("relative_key")[1], ids, mask, {}, 2)[1]
     model.prune_heads({0: [1], 1: [0, 2]})
     pruned = model(ids, use_cache=False).logits

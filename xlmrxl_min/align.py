@@ -23,6 +23,7 @@ from .tokenizer import XLMRobertaTokenizer
 DISTANCE, LIKENESS, ROUNDS, RARE = 8.0, 5.0, 6, 0.005  # e ** -8 at the other end of the text; e ** 5 for equal states
 LAYER = 3  # of the encoder, whose states are compared
 LONGEST_PHRASE, LONGEST_SOURCE = 4, 6  # words
+LINKED = 0.7  # of a phrase's words
 
 
 class Words(NamedTuple):
@@ -96,7 +97,7 @@ def centred(texts: Sequence[Words]) -> list[Words]:
 
 
 def phrases(source: Words, target: Words, aligned: Tensor) -> list[Phrase]:
-    """All pairs of short runs of words with links inside and none to the outside; links: each other's best, above 1/2.
+    """All pairs of short runs of words, most of them linked, none to the outside; links: each other's best, above 1/2.
 
     After Och and Ney 2004. aligned `q k`.
     """
@@ -107,7 +108,7 @@ def phrases(source: Words, target: Words, aligned: Tensor) -> list[Phrase]:
     for first in links:
         for last in links:
             inside = [links[q] for q in range(first, last + 1) if q in links]
-            if not first <= last < first + LONGEST_PHRASE or len(inside) < 0.7 * (last + 1 - first):
+            if not first <= last < first + LONGEST_PHRASE or len(inside) < LINKED * (last + 1 - first):
                 continue
             low, high = min(inside), max(inside)
             strays = [k for k in range(low, high + 1) if k in owner and not first <= owner[k] <= last]

@@ -291,8 +291,8 @@ def translate(
     **options: Any,
 ) -> str:
     """`text` in another language, by a decoder that looks at what an encoder has read. options: generate's."""
-    states = read(encoder, torch.tensor([tokenizer.encode(text)]))
-    start = torch.tensor([prompt(tokenizer, language)])
+    states = read(encoder, torch.tensor([tokenizer.encode(text)], device=encoder.device))
+    start = torch.tensor([prompt(tokenizer, language)], device=model.device)
     out = model.generate(start, encoder_hidden_states=states, **{"max_new_tokens": 200, **options})
     return tokenizer.decode(out[0, start.shape[1] :].tolist(), skip_special_tokens=True)
 
@@ -462,8 +462,9 @@ def continuations(
         tokens += len(written_words)
         inside += sum(token in known[rows[i].language] for token in written_words)
         others = [language for language in known if language != rows[i].language]
-        elsewhere += sum(token in known[other] for token in written_words for other in others) / len(others)
-    shares = {"recited": hits / places, "in_language": inside / tokens, "in_another": elsewhere / tokens}
+        elsewhere += sum(token in known[other] for token in written_words for other in others) / max(1, len(others))
+    tokens = max(1, tokens)  # nothing may have been written
+    shares = {"recited": hits / max(1, places), "in_language": inside / tokens, "in_another": elsewhere / tokens}
     return {**shares, "texts": len(long)}
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -21,7 +21,19 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .model import Attention, Cache, LayerCache, XLMRobertaXLForCausalLM, check_tensor, refuse
+from .model import (
+    Attention,
+    Block,
+    Cache,
+    Embeddings,
+    FeedForward,
+    LayerCache,
+    LMHead,
+    XLMRobertaXLForCausalLM,
+    XLMRobertaXLModel,
+    check_tensor,
+    refuse,
+)
 from .predict import check_size, evaluating
 
 
@@ -116,8 +128,8 @@ def stream(
     check_size("num_return_sequences", num_return_sequences)
     settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     check_drawing(do_sample, generator, num_return_sequences, **settings)
-    texts = Texts(model, input_ids, attention_mask, encoder_hidden_states, encoder_attention_mask, use_cache)
-    ending = model.config.eos_token_id if eos_token_id is None else eos_token_id
+    across = encoder_hidden_states, encoder_attention_mask
+    texts = Texts(model, input_ids, attention_mask, *across, use_cache, eos_token_id)
 
     def next_tokens(logits: Tensor) -> Tensor:  # b v -> b
         if not do_sample:
@@ -134,7 +146,7 @@ def stream(
                 texts.select(rows)
             tokens = next_tokens(logits).masked_fill(ended, model.config.pad_token_id)
             yield tokens
-            ended |= tokens == ending
+            ended |= tokens == texts.ending
             if ended.all():
                 return
             texts.append(tokens)
@@ -163,8 +175,8 @@ def beams(
     """
     check_size("num_beams", num_beams, model.config.vocab_size // 2)
     check_size("max_new_tokens", max_new_tokens)
-    texts = Texts(model, input_ids, attention_mask, encoder_hidden_states, encoder_attention_mask, use_cache)
-    ending = model.config.eos_token_id if eos_token_id is None else eos_token_id
+    across = encoder_hidden_states, encoder_attention_mask
+    texts = Texts(model, input_ids, attention_mask, *across, use_cache, eos_token_id)
 
     def steps() -> Iterator[list[Beams]]:
         state = [Beams([Beam((), 0.0)], []) for _ in range(len(input_ids))]
@@ -177,7 +189,7 @@ def beams(
                 running, finished = [], list(state[i].finished)
                 for rank, (parent, beam) in enumerate(found):
                     length = len(beam.tokens)
-                    if is_last or beam.tokens[-1] == ending:
+                    if is_last or beam.tokens[-1] == texts.ending:
                         if rank < num_beams and not done[i]:
                             finished.append(Beam(beam.tokens, beam.score / length**length_penalty))
                     elif len(running) < num_beams:
@@ -188,7 +200,8 @@ def beams(
                 if len(finished) == num_beams and not is_last:
                     done[i] |= running[0].score / length**length_penalty <= finished[-1].score
             yield list(state)
-            if all(done):
+            have_ended = all(beam.tokens[-1] == texts.ending for text in state for beam in text.finished)
+            if all(done) or (is_last and have_ended):
                 return
             if is_last:
                 continue
@@ -224,8 +237,8 @@ def distribution(logits: Tensor, temperature: float = 1.0, top_k: int | None = N
     """The probabilities that tokens are drawn by, after three changes, in this order, each undone by its default.
 
     temperature divides the logits: below 1 the probable tokens gain, above 1 the others. top_k: only so many, the most
-    probable ones, are left (Fan et al. 2018). top_p: only the most probable ones that make up this share, at least one
-    (nucleus sampling, Holtzman et al. 2020). What is left sums to 1 again.
+    probable ones, are left, with any that equal the last of them (Fan et al. 2018). top_p: only the most probable ones
+    that make up this share, at least one (nucleus sampling, Holtzman et al. 2020). What is left sums to 1 again.
     """
     logits = logits / temperature
     if top_k is not None and top_k < logits.shape[-1]:
@@ -257,13 +270,17 @@ class Texts:
     def __init__(
         self, model: XLMRobertaXLForCausalLM, input_ids: Tensor, attention_mask: Tensor | None,
         encoder_hidden_states: Tensor | None, encoder_attention_mask: Tensor | None, use_cache: bool,
+        eos_token_id: int | None = None,
     ) -> None:  # fmt: skip
         config, cure = model.config, "build it with is_decoder=True"
+        ending = config.eos_token_id if eos_token_id is None else eos_token_id
         refuse(not config.is_decoder, f"this model is an encoder, and sees what it is to predict: {cure}.")
         check_tensor("input_ids", input_ids)
+        self.device = input_ids.device
         shape = tuple(input_ids.shape)
         refuse(len(shape) != 2, f"input_ids have shape {shape}, but must be (batch, tokens).")
-        is_token = input_ids != config.pad_token_id if attention_mask is None else attention_mask != 0
+        has_id = input_ids != config.pad_token_id
+        is_token = has_id if attention_mask is None else self.truths(attention_mask)
         refuse(is_token.shape != shape, f"attention_mask has shape {tuple(is_token.shape)}, but must be {shape}.")
         empty = (~is_token.any(-1)).nonzero()[:1, 0].tolist() if shape[1] else [0]
         start = f"begin with at least one token, such as <s> ({config.bos_token_id})"
@@ -271,15 +288,25 @@ class Texts:
         gaps = (is_token[:, :-1] & ~is_token[:, 1:]).any(-1).nonzero()[:1, 0].tolist()
         refuse(bool(gaps), f'row {gaps} has padding after its text: tokenize with padding_side="left".')
         # Absolute positions count tokens, distances all places.
-        longest = int(is_token.sum(-1).max()) if config.position_embedding_type == "absolute" else shape[1]
+        longest = int(has_id.sum(-1).max()) if config.position_embedding_type == "absolute" else shape[1]
         most, cure = config.most_tokens, "give fewer"
         refuse(longest > most, f"the prompt has {longest} tokens, but this model has room for {most}: {cure}.")
         self.room = most - longest + 1  # new tokens; the last one is never read
+        is_flat = encoder_attention_mask is None or encoder_attention_mask.dim() == 2
+        refuse(not is_flat, "encoder_attention_mask must be (batch, tokens of the encoder): all new tokens share it.")
+        self.states_mask = None if encoder_attention_mask is None else encoder_attention_mask.to(self.device)
+        refuse(not isinstance(ending, Integral), f"eos_token_id={ending!r} is impossible: take one id, or -1.")
         self.model, self.unread, self.use_cache = model, input_ids, use_cache
         self.mask = None if bool(is_token.all()) else is_token.long()  # b k
-        self.states, self.states_mask = encoder_hidden_states, encoder_attention_mask
+        self.states, self.ending = encoder_hidden_states, ending
         self.cache: Cache | None = None
         self.step: Step | None = None  # once the prompt has been read, and where it is possible
+
+    def truths(self, mask: Tensor) -> Tensor:
+        check_tensor("attention_mask", mask)
+        strange = bool(((mask != 0) & (mask != 1)).any())
+        refuse(strange, "attention_mask takes only 1 (may attend) and 0 (padding), and holds something else.")
+        return mask.to(self.device) != 0
 
     def turns(self, wanted: int) -> Iterator[int]:
         """0, 1, …, for as many new tokens as are wanted and possible, with a warning if these are fewer."""
@@ -293,12 +320,11 @@ class Texts:
 
     def next_logits(self) -> Tensor:  # (b) v
         """Scores of what comes next, float32. Reads what has not been read yet, and of that only the last place."""
-        model = self.model
-        states = self.states if self.cache is None else None  # with a cache, their keys and values are remembered
-        mode: AbstractContextManager = evaluating(model) if model.training else torch.inference_mode()
-        with mode:
-            if self.step is not None:
+        model, states = self.model, self.states if self.cache is None else None  # the cache remembers what it needs
+        if self.step is not None:
+            with torch.inference_mode():
                 return self.step(self.unread, self.mask, self.states_mask, self.cache).float()
+        with evaluating(model):
             out = model.backbone(
                 self.unread, self.mask, encoder_hidden_states=states, encoder_attention_mask=self.states_mask,
                 past_key_values=self.cache, use_cache=self.use_cache,
@@ -355,6 +381,10 @@ class BareAttention:
         return stream + self.out(mixed.reshape(*stream.shape[:2], -1))
 
 
+PLAIN = (XLMRobertaXLModel, Embeddings, Block, Attention, FeedForward, LMHead)
+PLAIN += (nn.Linear, nn.LayerNorm, nn.Embedding, nn.Dropout, nn.ModuleList)
+
+
 class Step:
     """What a decoder does with one new token per text, on its bare parameters: the arithmetic of `model.forward`.
 
@@ -363,11 +393,18 @@ class Step:
 
     @staticmethod
     def is_possible(model: XLMRobertaXLForCausalLM) -> bool:
-        """With absolute positions, and where the modules do what their classes say: no hooks, no matrices in int8."""
-        return model.config.position_embedding_type == "absolute" and not any(
-            module._forward_hooks or module._forward_pre_hooks or module._parameters.keys() - {"weight", "bias"}
-            for module in model.modules()
+        """With absolute positions, and where all modules are the library's own, unchanged: no hooks, adapters or int8.
+
+        It is asked once, when the prompt has been read.
+        """
+        acts = {block.feed_forward.act for block in model.backbone.layers}  # these are called, whatever they are
+        modules = {*model.backbone.modules(), *model.lm_head.modules()} - acts
+        watched = torch.nn.modules.module._global_forward_hooks or torch.nn.modules.module._global_forward_pre_hooks
+        changed = any(
+            type(one) not in PLAIN or one._forward_hooks or one._forward_pre_hooks or "forward" in vars(one)
+            for one in modules
         )
+        return model.config.position_embedding_type == "absolute" and not (watched or changed)
 
     def __init__(self, model: XLMRobertaXLForCausalLM) -> None:
         words, head, self.pad = model.backbone.embeddings, model.lm_head, model.config.pad_token_id

@@ -206,7 +206,8 @@ class LayerCache:
         end = self.length + new.shape[2]
         if torch.is_grad_enabled():  # a write in place would spoil what earlier steps keep for their gradients
             return new if old is None else torch.cat([old[:, :, : self.length], new], dim=2)
-        if old is None or end > old.shape[2]:  # doubling: n steps copy fewer than 2 n positions in all
+        is_frozen = old is not None and old.is_inference() and not torch.is_inference_mode_enabled()
+        if old is None or is_frozen or end > old.shape[2]:  # doubling: n steps copy fewer than 2 n positions in all
             roomier = new.new_empty(*new.shape[:2], max(end, 2 * self.length, 64), new.shape[3])
             if old is not None:
                 roomier[:, :, : self.length] = old[:, :, : self.length]
@@ -231,7 +232,7 @@ class Cache:
         """Keep these rows, `b` numbers, in this order; beam search goes on from one row in several ways."""
         for layer in (*self.layers, *self.cross):
             layer.select(rows)
-        self.real_tokens = self.real_tokens[rows]
+        self.real_tokens = self.real_tokens[rows] if isinstance(self.real_tokens, Tensor) else self.real_tokens
 
 
 def can_look(values: Tensor) -> bool:
