@@ -480,8 +480,8 @@ def test_fill_says_in_one_line_what_is_wrong(capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "reconfigure", lambda **_: None, raising=False)
     for arguments, words in (
         (["no mask"], "nothing to fill"),
-        (["<mask>", "--model", "nowhere"], "none of what this package holds (tiny, tiny-relative-key,"),
-        (["<mask>", "--model", "xlm-roberta-xl"], "without its model.safetensors, unlike tiny, tiny-relative-key"),
+        (["<mask>", "--model", "nowhere"], "none of what this package holds (tiny, tiny-decoder, tiny-relative-key,"),
+        (["<mask>", "--model", "xlm-roberta-xl"], "without its model.safetensors, unlike tiny, tiny-decoder"),
     ):
         assert main(["fill", *arguments]) == 2
         out = capsys.readouterr()
