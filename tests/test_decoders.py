@@ -13,13 +13,12 @@ from xlmrxl_min import (
     XLMRobertaXLConfig,
     XLMRobertaXLForCausalLM,
     XLMRobertaXLForMaskedLM,
-    decoders,
 )
 from xlmrxl_min.align import Words, align, by_token, phrases, split
 from xlmrxl_min.decoders import DecoderRecipe, Parallel, beginnings, guided_loss, noisy, pretrain, reading
 from xlmrxl_min.pretrained import HERE as PRETRAINED
 from xlmrxl_min.pretrained import udhr, words
-from xlmrxl_min.train import loss_of, word_begins
+from xlmrxl_min.train import Run, loss_of, word_begins
 
 SMALL = {"hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 1024}
 SMALL |= {
@@ -216,7 +215,7 @@ def test_a_run_leaves_a_checkpoint_and_goes_on_when_broken_off(kind, recipe, tra
     record = json.loads((tmp_path / "whole" / "record.json").read_text())
     assert record["own_text"]["loss"] < 9.2, "that of knowing nothing is 8.99, and of a bad start much more"
     assert re.match(r"python -m xlmrxl_min.decoders", record["made_by"])
-    learn, calls = decoders.fit.__globals__["Run"].learn, []
+    learn, calls = Run.learn, []
 
     def interrupted(self, group):
         calls.append(1)
@@ -224,7 +223,7 @@ def test_a_run_leaves_a_checkpoint_and_goes_on_when_broken_off(kind, recipe, tra
             raise KeyboardInterrupt
         return learn(self, group)
 
-    monkeypatch.setattr(decoders.fit.__globals__["Run"], "learn", interrupted)
+    monkeypatch.setattr(Run, "learn", interrupted)
     with pytest.raises(KeyboardInterrupt):
         pretrain(one, tmp_path / "broken", minutes_between_saves=0, progress=False)
     monkeypatch.undo()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,10 +35,9 @@ from .train import (
     Change,
     Loss,
     batches,
-    fit,
+    fit_by,
     groups_by_length,
     main,
-    make_optimizers,
     padded,
     save_result,
     word_begins,
@@ -94,6 +93,19 @@ def beginnings(
     return rows
 
 
+def continued(
+    recipe: DecoderRecipe, tokenizer: XLMRobertaTokenizer, text: Sequence[Paragraph], epoch: int
+) -> list[Batch]:
+    """The `beginnings` of an epoch in batches: every token is the label of the place before it."""
+    order = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
+    rows, pad = beginnings(recipe, tokenizer, text, epoch), tokenizer.pad_token_id
+    made = batches(rows, recipe.tokens_per_batch, pad, order)
+    return [
+        {"input_ids": ids, "attention_mask": (ids != pad).long(), "labels": ids.masked_fill(ids == pad, -100)}
+        for ids in made
+    ]
+
+
 def noisy(share: float, tokenizer: XLMRobertaTokenizer) -> Change:
     """For `fit`: replaces up to twice the `share` of a text's tokens by any others; what is to be found stays."""
 
@@ -130,7 +142,6 @@ class Parallel:
             language: dict(zip(texts, centred(list(texts.values())), strict=True))
             for language, texts in by_language.items()
         }
-        self.codes = {language: tokenizer.encode(language)[1:-1] for language in recipe.languages}
         self.aligned: dict[tuple, Tensor] = {}  # (source, target language, article, paragraph) -> q k of words
         self.phrases: dict[tuple[str, str], list[tuple[tuple, Phrase]]] = {}
         pairs = [(a, b) for a in recipe.languages for b in recipe.languages if a != b]
@@ -158,7 +169,8 @@ class Parallel:
                 for place in rng.sample(places, rng.choice((1, 1, 2)))
             ]
             parts = [(place, Phrase(range(len(x.ids)), range(len(y.ids)))) for place, x, y in whole]
-        source, target, looks = [self.tokenizer.bos_token_id], [self.tokenizer.bos_token_id, *self.codes[b]], []
+        source, target, looks = [self.tokenizer.bos_token_id], prompt(self.tokenizer, b), []
+        code = len(target) - 1
         for place, phrase in parts:
             x, y = self.texts[a][place], self.texts[b][place]
             looks.append((len(source), len(target), phrase, by_token(x, y, self.aligned[a, b, place])))
@@ -170,7 +182,7 @@ class Parallel:
         for k, q, phrase, one in looks:
             part = one[phrase.target.start : phrase.target.stop, phrase.source.start : phrase.source.stop]
             table[q : q + len(phrase.target), k : k + len(phrase.source)] = part
-        return Example(source, target, len(self.codes[b]), table)
+        return Example(source, target, code, table)
 
     def batches(self, epoch: int) -> list[Batch]:
         """As many examples as there are paragraphs in four languages, in batches of like length."""
@@ -245,31 +257,20 @@ def pretrain(recipe: DecoderRecipe, folder: Path, *, minutes_between_saves: floa
     """Train by `recipe`; leave in `folder` a checkpoint, its vocabulary and a record. Resumes what it finds there."""
     torch.manual_seed(recipe.seed)
     tokenizer = XLMRobertaTokenizer.from_pretrained(recipe.vocabulary)
-    text = [row for row in udhr(recipe.languages) if row.article != recipe.held_out_article]
     model = XLMRobertaXLForCausalLM(XLMRobertaXLConfig(vocab_size=len(tokenizer), **recipe.config))
     change, loss, encoder = noisy(recipe.noise_share, tokenizer), None, None
-
-    def batches_of(epoch: int) -> list[Batch]:
-        order = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
-        rows, pad = beginnings(recipe, tokenizer, text, epoch), tokenizer.pad_token_id
-        made = batches(rows, recipe.tokens_per_batch, pad, order)
-        labels = [ids.masked_fill(ids == pad, -100) for ids in made]
-        masks = [(ids != pad).long() for ids in made]
-        return [{"input_ids": a, "attention_mask": b, "labels": c} for a, b, c in zip(made, masks, labels, strict=True)]
-
-    if recipe.encoder is not None:
+    if recipe.encoder is None:
+        text = [row for row in udhr(recipe.languages) if row.article != recipe.held_out_article]
+        batches_of = partial(continued, recipe, tokenizer, text)
+    else:
         whole = XLMRobertaXLForMaskedLM.from_pretrained(recipe.encoder)
         shared = {name: x for name, x in whole.state_dict().items() if name in model.state_dict()}
         model.load_state_dict({**model.state_dict(), **shared})  # all but cross-attention
         encoder = whole.backbone.eval()
         batches_of = Parallel(recipe, encoder, tokenizer).batches
         change, loss = reading(encoder, change), guided_loss(recipe.guidance)
-    history = fit(
-        model, batches_of, steps=recipe.steps, learning_rate=recipe.learning_rate, warmup_steps=recipe.warmup_steps,
-        decay_share=recipe.decay_share, weight_decay=0.0, dtype=recipe.dtype, seed=recipe.seed,
-        change=change, loss=loss, optimizers=make_optimizers(model, recipe),
-        folder=folder, minutes_between_saves=minutes_between_saves, about=asdict(recipe), progress=progress,
-    )  # fmt: skip
+    saving = {"folder": folder, "minutes_between_saves": minutes_between_saves, "progress": progress}
+    history = fit_by(recipe, model, batches_of, change=change, loss=loss, **saving)
     measured = partial(evaluate, tokenizer=tokenizer, recipe=recipe, encoder=encoder)
     save_result(folder, model, tokenizer, history, measured, "xlmrxl_min.decoders")
 

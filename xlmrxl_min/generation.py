@@ -31,7 +31,9 @@ from .model import (
     LMHead,
     XLMRobertaXLForCausalLM,
     XLMRobertaXLModel,
+    as_bias,
     check_tensor,
+    check_truths,
     refuse,
 )
 from .predict import check_size, evaluating
@@ -200,11 +202,10 @@ def beams(
                 if len(finished) == num_beams and not is_last:
                     done[i] |= running[0].score / length**length_penalty <= finished[-1].score
             yield list(state)
-            have_ended = all(beam.tokens[-1] == texts.ending for text in state for beam in text.finished)
-            if all(done) or (is_last and have_ended):
+            if is_last and any(beam.tokens[-1] != texts.ending for text in state for beam in text.finished):
+                continue  # to the end of turns, which warns where it was the positions that ended
+            if is_last or all(done):
                 return
-            if is_last:
-                continue
             texts.select(torch.tensor(parents, device=input_ids.device))
             last = [beam.tokens[-1] for text in state for beam in text.running]
             texts.append(torch.tensor(last, device=input_ids.device))
@@ -304,8 +305,7 @@ class Texts:
 
     def truths(self, mask: Tensor) -> Tensor:
         check_tensor("attention_mask", mask)
-        strange = bool(((mask != 0) & (mask != 1)).any())
-        refuse(strange, "attention_mask takes only 1 (may attend) and 0 (padding), and holds something else.")
+        check_truths("attention_mask", mask)
         return mask.to(self.device) != 0
 
     def turns(self, wanted: int) -> Iterator[int]:
@@ -427,7 +427,10 @@ class Step:
         cache.real_tokens = cache.real_tokens + is_token
         positions = cache.real_tokens * is_token + self.pad  # as Embeddings.number has it
         stream = F.embedding(ids, self.words) + self.type + F.embedding(positions, self.positions)
-        bias, bias_across = (None if one is None else bias_of(one, stream.dtype) for one in (mask, across))
+        bias, bias_across = (
+            None if one is None else as_bias(rearrange(one != 0, "b k -> b 1 1 k"), stream.dtype)
+            for one in (mask, across)
+        )
         for (own, other, (norm, up, down)), seen, looked_at in zip(self.blocks, cache.layers, cache.cross, strict=True):
             stream = own(stream, seen, bias)
             if other is not None:
@@ -438,12 +441,6 @@ class Step:
         if hidden.device.type == "cpu" and len(hidden) > 4:  # there, the same product the other way round is faster
             return (self.decoder.weight @ hidden.T).T + self.decoder.bias
         return F.linear(hidden, self.decoder.weight, self.decoder.bias)
-
-
-def bias_of(mask: Tensor, dtype: torch.dtype) -> Tensor:  # b k -> b 1 1 k
-    """0 where one may attend, and very low elsewhere."""
-    lowest = torch.zeros_like(mask, dtype=dtype).masked_fill(mask == 0, torch.finfo(dtype).min / 2)
-    return rearrange(lowest, "b k -> b 1 1 k")
 
 
 XLMRobertaXLForCausalLM.generate = generate

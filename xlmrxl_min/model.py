@@ -245,6 +245,11 @@ def check_tensor(name: str, value: Any) -> None:
     refuse(not isinstance(value, Tensor), f"{name} is a {type(value).__name__}, but must be a tensor: {cure}.")
 
 
+def check_truths(name: str, mask: Tensor) -> None:
+    strange = (mask != 0) & (mask != 1)
+    refuse(bool(strange.any()), f"{name} takes only 1 (may attend) and 0 (padding), and holds something else.")
+
+
 def check_range(name: str, ids: Tensor, limit: int, way_out: str) -> None:
     """Raise ValueError where an id would fall outside its table, instead of an IndexError or a CUDA assert later."""
     whole = not ids.is_floating_point() and ids.dtype != torch.bool
@@ -270,8 +275,7 @@ def who_may_attend(
         refuse(not fits, f"{name} has shape {tuple(mask.shape)}, but must be {ours}.")
         allowed, causal = mask.to(device) != 0, causal and mask.dim() == 2
         if can_look(mask):
-            strange = (mask != 0) & (mask != 1)
-            refuse(bool(strange.any()), f"{name} takes only 1 (may attend) and 0 (padding), and holds something else.")
+            check_truths(name, mask)
             empty = (~allowed.any(-1)).nonzero()[:, 0].tolist() if mask.dim() == 2 and not growing else []
             refuse(bool(empty), f"{name} has only padding in row {empty[:1]}: drop it, or mark its tokens with 1.")
             allowed = None if bool(allowed.all()) else allowed
@@ -282,6 +286,12 @@ def who_may_attend(
         before = rearrange(query_at, "q -> 1 1 q 1") >= rearrange(key_at, "k -> 1 1 1 k")
         allowed = before if allowed is None else allowed & before
     return allowed
+
+
+def as_bias(may_attend: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to scores: nothing where one may attend, and elsewhere much less than any score."""
+    low = torch.finfo(dtype).min / 2  # not -inf, so that a query with nothing to see spreads evenly
+    return torch.zeros_like(may_attend, dtype=dtype).masked_fill(~may_attend, low)
 
 
 class Embeddings(nn.Module):
@@ -385,8 +395,7 @@ class Attention(nn.Module):
         bias = None if self.position_type == "absolute" else self.position_bias(query, key, ahead)
         if may_attend is None:
             return bias
-        low = torch.finfo(query.dtype).min / 2  # not -inf, so that a query with nothing to see spreads evenly
-        lowest = query.new_zeros(may_attend.shape).masked_fill(~may_attend, low)
+        lowest = as_bias(may_attend, query.dtype)
         return lowest if bias is None else bias + lowest
 
     def position_bias(self, query: Tensor, key: Tensor, ahead: int) -> Tensor:  # b h q d, b h k d -> b h q k

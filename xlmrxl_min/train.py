@@ -453,13 +453,20 @@ def pretrain(recipe: Recipe, folder: Path, *, minutes_between_saves: float = 5, 
         made = batches(rows, recipe.tokens_per_batch, tokenizer.pad_token_id, order)
         return [{"input_ids": ids, "attention_mask": (ids != tokenizer.pad_token_id).long()} for ids in made]
 
-    history = fit(
+    saving = {"folder": folder, "minutes_between_saves": minutes_between_saves, "progress": progress}
+    history = fit_by(recipe, model, batches_of, change=masking(tokenizer, recipe.mask_share), **saving)
+    save_result(folder, model, tokenizer, history, lambda saved: evaluate(saved, tokenizer, recipe), "xlmrxl_min.train")
+
+
+def fit_by(
+    recipe: Any, model: PreTrainedModel, batches_of: Callable[[int], Sequence[Batch]], **options: Any
+) -> list[dict[str, float]]:
+    """`fit` with the settings of a recipe. options: the others of fit's."""
+    return fit(
         model, batches_of, steps=recipe.steps, learning_rate=recipe.learning_rate, warmup_steps=recipe.warmup_steps,
         decay_share=recipe.decay_share, weight_decay=0.0, dtype=recipe.dtype, seed=recipe.seed,
-        change=masking(tokenizer, recipe.mask_share), optimizers=make_optimizers(model, recipe),
-        folder=folder, minutes_between_saves=minutes_between_saves, about=asdict(recipe), progress=progress,
+        optimizers=make_optimizers(model, recipe), about=asdict(recipe), **options,
     )  # fmt: skip
-    save_result(folder, model, tokenizer, history, lambda saved: evaluate(saved, tokenizer, recipe), "xlmrxl_min.train")
 
 
 def make_optimizers(model: XLMRobertaXLForMaskedLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
