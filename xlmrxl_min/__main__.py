@@ -14,7 +14,7 @@ from .explore import explore
 from .files import open_store
 from .model import XLMRobertaXLConfig, XLMRobertaXLForMaskedLM
 from .names import hugging_face_tensors
-from .predict import fill_mask
+from .predict import bars, fill_mask
 from .pretrained import folder_of
 from .sizes import BYTES, HEADS, report
 from .sizes import plan as plan_of
@@ -24,12 +24,7 @@ from .tokenizer import XLMRobertaTokenizer
 def fill(options: argparse.Namespace) -> None:
     model = XLMRobertaXLForMaskedLM.from_pretrained(options.model)
     tokenizer = XLMRobertaTokenizer.from_pretrained(options.model)
-    for place, predictions in enumerate(fill_mask(model, tokenizer, options.text, top_k=options.top_k), start=1):
-        print(f"<mask> {place}")
-        for prediction in predictions:
-            bar = "█" * round(30 * prediction.probability)
-            # the word comes last: how wide a script is on the screen, and which way it runs, then moves no column
-            print(f"  {prediction.probability:6.1%}  {bar:<30}  {prediction.text}")
+    print(bars(fill_mask(model, tokenizer, options.text, top_k=options.top_k)))
 
 
 def attend(options: argparse.Namespace) -> None:

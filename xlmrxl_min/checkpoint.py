@@ -144,6 +144,28 @@ def all_or_nothing(*files: Path) -> Iterator[tuple[Path, ...]]:
 # ---- weights
 
 
+class Whole:
+    """How much of every weight this process holds: all of it. parallel.py has a kind that holds a part."""
+
+    neighbours = 1  # processes that load into the same memory, this one included
+
+    def cut(self, model: PreTrainedModel) -> None:
+        """Divide a model on the meta device."""
+
+    def own(self, parameter: Tensor) -> tuple[slice, ...]:
+        """Which part of the whole weight belongs here."""
+        return tuple(slice(0, size) for size in parameter.shape)
+
+    def dressed(self, values: Tensor, parameter: Tensor) -> Tensor:
+        """The own part, as what `parameter` is."""
+        return values
+
+    @contextmanager
+    def same_draws(self) -> Iterator[None]:
+        """What is drawn in here is the same in all processes."""
+        yield
+
+
 def load(
     cls: type[PreTrainedModel],
     source: str | os.PathLike[str],
@@ -153,6 +175,7 @@ def load(
     device: torch.device | str = "cpu",
     quantize: str | None = None,
     progress: bool = True,
+    share: Whole | None = None,
     **config_overrides: Any,
 ) -> PreTrainedModel:
     """Build a model with the weights of `source`, in evaluation mode.
@@ -163,8 +186,10 @@ def load(
     num_labels=3. A head that the checkpoint lacks is initialised, and one warning says so; anything else missing,
     unexpected or of another shape is a CheckpointError that lists all of it, and so is a model too large for the
     memory that is free. Nothing is in memory twice, but for a part of a tensor: weights go from the mapped file to
-    where they belong. On the CPU, in the file's own type, they stay in the file until they are used.
+    where they belong. On the CPU, in the file's own type, they stay in the file until they are used. share: what of
+    each weight to load, for parallel.py.
     """
+    share = share or Whole()
     dtype = dtype_named(config_overrides.pop("torch_dtype", None) if dtype is None else dtype)
     if quantize not in (None, "int8"):
         raise ValueError(f"quantize={quantize!r} is unknown: take 'int8' or None.")
@@ -178,15 +203,16 @@ def load(
         is_int8 = any(tensor.entry.dtype == torch.int8 for tensor in stored.values())
         if quantize or is_int8:
             with_int8(model, dtype)
+        share.cut(model)
         theirs, fresh = match(model, stored, store.path, quantizing=not is_int8)
         if any(not model.get_parameter(name).is_floating_point() for name in fresh):
             raise CheckpointError(
                 f"{store.path} holds no LM head, and a new one could not learn in int8: leave out quantize."
             )
-        check_room(model, theirs, dtype, torch.device(device))
-        fill(model, store, theirs, dtype, torch.device(device), progress)
+        check_room(model, theirs, dtype, torch.device(device), share)
+        fill(model, store, theirs, dtype, torch.device(device), progress, share)
     if fresh:
-        initialise(model, fresh, torch.device(device), dtype)
+        initialise(model, fresh, torch.device(device), dtype, share)
         heads = ", ".join(sorted({name.removeprefix("backbone.").split(".")[0] for name in fresh}))
         warnings.warn(f"{store.path} holds no {heads}: initialised at random, to be trained before use.", stacklevel=2)
     model.tie_weights()
@@ -265,15 +291,19 @@ def match(
     return theirs, fresh
 
 
-def check_room(model: PreTrainedModel, theirs: dict[str, Stored], dtype: torch.dtype, device: torch.device) -> None:
+def check_room(
+    model: PreTrainedModel, theirs: dict[str, Stored], dtype: torch.dtype, device: torch.device, share: Whole
+) -> None:
     """CheckpointError if the weights cannot fit into the memory that is free; what is mapped needs none."""
     free = free_memory(device)
-    mapped = {name for name, stored in theirs.items() if is_mapped(model.get_parameter(name), stored, dtype, device)}
-    needed = {name: p.numel() * target_dtype(p, dtype).itemsize for name, p in model.named_parameters()}
-    size = sum(n for name, n in needed.items() if name not in mapped)
-    if free is None or size <= free:
+    counts = {name: shape_of(share.own(p)).numel() for name, p in model.named_parameters()}
+    size = 0
+    for name, parameter in model.named_parameters():
+        if not (name in theirs and is_mapped(parameter, theirs[name], dtype, device, share)):
+            size += counts[name] * target_dtype(parameter, dtype).itemsize
+    if free is None or size <= free // share.neighbours:
         return
-    numbers = sum(p.numel() for p in model.parameters())
+    free, numbers = free // share.neighbours, sum(counts.values())
     cures = {"dtype='bfloat16'": 2 * numbers, "quantize='int8'": numbers}
     cures = [f"{how} needs about {need / 1e9:.1f} GB" for how, need in cures.items() if need <= free]
     raise CheckpointError(
@@ -287,8 +317,15 @@ def target_dtype(parameter: nn.Parameter, dtype: torch.dtype) -> torch.dtype:
     return parameter.dtype if not parameter.requires_grad else dtype
 
 
-def is_mapped(parameter: nn.Parameter, stored: Stored, dtype: torch.dtype, device: torch.device) -> bool:
-    return device.type == "cpu" and bool(stored.name) and stored.entry.dtype == target_dtype(parameter, dtype)
+def is_mapped(parameter: nn.Parameter, stored: Stored, dtype: torch.dtype, device: torch.device, share: Whole) -> bool:
+    """Whether a weight can stay in the file: on the CPU, in the file's type, and in one piece."""
+    in_one_piece = shape_of(share.own(parameter))[1:] == parameter.shape[1:]
+    same = bool(stored.name) and stored.entry.dtype == target_dtype(parameter, dtype)
+    return device.type == "cpu" and same and in_one_piece
+
+
+def shape_of(part: tuple[slice, ...]) -> torch.Size:
+    return torch.Size(rows.stop - rows.start for rows in part)
 
 
 # ---- streaming
@@ -306,13 +343,17 @@ def fill(
     dtype: torch.dtype,
     device: torch.device,
     progress: bool,
+    share: Whole,
 ) -> None:
     """Give every parameter of `theirs` its values on `device`, several at a time."""
     ferry = Ferry(device)
+    own = {ours: share.own(model.get_parameter(ours)) for ours in theirs}
+    sizes = {
+        ours: shape_of(own[ours]).numel() * stored.entry.dtype.itemsize * bool(stored.name)
+        for ours, stored in theirs.items()
+    }
     with (
-        tqdm(
-            total=sum(s.entry.nbytes for s in theirs.values()), unit="B", unit_scale=True, disable=not progress, delay=2
-        ) as bar,
+        tqdm(total=sum(sizes.values()), unit="B", unit_scale=True, disable=not progress, delay=2) as bar,
         ThreadPoolExecutor(READERS) as readers,
     ):
 
@@ -320,14 +361,15 @@ def fill(
             stored, parameter = theirs[ours], model.get_parameter(ours)
             wanted = target_dtype(parameter, dtype)
             if not stored.name:
-                put(model, ours, allocate(parameter.shape, wanted, device).zero_())
-                return 0
-            if is_mapped(parameter, stored, dtype, device):
+                zeros = allocate(shape_of(own[ours]), wanted, device).zero_()
+                put(model, ours, share.dressed(zeros, parameter))
+                return sizes[ours]
+            if is_mapped(parameter, stored, dtype, device, share):
                 values = store.view(stored.name, writable=True)
                 if values is not None:
-                    put(model, ours, values[stored.rows])
-                    return stored.entry.nbytes
-            values = store.view(stored.name)[stored.rows]
+                    put(model, ours, share.dressed(values[stored.rows][own[ours]], parameter))
+                    return sizes[ours]
+            values = store.view(stored.name)[stored.rows][own[ours]]
             target = allocate(values.shape, wanted, device)
             scale = None
             if wanted == torch.int8 != values.dtype:
@@ -340,12 +382,12 @@ def fill(
                     integers, scales = quantized(values[part])
                     ferry.carry(target, part, integers)
                     ferry.carry(scale, part, scales)
-            put(model, ours, target)
+            put(model, ours, share.dressed(target, parameter))
             if scale is not None:
                 put(model, ours.removesuffix("weight") + "scale", scale)
-            return stored.entry.nbytes
+            return sizes[ours]
 
-        for size in readers.map(fill_one, sorted(theirs, key=lambda name: -theirs[name].entry.nbytes)):
+        for size in readers.map(fill_one, sorted(theirs, key=lambda name: -sizes[name])):
             bar.update(size)
     ferry.arrive()
 
@@ -413,13 +455,19 @@ def put(model: PreTrainedModel, name: str, values: Tensor) -> None:
     setattr(module, parameter, nn.Parameter(values, requires_grad=getattr(module, parameter).requires_grad))
 
 
-def initialise(model: PreTrainedModel, names: list[str], device: torch.device, dtype: torch.dtype) -> None:
-    for name in names:
-        put(model, name, torch.empty_like(model.get_parameter(name), device=device, dtype=dtype))
-    for module in dict.fromkeys(name.rpartition(".")[0] for name in names):  # a set's order changes with the process
-        owner = model.get_submodule(module)
-        owner.reset_parameters()  # for norms; the next line gives linear layers the model's own distribution
-        model.init_weights(owner)
+def initialise(
+    model: PreTrainedModel, names: list[str], device: torch.device, dtype: torch.dtype, share: Whole
+) -> None:
+    places = {name: model.get_parameter(name) for name in names}
+    for name, parameter in places.items():  # the whole weight, of which the own part is kept
+        put(model, name, torch.empty(parameter.shape, device=device, dtype=dtype))
+    with share.same_draws():
+        for module in dict.fromkeys(name.rpartition(".")[0] for name in names):  # a set's order is not always the same
+            owner = model.get_submodule(module)
+            owner.reset_parameters()  # for norms; the next line gives linear layers the model's own distribution
+            model.init_weights(owner)
+    for name, parameter in places.items():
+        put(model, name, share.dressed(model.get_parameter(name).detach()[share.own(parameter)], parameter))
 
 
 def dtype_named(dtype: torch.dtype | str | None) -> torch.dtype:

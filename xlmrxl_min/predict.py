@@ -112,6 +112,18 @@ def fill_mask(
     return results if is_many(texts) else results[0]
 
 
+def bars(predictions: list[list[Prediction]]) -> str:
+    """What `fill_mask` found in one text, for a terminal: a line with a bar for each prediction."""
+    lines = []
+    for place, found in enumerate(predictions, start=1):
+        lines.append(f"<mask> {place}")
+        for prediction in found:
+            bar = "█" * round(30 * prediction.probability)
+            # the word comes last: how wide a script is on the screen, and which way it runs, then moves no column
+            lines.append(f"  {prediction.probability:6.1%}  {bar:<30}  {prediction.text}")
+    return "\n".join(lines)
+
+
 def embed(
     model: PreTrainedModel,
     tokenizer: XLMRobertaTokenizer,

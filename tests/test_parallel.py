@@ -1,0 +1,275 @@
+"""Several ranks, on the CPU: what they find together is what one process finds."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import on_ranks
+import pytest
+import torch
+import torch.distributed as dist
+from reference import twins
+from torch.distributed.device_mesh import init_device_mesh
+
+import xlmrxl_min
+from xlmrxl_min import XLMRobertaXLConfig, XLMRobertaXLForMaskedLM, parallel, sizes
+from xlmrxl_min.__main__ import main as command_line
+from xlmrxl_min.parallel import load, parallelize, plan_rank, ranks, tensor_plan
+from xlmrxl_min.quantize import with_int8
+
+HERE = Path(__file__).parent
+GRIDS = {2: ("1x2", "2x1"), 4: ("1x4", "4x1", "2x2")}  # data x tensor
+
+
+def torchrun(count, *arguments, timeout=300):
+    """What torchrun prints, and its exit status; each rank on one thread."""
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(count),
+        *arguments,
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, cwd=HERE.parent)
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def outcomes(request, tmp_path_factory):
+    """{grid and job: what went wrong, or nothing}, of every rank."""
+    folder = tmp_path_factory.mktemp("ranks")
+    done = torchrun(request.param, str(HERE / "on_ranks.py"), str(folder))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Warning" not in done.stderr, done.stderr[:3000]
+    return request.param, [json.loads(file.read_text()) for file in sorted(folder.glob("outcomes-*.json"))]
+
+
+@pytest.mark.parametrize("job", on_ranks.JOBS)
+def test_ranks_find_what_one_process_finds(job, outcomes):
+    count, of_ranks = outcomes
+    assert len(of_ranks) == count
+    names = [name for name in (f"{grid}-{job}" for grid in GRIDS[count]) if name in of_ranks[0]]
+    assert names
+    for rank, outcome in enumerate(of_ranks):
+        wrong = {name: outcome[name] for name in names if outcome[name]}
+        assert not wrong, f"rank {rank} of {count}: {wrong}"
+
+
+def test_ranks_share_the_reading(outcomes):
+    """Together they read the file about once: what all need, norms and positions, is small."""
+    count, of_ranks = outcomes
+    for grid in GRIDS[count]:
+        read = [outcome[f"{grid}-bytes"] for outcome in of_ranks]
+        assert sum(each["own"] for each in read) < 1.1 * read[0]["file"]
+        assert max(each["own"] for each in read) < 1.1 * read[0]["file"] / count
+
+
+def test_command_line_fills_in_as_one_process_does(capsys):
+    text = "Alle Menschen sind frei und <mask> an Würde"
+    assert command_line(["fill", text]) == 0
+    alone = capsys.readouterr().out
+    done = torchrun(2, "-m", "xlmrxl_min.parallel", "fill", text)
+    assert done.returncode == 0, done.stderr
+    shares, _, found = done.stdout.partition("<mask>")
+    assert f"<mask>{found}" == alone
+    assert re.findall(r"rank (\d) \(data 0, tensor (\d)\)", shares) == [("0", "0"), ("1", "1")]
+
+
+def test_command_line_trains_and_saves(tmp_path):
+    def losses(count, *options):
+        done = torchrun(count, "-m", "xlmrxl_min.parallel", "train", "--steps", "3", *options)
+        assert done.returncode == 0, done.stderr
+        return re.findall(r"step \d: loss (\d+\.\d+)", done.stdout)
+
+    alone = losses(1, "--batch", "4", "--into", str(tmp_path / "one"))
+    assert losses(2, "--batch", "4", "--tensor", "2", "--into", str(tmp_path / "two")) == alone
+    assert len(losses(2, "--batch", "2")) == len(alone) == 3
+    one, two = (XLMRobertaXLForMaskedLM.from_pretrained(tmp_path / name) for name in ("one", "two"))
+    for ours, expected in zip(two.parameters(), one.parameters(), strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)  # AdamW's steps are of 1e-3
+    assert (tmp_path / "two" / "sentencepiece.bpe.model").exists()
+
+
+# ---- what cannot be
+
+
+@pytest.fixture
+def pretend():
+    """Four ranks that only seem to be there, of which this process is the first."""
+    dist.init_process_group("fake", rank=0, world_size=4, store=dist.HashStore())
+    yield lambda data, tensor: init_device_mesh("cpu", (data, tensor), mesh_dim_names=("data", "tensor"))
+    dist.destroy_process_group()
+
+
+def test_heads_that_cannot_be_dealt(pretend):
+    _, three = twins("ForMaskedLM", intermediate_size=64)
+    with pytest.raises(ValueError, match="3 heads cannot be dealt to 4 ranks: take a divisor"):
+        parallelize(three, pretend(1, 4))
+    parallelize(three, pretend(4, 1))  # the other axis cuts anything
+
+
+def test_heads_that_cannot_be_dealt_after_pruning(pretend):
+    _, model = twins("ForMaskedLM", hidden_size=32, num_attention_heads=4, intermediate_size=64)
+    model.prune_heads({1: [2]})
+    with pytest.raises(ValueError, match=r"3 heads \(in layer 1, after pruning\) cannot be dealt to 4 ranks"):
+        parallelize(model, pretend(1, 4))
+
+
+def test_width_that_cannot_be_dealt(pretend):
+    _, model = twins("ForMaskedLM", hidden_size=32, num_attention_heads=4)
+    with pytest.raises(ValueError, match="intermediate_size=29 cannot be dealt to 2 ranks"):
+        parallelize(model, pretend(2, 2))
+
+
+def test_int8_is_not_divided(pretend):
+    _, model = twins("ForMaskedLM", hidden_size=32, num_attention_heads=4, intermediate_size=64)
+    with_int8(model, torch.float32)
+    with pytest.raises(ValueError, match="int8 weights are not divided"):
+        parallelize(model, pretend(1, 4))
+    with pytest.raises(ValueError, match="leave out quantize"):
+        load(XLMRobertaXLForMaskedLM, "tiny", pretend(1, 4), quantize="int8")
+
+
+def test_sizes_stay_once_divided(pretend):
+    _, model = twins("ForMaskedLM", hidden_size=32, num_attention_heads=4, intermediate_size=64)
+    parallelize(model, pretend(1, 4))
+    for change in (lambda: model.prune_heads({0: [0]}), lambda: model.resize_token_embeddings(99)):
+        with pytest.raises(ValueError, match="prune and resize before"):
+            change()
+
+
+def test_ranks_need_torchrun(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ValueError, match="start this with torchrun"), ranks():
+        pass
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match="4 ranks cannot stand in rows of 3: take a divisor"), ranks(3):
+        pass
+
+
+@pytest.mark.parametrize("arguments", [("--tensor", "3"), ("--model", "no such model")])
+def test_command_line_says_what_is_wrong(arguments):
+    done = torchrun(2, "-m", "xlmrxl_min.parallel", "fill", "<mask>", *arguments, timeout=60)
+    assert done.returncode != 0
+    assert ("cannot stand in rows of 3" if "--tensor" in arguments else "no such model") in done.stderr
+
+
+# ---- ranks that die
+
+DEATH = """
+import os, sys, time, torch
+from xlmrxl_min import XLMRobertaXLForMaskedLM
+from xlmrxl_min.parallel import RankError, load, ranks
+try:
+    with ranks(2, timeout_s=8) as mesh:
+        model = load(XLMRobertaXLForMaskedLM, "tiny", mesh)
+        ids = torch.tensor([[0, 5, 2]])
+        model(ids)
+        if os.environ["RANK"] == "1":
+            {fate}
+        model(ids)
+except RankError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize("fate", ["os._exit(7)", "raise MemoryError('no room')", "time.sleep(600)"])
+def test_a_rank_that_dies_or_hangs_ends_the_others(fate):
+    """Without torchrun, which would stop the others itself: what they do on their own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    environment["OMP_NUM_THREADS"] = "1"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", DEATH.format(fate=fate)],
+            env={**environment, "RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    start = time.monotonic()
+    try:
+        _, said = processes[0].communicate(timeout=90)
+    finally:
+        processes[1].kill()
+        processes[1].communicate()
+    assert processes[0].returncode == 1
+    assert "rank 0 of 2 has lost the others: one has died, or did not answer within 8 s" in said
+    assert time.monotonic() - start < 60
+
+
+def test_torchrun_ends_when_a_rank_dies(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(DEATH.format(fate="raise MemoryError('no room')").replace("timeout_s=8", "timeout_s=300"))
+    done = torchrun(2, str(script), timeout=120)
+    assert done.returncode != 0
+    assert "MemoryError: no room" in done.stderr
+
+
+# ---- planning
+
+
+def test_plan_names_every_matrix_of_a_block():
+    config = XLMRobertaXLConfig(
+        vocab_size=61,
+        hidden_size=32,
+        num_attention_heads=4,
+        num_hidden_layers=2,
+        is_decoder=True,
+        add_cross_attention=True,
+    )
+    model = xlmrxl_min.XLMRobertaXLForCausalLM(config)
+    linear = [name for name, module in model.backbone.layers[0].named_modules() if isinstance(module, torch.nn.Linear)]
+    assert sorted(parallel.BLOCK_PLAN) == sorted(linear)
+    assert all(isinstance(model.get_submodule(name), torch.nn.Module) for name in tensor_plan(model))
+    assert "lm_head.decoder" in tensor_plan(model)
+
+
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_plan_of_xxl_adds_up(count):
+    """Cut by FSDP, the ranks hold it once; by tensor parallelism, norms, positions and some biases on every rank."""
+    config = XLMRobertaXLConfig.xxl()
+    whole = sum(sizes.parameters(config).values())
+    by_data = plan_rank(config, data=count, dtype="bfloat16")
+    assert whole / count <= by_data.parameters < 1.0001 * whole / count
+    by_tensor = plan_rank(config, tensor=count, dtype="bfloat16")
+    e, layers = config.hidden_size, config.num_hidden_layers
+    everywhere = (
+        514 * e + e + (2 * layers + 1) * 2 * e + layers * 2 * e + e * e + 3 * e
+    )  # … rows' biases, LM head's dense
+    assert by_tensor.parameters == (whole - everywhere) // count + everywhere
+    assert by_tensor.gathered == 0 < by_data.gathered
+    assert by_tensor.weights == 2 * by_tensor.parameters
+    trained = plan_rank(config, data=count, dtype="bfloat16", train=True)
+    assert trained.gradients + trained.optimizer + trained.weights == 16 * trained.parameters
+
+
+@pytest.mark.parametrize(("data", "tensor"), [(1, 4), (4, 1), (2, 2)])
+def test_plan_is_what_ranks_hold(data, tensor, pretend):
+    """The same cut of real memory: the first rank's, which is the fullest."""
+    sizes_ = {"vocab_size": 61, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+    config = XLMRobertaXLConfig(num_hidden_layers=3, max_position_embeddings=40, **sizes_)
+    model = parallelize(XLMRobertaXLForMaskedLM(config), pretend(data, tensor))
+    dist.destroy_process_group()
+    expected = plan_rank(config, tensor, data, tokens=20)
+    dist.init_process_group("fake", rank=0, world_size=4, store=dist.HashStore())
+    parts = [p.to_local() if hasattr(p, "to_local") else p for p in model.parameters()]
+    assert sum(part.numel() for part in parts) == expected.parameters
+    assert sum(part.nbytes for part in parts) == expected.weights
+
+
+def test_plan_refuses_what_cannot_be():
+    with pytest.raises(ValueError, match="32 heads cannot be dealt to 3 ranks"):
+        plan_rank(XLMRobertaXLConfig.xl(), tensor=3)
+    assert not dist.is_initialized()

@@ -1,0 +1,548 @@
+"""More than one GPU: the same model on torch.distributed's engines. Walked through in notebooks/11_many_gpus.ipynb.
+
+    torchrun --nproc-per-node 2 -m xlmrxl_min.parallel fill "Alle Menschen sind frei und <mask> an Würde"
+    torchrun --nproc-per-node 4 -m xlmrxl_min.parallel train --tensor 2 --steps 10 --into FOLDER
+
+A rank is one process with one GPU; without GPUs, with the CPU. The ranks stand in a grid, a device mesh. Along its axis
+"tensor" (Megatron-LM, Shoeybi et al. 2019) every matrix is cut and the ranks work on the same texts together: for a
+model that is too large. Along its axis "data" (FSDP, Zhao et al. 2023; ZeRO, Rajbhandari et al. 2020) each rank has
+texts of its own and keeps a part of every block, which is gathered when it is that block's turn: for training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from types import MethodType, SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
+from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
+
+import xlmrxl_min
+
+from .checkpoint import CheckpointError, Whole, put
+from .checkpoint import load as load_whole
+from .model import Attention, PreTrainedModel, XLMRobertaXLConfig, refuse
+from .predict import bars, fill_mask
+from .pretrained import udhr
+from .quantize import Int8Embedding, Int8Linear
+from .sizes import itemsize
+from .sizes import plan as plan_of
+from .tokenizer import XLMRobertaTokenizer
+from .train import Batch, adamw, hide, labelled, loss_of, rate
+
+
+class RankError(RuntimeError):
+    """Ranks could not work together: one of them is gone, or did not answer in time."""
+
+
+# ---- the grid
+
+
+@contextmanager
+def ranks(tensor: int = 1, *, timeout_s: float = 600) -> Iterator[DeviceMesh]:
+    """The grid of all ranks that torchrun has started, `data` by `tensor`; what is opened is closed at the end.
+
+    tensor: how many ranks share every matrix; the others multiply the texts. A rank that dies or waits in vain for
+    `timeout_s` seconds raises RankError in those that need it. ValueError without torchrun, and for a `tensor` that
+    does not divide the number of ranks.
+    """
+    refuse("RANK" not in os.environ, "there are no ranks: start this with torchrun --nproc-per-node N.")
+    count = int(os.environ["WORLD_SIZE"])
+    refuse(tensor < 1 or count % tensor > 0, f"{count} ranks cannot stand in rows of {tensor}: take a divisor.")
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    device = torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else None
+    try:
+        warnings.filterwarnings("ignore", message=".*returned a view tensor")  # FSDP's: nobody writes into our logits
+        # DTensor's, of a weight cut along both axes, which is gathered along one after the other
+        logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
+        backend = "gloo" if device is None else "nccl"
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), device_id=device)
+        yield init_device_mesh(kind, (count // tensor, tensor), mesh_dim_names=("data", "tensor"))
+        dist.barrier()
+    except RuntimeError as error:
+        if not is_of_the_wire(error):
+            raise
+        raise RankError(
+            f"rank {os.environ['RANK']} of {count} has lost the others: one has died, or did not answer within "
+            f"{timeout_s:g} s; the first error that another rank printed says why."
+        ) from error
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def is_of_the_wire(error: RuntimeError) -> bool:
+    """Whether this came from between the ranks. Gloo has no class of its own for that, only words."""
+    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in ("gloo", "nccl", "socket"))
+
+
+# ---- who holds what
+
+# By what each matrix is cut. Columns: of the result, so each rank has some heads, or some wide features, whole. Rows:
+# what goes in is cut already, so each rank has one summand of everything, and one sum over the ranks mends it.
+BLOCK_PLAN = {
+    "attention.query": "columns",
+    "attention.key": "columns",
+    "attention.value": "columns",
+    "attention.out": "rows",
+    "cross_attention.query": "columns",
+    "cross_attention.key": "columns",
+    "cross_attention.value": "columns",
+    "cross_attention.out": "rows",
+    "feed_forward.up": "columns",
+    "feed_forward.down": "rows",
+}
+
+
+def tensor_plan(model: PreTrainedModel) -> dict[str, ParallelStyle]:
+    """BLOCK_PLAN for every block, and the vocabulary's two matrices, for `parallelize_module`.
+
+    Each rank has some words: it looks those up and adds zeros for the others; and makes some of the logits.
+    Norms, positions and the small heads are everywhere.
+    """
+    styles, base = {"columns": ColwiseParallel, "rows": RowwiseParallel}, model.base_model
+    prefix = "" if base is model else "backbone."
+    plan: dict[str, ParallelStyle] = {f"{prefix}embeddings.word": RowwiseParallel(input_layouts=Replicate())}
+    for i, block in enumerate(base.layers):
+        for part, cut_by in BLOCK_PLAN.items():
+            if block.cross_attention is not None or not part.startswith("cross_attention"):
+                plan[f"{prefix}layers.{i}.{part}"] = styles[cut_by]()
+    if model.get_output_embeddings() is not None:
+        plan["lm_head.decoder"] = ColwiseParallel(output_layouts=Replicate())
+    return plan
+
+
+def parallelize(
+    model: PreTrainedModel, mesh: DeviceMesh, *, mixed_precision: MixedPrecisionPolicy | None = None
+) -> PreTrainedModel:
+    """Divide a model among the ranks of `mesh` (see `ranks`), in place; then it is called as ever, by all ranks.
+
+    The ranks of a row of the "tensor" axis must be given the same inputs, and the same seed where there is dropout;
+    all then have the same answer, that of the whole model. Along "data" gradients are averaged. On the meta device it
+    only says who will hold what. mixed_precision: FSDP's, such as `MixedPrecisionPolicy(param_dtype=torch.bfloat16)`.
+    ValueError where heads, or the feed-forward width, cannot be dealt out evenly, and for int8.
+    """
+    check(model, mesh["tensor"].size())
+    if mesh["tensor"].size() > 1:
+        parallelize_module(model, mesh["tensor"], tensor_plan(model))
+        for module in model.modules():
+            if isinstance(module, Attention):
+                deal_heads(module, mesh["tensor"])
+    tie(model)  # parallelize_module has made two of what was one
+    if mesh["data"].size() > 1:
+        policy = {} if mixed_precision is None else {"mp_policy": mixed_precision}
+        for block in model.base_model.layers:
+            fully_shard(block, mesh=mesh["data"], **policy)
+        # By default the outermost module stays gathered after a forward pass: then zero_grad would clear the gathered
+        # weights' gradients, and leave those of the parts.
+        fully_shard(model, mesh=mesh["data"], reshard_after_forward=True, **policy)
+        model.within = MethodType(lambda self, function, *args: function(self, *args), model)
+        register_fsdp_forward_method(model, "within")
+        tie(model)
+    for name in ("prune_heads", "resize_token_embeddings") if mesh.size() > 1 else ():
+        setattr(model, name, too_late)
+    gather_once(model)
+    return model
+
+
+def gather_once(model: PreTrainedModel) -> None:
+    """FSDP makes room for what it gathers when it first does, and keeps it. Made in inference mode, as `generate` and
+    `fill_mask` would, that room could not be trained with ever after.
+    """
+    if not any(parameter.is_meta for parameter in model.parameters()):
+        with torch.inference_mode(False):
+            for module in model.modules():
+                if isinstance(module, FSDPModule):
+                    module.unshard()
+                    module.reshard()
+
+
+def check(model: PreTrainedModel, count: int) -> None:
+    is_int8 = any(isinstance(module, (Int8Linear, Int8Embedding)) for module in model.modules())
+    refuse(is_int8, "int8 weights are not divided among ranks: load them in bfloat16, or on one device.")
+    for i, block in enumerate(model.base_model.layers):
+        heads = len(block.attention.heads)
+        layer = f" (in layer {i}, after pruning)" if heads < model.config.num_attention_heads else ""
+        refuse(heads % count > 0, f"{heads} heads{layer} cannot be dealt to {count} ranks: take a divisor.")
+    width = model.config.intermediate_size
+    refuse(width % count > 0, f"intermediate_size={width} cannot be dealt to {count} ranks: take a divisor.")
+
+
+def too_late(*args: Any, **kwargs: Any) -> None:
+    refuse(True, "this model is divided among ranks, and its sizes stay as they are: prune and resize before.")
+
+
+def deal_heads(attention: Attention, mesh: DeviceMesh) -> None:
+    """Tell `attention` which heads are this rank's own, whose weights to hand out, and what its distances learn."""
+    count = len(attention.heads) // mesh.size()
+    first = mesh.get_local_rank() * count
+    attention.heads = attention.heads[first : first + count]
+    attention.register_forward_hook(lambda module, args, out: (out[0], all_heads(out[1], mesh)))
+    if attention.position_type != "absolute":
+        attention.position_bias = MethodType(position_bias, attention)
+        attention.mesh = mesh
+
+
+def all_heads(weights: Tensor | None, mesh: DeviceMesh) -> Tensor | None:
+    """Attention weights of the own heads -> of all, b h q k each."""
+    return None if weights is None else DTensor.from_local(weights, mesh, [Shard(1)], run_check=False).full_tensor()
+
+
+def position_bias(attention: Attention, query: Tensor, key: Tensor, ahead: int) -> Tensor:
+    """Attention's own, but for gradients: the table of distances is on all ranks, and each finds its heads' summand."""
+    table = DTensor.from_local(attention.distance.weight, attention.mesh, [Replicate()], run_check=False)
+    table = table.to_local(grad_placements=[Partial()])  # the same numbers; on the way back, summed over the ranks
+    names = ("head_width", "position_type")
+    whole = SimpleNamespace(
+        **{name: getattr(attention, name) for name in names}, distance=SimpleNamespace(weight=table)
+    )
+    return Attention.position_bias(whole, query, key, ahead)
+
+
+def tie(model: PreTrainedModel) -> None:
+    """Tie, and make sure of it: an optimizer would otherwise teach the two halves of a pair different things."""
+    model.tie_weights()
+    head, words = model.get_output_embeddings(), model.get_input_embeddings()
+    assert head is None or not model.config.tie_word_embeddings or head.weight is words.weight
+
+
+def within(model: PreTrainedModel, function: Callable, *args: Any) -> Any:
+    """`function(model, *args)`, where the function calls parts of the model, such as its backbone, instead of it all.
+
+    FSDP gathers what is outside the blocks when the model is called; this has it do so for any function.
+    """
+    return model.within(function, *args) if hasattr(model, "within") else function(model, *args)
+
+
+# ---- loading and saving
+
+
+class Share(Whole):
+    """This rank's part of every weight; for `checkpoint.load`."""
+
+    def __init__(self, mesh: DeviceMesh, mixed_precision: MixedPrecisionPolicy | None = None) -> None:
+        self.mesh, self.mixed_precision = mesh, mixed_precision
+        on_cpu = mesh.device_type == "cpu"
+        self.neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", str(dist.get_world_size()))) if on_cpu else 1
+
+    def cut(self, model: PreTrainedModel) -> None:
+        parallelize(model, self.mesh, mixed_precision=self.mixed_precision)
+
+    def own(self, parameter: Tensor) -> tuple[slice, ...]:
+        return own_part(parameter)
+
+    def dressed(self, values: Tensor, parameter: Tensor) -> Tensor:
+        if not isinstance(parameter, DTensor):
+            return values
+        mesh, placements, form = parameter.device_mesh, parameter.placements, (parameter.shape, parameter.stride())
+        return DTensor.from_local(values.contiguous(), mesh, placements, run_check=False, shape=form[0], stride=form[1])
+
+    @contextmanager
+    def same_draws(self) -> Iterator[None]:
+        seed = torch.randint(2**31, (1,), device=self.mesh.device_type)
+        dist.broadcast(seed, src=0)
+        with torch.random.fork_rng():
+            torch.manual_seed(int(seed))
+            yield
+
+
+def own_part(parameter: Tensor) -> tuple[slice, ...]:
+    """Which part of the whole weight this rank holds: one range for each axis.
+
+    The axes of the grid are taken from the last, "tensor", to the first: FSDP cuts what tensor parallelism has left.
+    Where a size does not divide, the last ranks have less, or nothing.
+    """
+    own = [slice(0, size) for size in parameter.shape]
+    if isinstance(parameter, DTensor):
+        mesh, at = parameter.device_mesh, parameter.device_mesh.get_coordinate()
+        for axis in reversed(range(mesh.ndim)):
+            cut = cut_by(parameter.placements[axis])
+            if cut is not None:
+                begin, end = own[cut].start, own[cut].stop
+                size = -(-(end - begin) // mesh.size(axis))
+                own[cut] = slice(min(begin + at[axis] * size, end), min(begin + (at[axis] + 1) * size, end))
+    return tuple(own)
+
+
+def cut_by(placement: Placement) -> int | None:
+    """The axis of a tensor that is cut; None where it is whole. (FSDP's kind of a cut denies being a shard.)"""
+    return getattr(placement, "dim", None)
+
+
+def load(
+    cls: type[PreTrainedModel],
+    source: str | os.PathLike[str],
+    mesh: DeviceMesh,
+    *,
+    mixed_precision: MixedPrecisionPolicy | None = None,
+    **options: Any,
+) -> PreTrainedModel:
+    """`cls.from_pretrained(source)`, divided among the ranks of `mesh` as by `parallelize`; each rank reads its part.
+
+    options: from_pretrained's dtype, progress, config and its fields. Errors: both functions'.
+    """
+    refuse(options.get("quantize") is not None, "int8 weights are not divided among ranks: leave out quantize.")
+    device = torch.device(mesh.device_type, torch.cuda.current_device() if mesh.device_type == "cuda" else None)
+    options = {"progress": dist.get_rank() == 0, **options}
+    model = load_whole(cls, source, device=device, share=Share(mesh, mixed_precision), **options)
+    gather_once(model)
+    return model
+
+
+def save(model: PreTrainedModel, folder: str | os.PathLike[str], **options: Any) -> None:
+    """Gather a divided model, weight by weight, on rank 0, which then writes it as `save_pretrained` does.
+
+    To be called by all ranks. Rank 0 needs room for the whole model in the CPU's memory. CheckpointError on every rank
+    if it could not be written.
+    """
+    cls = next(c for c in type(model).__mro__ if not issubclass(c, FSDPModule))  # FSDP has put itself before it
+    is_writer = dist.get_rank() == 0
+    with torch.device("meta"):
+        pooling = (
+            {} if getattr(model, "pooler", 0) else {"add_pooling_layer": False} if model is model.base_model else {}
+        )
+        whole = cls(model.config, **pooling)
+    for name, parameter in model.named_parameters():
+        values = parameter.detach()
+        values = values.full_tensor() if isinstance(values, DTensor) else values
+        if is_writer:
+            put(whole, name, values.cpu())
+    error: list[CheckpointError | None] = [None]
+    if is_writer:
+        tie(whole)
+        try:
+            whole.save_pretrained(folder, **options)
+        except (CheckpointError, ValueError) as caught:
+            error = [caught]
+    dist.broadcast_object_list(error, src=0)
+    if error[0] is not None:
+        raise error[0]
+
+
+# ---- training
+
+
+def train_step(
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, batch: Batch, mesh: DeviceMesh, clip: float = 1.0
+) -> float:
+    """One step on a batch of this rank's own, as one process would do it on the batches of all; returns their loss.
+
+    Ranks in a row of the "tensor" axis have the same batch. clip: the longest gradient allowed.
+    """
+    loss = shared_loss(model, batch, mesh)
+    loss.backward()
+    clip_gradients(model.parameters(), clip)
+    optimizer.step()
+    optimizer.zero_grad()
+    mean = loss.detach() / mesh["data"].size()
+    dist.all_reduce(mean, group=mesh["data"].get_group())
+    return mean.item()
+
+
+def shared_loss(model: PreTrainedModel, batch: Batch, mesh: DeviceMesh) -> Tensor:
+    """The loss of this rank's batch, weighted so that the mean over the "data" axis is the loss of all batches in one.
+
+    FSDP takes the mean of the ranks' gradients; but one batch may have more labels than another, or none.
+    """
+    data, count = mesh["data"], torch.tensor(labelled(model, batch), dtype=torch.float64, device=model.device)
+    total = count.clone()
+    dist.all_reduce(total, group=data.get_group())
+    if not count:  # nothing to learn here, but the others wait for this rank's gradients: of any label, times 0
+        batch = {**batch, "labels": torch.zeros_like(batch["labels"])}
+    batch = {name: values.to(model.device) for name, values in batch.items()}
+    return within(model, loss_of, batch) * (count * data.size() / total.clamp(min=1))
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], longest: float) -> Tensor:
+    """Shorten all gradients together to the length `longest`, if they are longer; returns the length before.
+
+    A rank knows the squares of its own parts. Of a weight that is cut along an axis of the grid they are summed over
+    that axis; one that is whole everywhere counts once.
+    """
+    gradients, squares = [p.grad for p in parameters if p.grad is not None], {}
+    for gradient in gradients:
+        mesh = gradient.device_mesh if isinstance(gradient, DTensor) else None
+        axes = () if mesh is None else (i for i in range(mesh.ndim) if cut_by(gradient.placements[i]) is not None)
+        key = tuple(mesh.get_group(axis) for axis in axes)
+        own = gradient if mesh is None else gradient.to_local()
+        squares[key] = squares.get(key, 0.0) + own.double().square().sum()
+    for groups, square in squares.items():
+        for group in groups:
+            dist.all_reduce(square, group=group)
+    length = sum(squares.values()).sqrt()
+    for gradient in gradients:
+        own = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+        own.mul_((longest / (length + 1e-6)).clamp(max=1.0))
+    return length
+
+
+# ---- planning
+
+
+class RankPlan(NamedTuple):
+    """What one rank holds, in bytes but for the first; made by `plan_rank`."""
+
+    parameters: int  # numbers
+    weights: int
+    gradients: int
+    optimizer: int
+    gathered: int  # FSDP: what is outside the blocks, and two blocks, one at work and the next; whole
+    activations: int  # no more than one process would have
+    total: int  # the sum, so no less than needed
+
+
+def plan_rank(
+    config: XLMRobertaXLConfig, tensor: int = 1, data: int = 1, *, head: str = "ForMaskedLM", dtype: str = "float32",
+    train: bool = False, **options: Any,
+) -> RankPlan:  # fmt: skip
+    """What the fullest of `tensor` times `data` ranks holds, without any of them: a model on the meta device is cut by
+    the engines themselves, among ranks that only seem to be there (PyTorch's "fake" process group).
+
+    options: batch, tokens and masked_share, as sizes.plan takes them; the batch is each rank's own. ValueError as there
+    and in `parallelize`; RuntimeError among real ranks.
+    """
+    alone, size = plan_of(config, head=head, dtype=dtype, train=train, **options), itemsize(dtype)
+    with torch.device("meta"):
+        model = getattr(xlmrxl_min, f"XLMRobertaXL{head}")(config)
+    dist.init_process_group("fake", rank=0, world_size=tensor * data, store=dist.HashStore())
+    try:
+        mesh = init_device_mesh("cpu", (data, tensor), mesh_dim_names=("data", "tensor"))
+        parallelize(model, mesh)
+        numbers = held(model)
+        blocks = [gathered(block, tensor) for block in model.base_model.layers]
+        whole = gathered(model, tensor) - sum(blocks) + sum(blocks[:2])
+    finally:
+        dist.destroy_process_group()
+    whole = whole * size * (1 + train) if data > 1 else 0  # in training, with their gradients
+    gradients, optimizer = numbers * size * train, numbers * (8 if size == 4 else 12) * train
+    activations = alone.activations
+    total = numbers * size + gradients + optimizer + whole + activations
+    return RankPlan(numbers, numbers * size, gradients, optimizer, whole, activations, total)
+
+
+def held(module: nn.Module) -> int:
+    """Parameters that this rank holds."""
+    return sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in module.parameters())
+
+
+def gathered(module: nn.Module, tensor: int) -> int:
+    """Parameters that this rank holds while FSDP has gathered `module`: all that tensor parallelism has left it."""
+
+    def is_cut(p: Tensor) -> bool:
+        on_tensor = isinstance(p, DTensor) and p.device_mesh.mesh_dim_names[-1] == "tensor"
+        return on_tensor and cut_by(p.placements[-1]) is not None
+
+    return sum(-(-p.numel() // tensor) if is_cut(p) else p.numel() for p in module.parameters())
+
+
+# ---- the worked example
+
+
+def learn(
+    model: PreTrainedModel, tokenizer: XLMRobertaTokenizer, texts: Sequence[str], mesh: DeviceMesh, *, steps: int,
+    batch: int = 8, learning_rate: float = 1e-4, seed: int = 0,
+) -> Iterator[float]:  # fmt: skip
+    """Masked language modelling, step by step: `batch` of the `texts` for each rank of the "data" axis; the losses."""
+    data, here = mesh["data"].size(), mesh["data"].get_local_rank()
+    refuse(len(texts) < batch * data, f"{len(texts)} texts are too few for {data} batches of {batch}: give more.")
+    optimizer = adamw(model, learning_rate, weight_decay=0.01)
+    model.train()
+    for step in range(steps):
+        order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed * 1_000_003 + step))
+        mine = [texts[i] for i in order[here * batch : (here + 1) * batch]]
+        draws = torch.manual_seed((seed * 1_000_003 + step) * data + here)  # a row of the tensor axis draws alike
+        encoding = tokenizer(mine, padding=True, truncation=True, max_length=128, return_tensors="pt")
+        seen, labels = hide(encoding["input_ids"], 0.15, tokenizer, draws)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * rate(step, steps, 0, decay_share=1.0)
+        yield train_step(model, optimizer, {**encoding, "input_ids": seen, "labels": labels}, mesh)
+    model.eval()
+
+
+def say(mesh: DeviceMesh, line: str) -> None:
+    """Print what every rank has to say, in their order, once."""
+    lines: list[str] = [""] * mesh.size()
+    dist.all_gather_object(lines, line)
+    if dist.get_rank() == 0:
+        print("\n".join(dict.fromkeys(lines)), flush=True)
+
+
+def run(options: argparse.Namespace, mesh: DeviceMesh) -> None:
+    tokenizer = XLMRobertaTokenizer.from_pretrained(options.model)
+    model = load(xlmrxl_min.XLMRobertaXLForMaskedLM, options.model, mesh, dtype=options.dtype)
+    at = ", ".join(f"{name} {mesh[name].get_local_rank()}" for name in mesh.mesh_dim_names)
+    whole = sum(p.numel() for p in model.parameters())
+    say(mesh, f"rank {dist.get_rank()} ({at}) on {model.device}: {held(model):,} of {whole:,} parameters")
+    if options.command == "fill":
+        say(mesh, bars(within(model, fill_mask, tokenizer, options.text)))
+        return
+    texts = [row.text for row in udhr([options.language])]
+    losses = learn(model, tokenizer, texts, mesh, steps=options.steps, batch=options.batch, learning_rate=options.rate)
+    for step, loss in enumerate(losses, start=1):
+        say(mesh, f"step {step}: loss {loss:.4f}")
+    if options.into is not None:
+        save(model, options.into)
+        if dist.get_rank() == 0:
+            tokenizer.save_pretrained(options.into)
+        say(mesh, f"{options.into}: saved, whole")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="torchrun --nproc-per-node N -m xlmrxl_min.parallel",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    command = commands.add_parser("fill", help="say what a <mask> in a text stands for")
+    command.add_argument("text", help='such as "Alle Menschen sind frei und <mask> an Würde"')
+    command.add_argument("--tensor", type=int, metavar="N", help="ranks that share every matrix (default: all)")
+    command = commands.add_parser("train", help="train on the Universal Declaration of Human Rights in one language")
+    command.add_argument("--language", default="pt", help="(default: pt, Portuguese, which tiny has never read)")
+    command.add_argument(
+        "--tensor", type=int, default=1, metavar="N", help="ranks that share every matrix (default: 1)"
+    )
+    command.add_argument("--steps", type=int, default=10, metavar="N", help="(default: 10)")
+    command.add_argument("--batch", type=int, default=8, metavar="N", help="texts per rank and step (default: 8)")
+    command.add_argument(
+        "--rate",
+        type=float,
+        default=1e-3,
+        metavar="X",
+        help="learning rate, at first (default: 1e-3, which suits tiny; XL wants 1e-5)",
+    )
+    command.add_argument("--into", type=Path, metavar="FOLDER", help="where to save the result")
+    for command in commands.choices.values():
+        command.add_argument("--model", default="tiny", help="a checkpoint's name, folder or hub id (default: tiny)")
+        command.add_argument("--dtype", default="float32", help="of weights and arithmetic (default: float32)")
+        command.add_argument("--timeout", type=float, default=600, metavar="SECONDS", help="to wait for another rank")
+    options = parser.parse_args(arguments)
+    sys.stdout.reconfigure(encoding="utf-8")  # a terminal may have been declared to be ASCII; the text is not
+    tensor = options.tensor if options.tensor is not None else int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        with ranks(tensor, timeout_s=options.timeout) as mesh:
+            run(options, mesh)
+    except (OSError, ValueError, RankError) as error:
+        print(error, file=sys.stderr, flush=True)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
