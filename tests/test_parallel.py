@@ -26,8 +26,8 @@ HERE = Path(__file__).parent
 GRIDS = {2: ("1x2", "2x1"), 4: ("1x4", "4x1", "2x2")}  # data x tensor
 
 
-def torchrun(count, *arguments, timeout=300):
-    """What torchrun prints, and its exit status; each rank on one thread."""
+def torchrun(count, *arguments, timeout=300, gpu=False):
+    """What torchrun prints, and its exit status; each rank on one thread of the CPU, unless it may have a GPU."""
     command = [
         sys.executable,
         "-m",
@@ -37,7 +37,7 @@ def torchrun(count, *arguments, timeout=300):
         str(count),
         *arguments,
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **({} if gpu else {"CUDA_VISIBLE_DEVICES": ""})}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, cwd=HERE.parent)
 
 
@@ -97,7 +97,58 @@ def test_command_line_trains_and_saves(tmp_path):
     assert (tmp_path / "two" / "sentencepiece.bpe.model").exists()
 
 
+@pytest.mark.cuda
+def test_on_gpus(tmp_path):
+    """As many ranks as there are GPUs; the tests above are its counterparts on the CPU."""
+    count = min(2, torch.cuda.device_count())
+    text = "Alle Menschen sind frei und <mask> an Würde"
+    filled = torchrun(count, "-m", "xlmrxl_min.parallel", "fill", text, gpu=True)
+    assert filled.returncode == 0, filled.stderr
+    assert "on cuda:0" in filled.stdout
+    assert "gleich" in filled.stdout.splitlines()[count + 1]
+    trained = torchrun(count, "-m", "xlmrxl_min.parallel", "train", "--steps", "3", "--into", str(tmp_path), gpu=True)
+    assert trained.returncode == 0, trained.stderr
+    assert len(re.findall("step .: loss", trained.stdout)) == 3
+    XLMRobertaXLForMaskedLM.from_pretrained(tmp_path)
+
+
+# ---- without a line of code: accelerate
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-relative-key", "tiny-decoder"])
+def test_accelerate_keeps_weights_on_disk_until_they_are_used(name, tmp_path):
+    accelerate = pytest.importorskip("accelerate")
+    cls = xlmrxl_min.XLMRobertaXLForCausalLM if name == "tiny-decoder" else XLMRobertaXLForMaskedLM
+    model, whole = cls.from_pretrained(name), cls.from_pretrained(name)
+    room = {"cpu": 14_000_000, "disk": 10**9}  # bytes
+    places = accelerate.infer_auto_device_map(model, max_memory=room, no_split_module_classes=["Block"])
+    assert set(places.values()) == {"cpu", "disk"}
+    options = {"main_device": "cpu", "offload_dir": tmp_path, "preload_module_classes": ["Attention"]}
+    accelerate.dispatch_model(model, places, **options)
+    held_back = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    assert any("layers.3" in name for name in held_back)
+    assert sum(file.stat().st_size for file in tmp_path.glob("*.dat")) > 4_000_000
+    ids = torch.tensor([[0, 5, 9, 7, 2]])
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, whole(ids).logits, atol=0, rtol=0)
+    if name == "tiny-decoder":
+        settings = {"max_new_tokens": 8, "eos_token_id": None}
+        assert torch.equal(model.generate(ids[:, :-1], **settings), whole.generate(ids[:, :-1], **settings))
+
+
 # ---- what cannot be
+
+
+def test_a_rank_needs_its_own_gpu(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", lambda number: None)
+    assert parallel.own_device(0) == torch.device("cuda", 0)
+    with pytest.raises(ValueError, match="rank 1 of this machine has no GPU, as there are 1: start one rank for each"):
+        parallel.own_device(1)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))
+    assert parallel.own_device(1) == torch.device("cpu")  # no backend sends from there
 
 
 @pytest.fixture
@@ -188,7 +239,7 @@ def test_a_rank_that_dies_or_hangs_ends_the_others(fate):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    environment["OMP_NUM_THREADS"] = "1"
+    environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", DEATH.format(fate=fate)],
@@ -249,7 +300,10 @@ def test_plan_of_xxl_adds_up(count):
         514 * e + e + (2 * layers + 1) * 2 * e + layers * 2 * e + e * e + 3 * e
     )  # … rows' biases, LM head's dense
     assert by_tensor.parameters == (whole - everywhere) // count + everywhere
-    assert by_tensor.gathered == 0 < by_data.gathered
+    logits = 2 * 512 * config.vocab_size
+    assert by_tensor.gathered == logits + logits // count
+    block = 2 * (4 * (e * e + e) + 2 * 4 * e * e + 4 * e + e + 4 * e)  # weights, biases, norms; bfloat16
+    assert by_data.gathered == 2 * whole - (layers - 2) * block
     assert by_tensor.weights == 2 * by_tensor.parameters
     trained = plan_rank(config, data=count, dtype="bfloat16", train=True)
     assert trained.gradients + trained.optimizer + trained.weights == 16 * trained.parameters
@@ -273,3 +327,15 @@ def test_plan_refuses_what_cannot_be():
     with pytest.raises(ValueError, match="32 heads cannot be dealt to 3 ranks"):
         plan_rank(XLMRobertaXLConfig.xl(), tensor=3)
     assert not dist.is_initialized()
+
+
+def test_command_line_plans_for_ranks(capsys):
+    assert command_line(["plan", "xxl", "--dtype", "bfloat16", "--ranks", "2", "4", "8"]) == 0
+    rows = re.findall(r"^ +(\d)  (tensor|data) +([\d.]+)", capsys.readouterr().out, flags=re.MULTILINE)
+    assert [(int(count), axis) for count, axis, _ in rows] == [
+        (n, axis) for n in (2, 4, 8) for axis in ("tensor", "data")
+    ]
+    assert [float(weights) for *_, weights in rows] == [10.73, 10.71, 5.39, 5.36, 2.71, 2.68]
+    assert command_line(["plan", "xl", "--ranks", "3"]) == 2
+    assert "32 heads cannot be dealt to 3 ranks" in capsys.readouterr().err
+    assert command_line(["plan", "xl", "--int8", "--ranks", "2"]) == 2

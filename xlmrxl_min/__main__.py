@@ -12,7 +12,7 @@ import xlmrxl_min
 from .checkpoint import CONFIG_FILE, config_for, locate_weights
 from .explore import explore
 from .files import open_store
-from .model import XLMRobertaXLConfig, XLMRobertaXLForMaskedLM
+from .model import XLMRobertaXLConfig, XLMRobertaXLForMaskedLM, refuse
 from .names import hugging_face_tensors
 from .predict import bars, fill_mask
 from .pretrained import folder_of
@@ -65,6 +65,12 @@ def plan(options: argparse.Namespace) -> None:
     how = f"{'int8 weights, the rest ' if options.int8 else ''}{options.dtype}"
     task = f"{'training' if options.train else 'forward pass'}, {options.batch} x {tokens} tokens"
     print(f"{options.source}: XLMRobertaXL{head}, {how}; {task}\n\n{report(planned)}")
+    if options.ranks:
+        from . import parallel  # here, as PyTorch's engines take a second to import
+
+        refuse(options.int8, "int8 weights are not divided among ranks: leave out --int8.")
+        settings = {"head": head, "dtype": options.dtype, "train": options.train, "batch": options.batch}
+        print(f"\n{parallel.report(config, options.ranks, tokens=tokens, **settings)}")
 
 
 def convert(options: argparse.Namespace) -> None:
@@ -121,6 +127,9 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--batch", type=int, default=1, metavar="N", help="texts at once (default: 1)")
     command.add_argument("--tokens", type=int, metavar="N", help="of each text (default: 512, or as many as fit)")
     command.add_argument("--train", action="store_true", help="a step of training with AdamW, not a forward pass")
+    command.add_argument(
+        "--ranks", type=int, nargs="+", metavar="N", help="also on so many GPUs, by tensor parallelism and by FSDP"
+    )
     command.set_defaults(run=plan)
     command = commands.add_parser("convert", help="write a checkpoint anew: as safetensors, of another type")
     command.add_argument("source", help="a checkpoint's name, folder or hub id; a folder with fairseq's model.pt, too")

@@ -39,7 +39,7 @@ from .model import Attention, PreTrainedModel, XLMRobertaXLConfig, refuse
 from .predict import bars, fill_mask
 from .pretrained import udhr
 from .quantize import Int8Embedding, Int8Linear
-from .sizes import itemsize
+from .sizes import GPUS, fits, itemsize
 from .sizes import plan as plan_of
 from .tokenizer import XLMRobertaTokenizer
 from .train import Batch, adamw, hide, labelled, loss_of, rate
@@ -63,17 +63,15 @@ def ranks(tensor: int = 1, *, timeout_s: float = 600) -> Iterator[DeviceMesh]:
     refuse("RANK" not in os.environ, "there are no ranks: start this with torchrun --nproc-per-node N.")
     count = int(os.environ["WORLD_SIZE"])
     refuse(tensor < 1 or count % tensor > 0, f"{count} ranks cannot stand in rows of {tensor}: take a divisor.")
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    if kind == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    device = torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else None
+    device = own_device(int(os.environ.get("LOCAL_RANK", "0")))
     try:
         warnings.filterwarnings("ignore", message=".*returned a view tensor")  # FSDP's: nobody writes into our logits
         # DTensor's, of a weight cut along both axes, which is gathered along one after the other
         logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
-        backend = "gloo" if device is None else "nccl"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), device_id=device)
-        yield init_device_mesh(kind, (count // tensor, tensor), mesh_dim_names=("data", "tensor"))
+        backend = dist.get_default_backend_for_device(device.type)
+        own = None if device.type == "cpu" else device
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), device_id=own)
+        yield init_device_mesh(device.type, (count // tensor, tensor), mesh_dim_names=("data", "tensor"))
         dist.barrier()
     except RuntimeError as error:
         if not is_of_the_wire(error):
@@ -85,6 +83,18 @@ def ranks(tensor: int = 1, *, timeout_s: float = 600) -> Iterator[DeviceMesh]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def own_device(number: int) -> torch.device:
+    """The GPU of the rank with this number on its machine; the CPU where there are none, or none that can talk."""
+    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if kind is None or dist.Backend.default_device_backend_map.get(kind.type, "gloo") == "gloo":  # which is the CPU's
+        return torch.device("cpu")
+    count = torch.accelerator.device_count()
+    cure = "start one rank for each, or hide them (CUDA_VISIBLE_DEVICES=) to use the CPU"
+    refuse(number >= count, f"rank {number} of this machine has no GPU, as there are {count}: {cure}.")
+    torch.accelerator.set_device_index(number)
+    return torch.device(kind.type, number)
 
 
 def is_of_the_wire(error: RuntimeError) -> bool:
@@ -177,9 +187,10 @@ def check(model: PreTrainedModel, count: int) -> None:
     is_int8 = any(isinstance(module, (Int8Linear, Int8Embedding)) for module in model.modules())
     refuse(is_int8, "int8 weights are not divided among ranks: load them in bfloat16, or on one device.")
     for i, block in enumerate(model.base_model.layers):
-        heads = len(block.attention.heads)
-        layer = f" (in layer {i}, after pruning)" if heads < model.config.num_attention_heads else ""
-        refuse(heads % count > 0, f"{heads} heads{layer} cannot be dealt to {count} ranks: take a divisor.")
+        for attention in filter(None, (block.attention, block.cross_attention)):
+            heads = len(attention.heads)
+            layer = f" (in layer {i}, after pruning)" if heads < model.config.num_attention_heads else ""
+            refuse(heads % count > 0, f"{heads} heads{layer} cannot be dealt to {count} ranks: take a divisor.")
     width = model.config.intermediate_size
     refuse(width % count > 0, f"intermediate_size={width} cannot be dealt to {count} ranks: take a divisor.")
 
@@ -298,7 +309,8 @@ def load(
     options: from_pretrained's dtype, progress, config and its fields. Errors: both functions'.
     """
     refuse(options.get("quantize") is not None, "int8 weights are not divided among ranks: leave out quantize.")
-    device = torch.device(mesh.device_type, torch.cuda.current_device() if mesh.device_type == "cuda" else None)
+    on_cpu = mesh.device_type == "cpu"
+    device = torch.device("cpu") if on_cpu else torch.device(mesh.device_type, torch.accelerator.current_device_index())
     options = {"progress": dist.get_rank() == 0, **options}
     model = load_whole(cls, source, device=device, share=Share(mesh, mixed_precision), **options)
     gather_once(model)
@@ -402,7 +414,7 @@ class RankPlan(NamedTuple):
     weights: int
     gradients: int
     optimizer: int
-    gathered: int  # FSDP: what is outside the blocks, and two blocks, one at work and the next; whole
+    gathered: int  # whole for a moment. FSDP: two blocks, and what is in none; tensor parallelism: the logits
     activations: int  # no more than one process would have
     total: int  # the sum, so no less than needed
 
@@ -430,10 +442,31 @@ def plan_rank(
     finally:
         dist.destroy_process_group()
     whole = whole * size * (1 + train) if data > 1 else 0  # in training, with their gradients
+    if tensor > 1 and "LM" in head:  # the own part and all parts, beside the whole that they become
+        whole += alone.logits // tensor + alone.logits
     gradients, optimizer = numbers * size * train, numbers * (8 if size == 4 else 12) * train
     activations = alone.activations
     total = numbers * size + gradients + optimizer + whole + activations
     return RankPlan(numbers, numbers * size, gradients, optimizer, whole, activations, total)
+
+
+def report(config: XLMRobertaXLConfig, counts: Iterable[int], **options: Any) -> str:
+    """A line for each number of ranks and each way to cut: GB (10⁹ bytes) per rank, and the smallest GPU for it.
+
+    options: plan_rank's.
+    """
+    columns = ("weights", "gradients", "optimizer", "gathered", "activations", "total")
+    lines = ["GB per rank", "ranks  cut by" + "".join(f"{name:>13}" for name in columns) + "  smallest GPU"]
+    for count in counts:
+        for axis in ("tensor", "data"):
+            refuse(count < 1, f"{count} ranks are impossible: take 1 or more.")
+            planned = plan_rank(config, **{axis: count}, **options)
+            fitting = fits(planned)
+            row = "".join(f"{getattr(planned, name) / 1e9:>13.2f}" for name in columns)
+            gpu = f"{fitting[0]} ({GPUS[fitting[0]]})" if fitting else "none of our list"
+            lines.append(f"{count:>5}  {axis:<6}{row}  {gpu}")
+    note = "Each rank of data has a batch of its own; the ranks of tensor share one, and may need less for activations."
+    return "\n".join([*lines, "", note])
 
 
 def held(module: nn.Module) -> int:
