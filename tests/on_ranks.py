@@ -18,6 +18,7 @@ from einops import rearrange
 from reference import TASKS, twins
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.debug import CommDebugMode
 
 import xlmrxl_min
 from xlmrxl_min import XLMRobertaTokenizer, XLMRobertaXLConfig, fill_mask
@@ -222,6 +223,24 @@ def after_looking(mesh):
             within(divided, lambda model: model.backbone(batch["input_ids"]).last_hidden_state)
         one.zero_grad()
         divided.zero_grad()
+
+
+@job
+def collectives_counted(mesh):
+    """Two sums per block and direction, one for the words, one for the LM head's input, one gathering of logits."""
+    _, divided = pair("ForMaskedLM")
+    parallelize(divided, mesh)
+    if mesh["data"].size() > 1:
+        return  # FSDP's own come on top
+    ids, layers = example("Model")["input_ids"], len(divided.backbone.layers)
+    with warnings.catch_warnings(action="ignore"):  # of hooks, which the counter sets everywhere
+        with CommDebugMode() as forward:
+            loss = divided(ids, labels=ids).loss
+        with CommDebugMode() as backward:
+            loss.backward()
+    forward, backward = ({str(op): n for op, n in c.get_comm_counts().items()} for c in (forward, backward))
+    assert forward == {"c10d_functional.all_reduce": 2 * layers + 1, "c10d_functional.all_gather_into_tensor": 1}
+    assert backward == {"c10d_functional.all_reduce": 2 * layers + 1}
 
 
 @job

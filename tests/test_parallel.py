@@ -282,7 +282,7 @@ def test_plan_names_every_matrix_of_a_block():
     )
     model = xlmrxl_min.XLMRobertaXLForCausalLM(config)
     linear = [name for name, module in model.backbone.layers[0].named_modules() if isinstance(module, torch.nn.Linear)]
-    assert sorted(parallel.BLOCK_PLAN) == sorted(linear)
+    assert sorted(name for name, cut in parallel.BLOCK_PLAN.items() if cut != "nothing") == sorted(linear)
     assert all(isinstance(model.get_submodule(name), torch.nn.Module) for name in tensor_plan(model))
     assert "lm_head.decoder" in tensor_plan(model)
 

@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import MethodType, SimpleNamespace
 from typing import Any, NamedTuple
@@ -29,7 +30,13 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
-from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    PrepareModuleOutput,
+    RowwiseParallel,
+    parallelize_module,
+)
 
 import xlmrxl_min
 
@@ -105,8 +112,10 @@ def is_of_the_wire(error: RuntimeError) -> bool:
 # ---- who holds what
 
 # By what each matrix is cut. Columns: of the result, so each rank has some heads, or some wide features, whole. Rows:
-# what goes in is cut already, so each rank has one summand of everything, and one sum over the ranks mends it.
+# what goes in is cut already, so each rank has one summand of everything, and one sum over the ranks mends it. Nothing:
+# but three matrices read what this norm makes, and their gradients for it are added before the ranks sum them, once.
 BLOCK_PLAN = {
+    "attention.norm": "nothing",
     "attention.query": "columns",
     "attention.key": "columns",
     "attention.value": "columns",
@@ -126,7 +135,13 @@ def tensor_plan(model: PreTrainedModel) -> dict[str, ParallelStyle]:
     Each rank has some words: it looks those up and adds zeros for the others; and makes some of the logits.
     Norms, positions and the small heads are everywhere.
     """
-    styles, base = {"columns": ColwiseParallel, "rows": RowwiseParallel}, model.base_model
+    everywhere = {"output_layouts": Replicate(), "desired_output_layouts": Replicate(), "use_local_output": False}
+    styles = {
+        "columns": ColwiseParallel,
+        "rows": RowwiseParallel,
+        "nothing": partial(PrepareModuleOutput, **everywhere),
+    }
+    base = model.base_model
     prefix = "" if base is model else "backbone."
     plan: dict[str, ParallelStyle] = {f"{prefix}embeddings.word": RowwiseParallel(input_layouts=Replicate())}
     for i, block in enumerate(base.layers):
