@@ -233,7 +233,8 @@ def collectives_counted(mesh):
     if mesh["data"].size() > 1:
         return  # FSDP's own come on top
     ids, layers = example("Model")["input_ids"], len(divided.backbone.layers)
-    with warnings.catch_warnings(action="ignore"):  # of hooks, which the counter sets everywhere
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of hooks, which the counter sets everywhere
         with CommDebugMode() as forward:
             loss = divided(ids, labels=ids).loss
         with CommDebugMode() as backward:
