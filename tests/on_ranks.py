@@ -17,6 +17,7 @@ import torch.distributed as dist
 from einops import rearrange
 from reference import TASKS, twins
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 
@@ -251,6 +252,54 @@ def one_without_labels(mesh):
     own = my_rows(example("ForMaskedLM"), mesh)
     dist.all_gather_object(everybody, labelled(pair("ForMaskedLM")[0], own))
     assert (0 in everybody) == (mesh["data"].size() > 1)
+
+
+@job
+def drops_its_own_heads(mesh):
+    """Ranks of a row drop alike, but for attention weights, of which each has other heads; and they stay in step."""
+    config = {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.5}
+    _, divided = pair("ForMaskedLM", **config)
+    parallelize(divided.train(), mesh)
+    torch.manual_seed(mesh["data"].get_local_rank())
+    out = divided(my_rows(inputs_of(example("ForMaskedLM")), mesh)["input_ids"], output_attentions=True)
+    dropped = out.attentions[0] == 0
+    assert 0.3 < dropped.float().mean() < 0.7
+    for head in range(1, 4):
+        assert not torch.equal(dropped[:, 0], dropped[:, head])
+    row = [torch.empty_like(out.logits) for _ in range(mesh["tensor"].size())]
+    dist.all_gather(row, out.logits.detach().contiguous(), group=mesh["tensor"].get_group())
+    assert all(torch.equal(theirs, row[0]) for theirs in row)
+
+
+@job
+def in_two_types(mesh):
+    """FSDP's mixed precision: weights and gradients in float32, arithmetic in bfloat16."""
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+    one, divided = pair("ForSequenceClassification", num_labels=1)
+    if mesh["data"].size() == 1:
+        with pytest.raises(ValueError, match="mixed_precision is FSDP's"):
+            parallelize(divided, mesh, mixed_precision=policy)
+        return
+    parallelize(divided, mesh, mixed_precision=policy)
+    batch = {**example("Model"), "labels": torch.full((8,), 3.0)}
+    loss, expected = shared_loss(divided, my_rows(batch, mesh), mesh), loss_of(one, batch)
+    loss.backward()
+    mean = loss.detach() / mesh["data"].size()
+    dist.all_reduce(mean, group=mesh["data"].get_group())
+    assert 0 < abs(mean / expected.detach() - 1) < 0.05
+    assert {p.dtype for p in divided.parameters()} == {torch.float32}
+    assert {p.grad.dtype for p in divided.parameters() if p.grad is not None} == {torch.float32}
+    assert divided(**my_rows(inputs_of(batch), mesh)).logits.dtype == torch.bfloat16
+
+
+@job
+def answer_beyond_the_text(mesh):
+    _, divided = pair("ForQuestionAnswering")
+    parallelize(divided, mesh)
+    batch = example("ForQuestionAnswering")
+    batch["end_positions"][:] = 9
+    with pytest.raises(ValueError, match="end_positions lie beyond the text"):
+        shared_loss(divided, my_rows(batch, mesh), mesh)
 
 
 # ---- files

@@ -14,6 +14,7 @@ import warnings
 import weakref
 from collections import Counter
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -651,10 +652,22 @@ def test_pinned_buffers_carry_the_same_bytes(theirs, tmp_path, monkeypatch):
     monkeypatch.setattr(
         checkpoint.Ferry, "__init__", lambda self, device: (make(self, device), vars(self).update(pins=True))[0]
     )
+    monkeypatch.setattr(checkpoint.Ferry, "board", lambda self: events.append("board"))
     ours = XLMRobertaXLForMaskedLM.from_pretrained(tmp_path / "one", dtype="float32")
     assert error(logits(ours), logits(theirs)) < 1e-6
+    assert events[0] == "board"
+    assert 1 <= events.count("board") <= checkpoint.READERS
     assert events.count("record") == events.count("wait") > 100
     assert events[-1] == "arrived"
+
+
+def test_each_thread_is_told_which_gpu_is_its_own(monkeypatch):
+    told = []
+    monkeypatch.setattr(checkpoint, "pins", lambda device: True)
+    monkeypatch.setattr(torch, "get_device_module", lambda device: SimpleNamespace(set_device=told.append))
+    for device in ("cuda:1", "cuda"):
+        checkpoint.Ferry(torch.device(device)).board()
+    assert told == [torch.device("cuda", 1)]
 
 
 # ---- for real

@@ -19,7 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 import xlmrxl_min
 from xlmrxl_min import XLMRobertaXLConfig, XLMRobertaXLForMaskedLM, parallel, sizes
 from xlmrxl_min.__main__ import main as command_line
-from xlmrxl_min.parallel import load, parallelize, plan_rank, ranks, tensor_plan
+from xlmrxl_min.parallel import RankError, load, parallelize, plan_rank, ranks, tensor_plan
 from xlmrxl_min.quantize import with_int8
 
 HERE = Path(__file__).parent
@@ -196,6 +196,23 @@ def test_sizes_stay_once_divided(pretend):
             change()
 
 
+def test_ranks_need_a_new_torch(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.11.3+cu128")
+    with pytest.raises(ValueError, match=r"torch 2.11.3\+cu128 is too old for several ranks: install 2.12"), ranks():
+        pass
+
+
+def test_ranks_that_never_met_say_why(monkeypatch):
+    def refused(*args, **kwargs):
+        raise dist.DistBackendError("NCCL error: the driver is too old\nand more")
+
+    monkeypatch.setattr(dist, "init_process_group", refused)
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RankError, match=r"rank 0 of 2 could not reach the others.*the driver is too old\)$"), ranks():
+        pass
+
+
 def test_ranks_need_torchrun(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(ValueError, match="start this with torchrun"), ranks():
@@ -303,10 +320,24 @@ def test_plan_of_xxl_adds_up(count):
     logits = 2 * 512 * config.vocab_size
     assert by_tensor.gathered == logits + logits // count
     block = 2 * (4 * (e * e + e) + 2 * 4 * e * e + 4 * e + e + 4 * e)  # weights, biases, norms; bfloat16
-    assert by_data.gathered == 2 * whole - (layers - 2) * block
+    assert by_data.gathered == 2 * whole - (layers - 3) * block
     assert by_tensor.weights == 2 * by_tensor.parameters
     trained = plan_rank(config, data=count, dtype="bfloat16", train=True)
     assert trained.gradients + trained.optimizer + trained.weights == 16 * trained.parameters
+    assert trained.total == 16 * trained.parameters + trained.gathered + trained.activations
+
+
+@pytest.mark.parametrize("decoder", [False, True])
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("tokens", [16, 512])
+def test_plan_of_one_rank_is_no_less_than_the_plan(tokens, train, decoder):
+    for config in (XLMRobertaXLConfig.xl(is_decoder=decoder), XLMRobertaXLConfig.xxl(tie_word_embeddings=False)):
+        head = "ForCausalLM" if config.is_decoder else "ForMaskedLM"
+        settings = {"head": head, "dtype": "bfloat16", "train": train, "tokens": tokens, "batch": 4}
+        alone, one = sizes.plan(config, **settings).total, plan_rank(config, **settings).total
+        assert alone <= one
+        if not train:
+            assert alone == one
 
 
 @pytest.mark.parametrize(("data", "tensor"), [(1, 4), (4, 1), (2, 2)])

@@ -354,7 +354,7 @@ def fill(
     }
     with (
         tqdm(total=sum(sizes.values()), unit="B", unit_scale=True, disable=not progress, delay=2) as bar,
-        ThreadPoolExecutor(READERS) as readers,
+        ThreadPoolExecutor(READERS, initializer=ferry.board) as readers,
     ):
 
         def fill_one(ours: str) -> int:
@@ -415,6 +415,11 @@ class Ferry:
     def __init__(self, device: torch.device) -> None:
         self.device, self.local = device, threading.local()
         self.pins = pins(device)
+
+    def board(self) -> None:
+        """To be called by each thread first: which of several GPUs is the current one, every thread has to be told."""
+        if self.pins and self.device.index is not None:
+            torch.get_device_module(self.device).set_device(self.device)
 
     def carry(self, target: Tensor, rows: slice, values: Tensor) -> None:
         target = target[rows]

@@ -17,7 +17,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -40,7 +40,7 @@ from torch.distributed.tensor.parallel import (
 
 import xlmrxl_min
 
-from .checkpoint import CheckpointError, Whole, put
+from .checkpoint import Whole, put
 from .checkpoint import load as load_whole
 from .model import Attention, PreTrainedModel, XLMRobertaXLConfig, refuse
 from .predict import bars, fill_mask
@@ -59,37 +59,64 @@ class RankError(RuntimeError):
 # ---- the grid
 
 
+OLDEST = (2, 12)  # of torch: before, DTensor's cut embedding and FSDP's way back fail with this model
+
+
 @contextmanager
 def ranks(tensor: int = 1, *, timeout_s: float = 600) -> Iterator[DeviceMesh]:
     """The grid of all ranks that torchrun has started, `data` by `tensor`; what is opened is closed at the end.
 
-    tensor: how many ranks share every matrix; the others multiply the texts. A rank that dies or waits in vain for
-    `timeout_s` seconds raises RankError in those that need it. ValueError without torchrun, and for a `tensor` that
-    does not divide the number of ranks.
+    tensor: how many ranks share every matrix; the others multiply the texts. A rank that dies or is waited for longer
+    than `timeout_s` seconds raises RankError in those that need it. ValueError without torchrun, for a `tensor` that
+    does not divide the number of ranks, and for a torch that is too old.
     """
+    is_old = tuple(int(number) for number in torch.__version__.split(".")[:2]) < OLDEST
+    refuse(is_old, f"torch {torch.__version__} is too old for several ranks: install 2.12 or newer.")
     refuse("RANK" not in os.environ, "there are no ranks: start this with torchrun --nproc-per-node N.")
-    count = int(os.environ["WORLD_SIZE"])
+    rank, count = os.environ["RANK"], int(os.environ["WORLD_SIZE"])
     refuse(tensor < 1 or count % tensor > 0, f"{count} ranks cannot stand in rows of {tensor}: take a divisor.")
-    device = own_device(int(os.environ.get("LOCAL_RANK", "0")))
+    device, met = own_device(int(os.environ.get("LOCAL_RANK", "0"))), False
     try:
-        warnings.filterwarnings("ignore", message=".*returned a view tensor")  # FSDP's: nobody writes into our logits
-        # DTensor's, of a weight cut along both axes, which is gathered along one after the other
-        logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
         backend = dist.get_default_backend_for_device(device.type)
         own = None if device.type == "cpu" else device
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), device_id=own)
-        yield init_device_mesh(device.type, (count // tensor, tensor), mesh_dim_names=("data", "tensor"))
+        met = True
+        with quiet_engines():
+            yield init_device_mesh(device.type, (count // tensor, tensor), mesh_dim_names=("data", "tensor"))
         dist.barrier()
     except RuntimeError as error:
         if not is_of_the_wire(error):
             raise
+        lost = f"has lost the others: one has died, or did not answer within {timeout_s:g} s"
+        what = lost if met else "could not reach the others"
         raise RankError(
-            f"rank {os.environ['RANK']} of {count} has lost the others: one has died, or did not answer within "
-            f"{timeout_s:g} s; the first error that another rank printed says why."
+            f"rank {rank} of {count} {what}; the first error that any rank printed says why. "
+            f"(Here: {str(error).strip().splitlines()[0]})"
         ) from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+@contextmanager
+def quiet_engines() -> Iterator[None]:
+    """Without two warnings that say nothing to our users: FSDP's, not to write into logits, which nobody does, and
+    DTensor's, that a weight cut along both axes is gathered along one after the other."""
+    logger = logging.getLogger("torch.distributed.tensor._redistribute")
+    level = logger.level
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*returned a view tensor")
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def is_of_the_wire(error: RuntimeError) -> bool:
+    """Whether this came from between the ranks. Gloo has no class of its own for that, only words."""
+    words = ("gloo", "nccl", "socket", "pair closure", "timed out waiting")
+    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
 
 
 def own_device(number: int) -> torch.device:
@@ -102,11 +129,6 @@ def own_device(number: int) -> torch.device:
     refuse(number >= count, f"rank {number} of this machine has no GPU, as there are {count}: {cure}.")
     torch.accelerator.set_device_index(number)
     return torch.device(kind.type, number)
-
-
-def is_of_the_wire(error: RuntimeError) -> bool:
-    """Whether this came from between the ranks. Gloo has no class of its own for that, only words."""
-    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in ("gloo", "nccl", "socket"))
 
 
 # ---- who holds what
@@ -158,12 +180,16 @@ def parallelize(
 ) -> PreTrainedModel:
     """Divide a model among the ranks of `mesh` (see `ranks`), in place; then it is called as ever, by all ranks.
 
-    The ranks of a row of the "tensor" axis must be given the same inputs, and the same seed where there is dropout;
-    all then have the same answer, that of the whole model. Along "data" gradients are averaged. On the meta device it
-    only says who will hold what. mixed_precision: FSDP's, such as `MixedPrecisionPolicy(param_dtype=torch.bfloat16)`.
-    ValueError where heads, or the feed-forward width, cannot be dealt out evenly, and for int8.
+    All ranks must have the same weights, on their own devices. Those of a row of the "tensor" axis must be given the
+    same inputs, and the same seed wherever something is drawn; they all have the same answer, that of the whole model.
+    Along "data" gradients are averaged, and all ranks must go through the model equally often: so `generate` there with
+    eos_token_id=None. On the meta device this only says who will hold what. mixed_precision: FSDP's, such as
+    `MixedPrecisionPolicy(param_dtype=torch.bfloat16)`. ValueError where heads, or the feed-forward width, cannot be
+    dealt out evenly, for int8, and for mixed_precision without ranks along "data".
     """
     check(model, mesh["tensor"].size())
+    is_idle = mixed_precision is not None and mesh["data"].size() == 1
+    refuse(is_idle, 'mixed_precision is FSDP\'s, and there is one rank along "data": load in that dtype, or autocast.')
     if mesh["tensor"].size() > 1:
         parallelize_module(model, mesh["tensor"], tensor_plan(model))
         for module in model.modules():
@@ -171,12 +197,12 @@ def parallelize(
                 deal_heads(module, mesh["tensor"])
     tie(model)  # parallelize_module has made two of what was one
     if mesh["data"].size() > 1:
-        policy = {} if mixed_precision is None else {"mp_policy": mixed_precision}
+        policy = mixed_precision or MixedPrecisionPolicy()
         for block in model.base_model.layers:
-            fully_shard(block, mesh=mesh["data"], **policy)
+            fully_shard(block, mesh=mesh["data"], mp_policy=policy)
         # By default the outermost module stays gathered after a forward pass: then zero_grad would clear the gathered
         # weights' gradients, and leave those of the parts.
-        fully_shard(model, mesh=mesh["data"], reshard_after_forward=True, **policy)
+        fully_shard(model, mesh=mesh["data"], reshard_after_forward=True, mp_policy=policy)
         model.within = MethodType(lambda self, function, *args: function(self, *args), model)
         register_fsdp_forward_method(model, "within")
         tie(model)
@@ -215,14 +241,32 @@ def too_late(*args: Any, **kwargs: Any) -> None:
 
 
 def deal_heads(attention: Attention, mesh: DeviceMesh) -> None:
-    """Tell `attention` which heads are this rank's own, whose weights to hand out, and what its distances learn."""
+    """Tell `attention` which heads are this rank's own, whose weights to hand out, which to drop, what to learn."""
     count = len(attention.heads) // mesh.size()
     first = mesh.get_local_rank() * count
     attention.heads = attention.heads[first : first + count]
     attention.register_forward_hook(lambda module, args, out: (out[0], all_heads(out[1], mesh)))
+    attention.mesh = mesh
+    for name in ("written_out", "fused"):
+        setattr(attention, name, partial(own_draws, attention, getattr(attention, name)))
     if attention.position_type != "absolute":
         attention.position_bias = MethodType(position_bias, attention)
-        attention.mesh = mesh
+
+
+def own_draws(attention: Attention, mix: Callable, *args: Any) -> tuple[Tensor, Tensor | None]:
+    """`mix`, where ranks draw alike everywhere else, but drop attention weights each of its own."""
+    if not (attention.training and attention.weights_dropout.p):
+        return mix(*args)
+    seed = int(torch.randint(2**31, ())) + attention.mesh.get_local_rank()
+    with forked(attention.mesh.device_type):
+        torch.manual_seed(seed)
+        return mix(*args)
+
+
+def forked(kind: str) -> AbstractContextManager:
+    """After it, the CPU's and the own GPU's random generators are as before it."""
+    own = [] if kind == "cpu" else [torch.accelerator.current_device_index()]
+    return torch.random.fork_rng(own) if kind == "cpu" else torch.random.fork_rng(own, device_type=kind)
 
 
 def all_heads(weights: Tensor | None, mesh: DeviceMesh) -> Tensor | None:
@@ -232,6 +276,8 @@ def all_heads(weights: Tensor | None, mesh: DeviceMesh) -> Tensor | None:
 
 def position_bias(attention: Attention, query: Tensor, key: Tensor, ahead: int) -> Tensor:
     """Attention's own, but for gradients: the table of distances is on all ranks, and each finds its heads' summand."""
+    if not torch.is_grad_enabled():
+        return Attention.position_bias(attention, query, key, ahead)
     table = DTensor.from_local(attention.distance.weight, attention.mesh, [Replicate()], run_check=False)
     table = table.to_local(grad_placements=[Partial()])  # the same numbers; on the way back, summed over the ranks
     names = ("head_width", "position_type")
@@ -251,7 +297,8 @@ def tie(model: PreTrainedModel) -> None:
 def within(model: PreTrainedModel, function: Callable, *args: Any) -> Any:
     """`function(model, *args)`, where the function calls parts of the model, such as its backbone, instead of it all.
 
-    FSDP gathers what is outside the blocks when the model is called; this has it do so for any function.
+    FSDP gathers what is outside the blocks when the model is called; this has it do so for any function, which then
+    calls parts of the model, or the model, but not both.
     """
     return model.within(function, *args) if hasattr(model, "within") else function(model, *args)
 
@@ -269,6 +316,7 @@ class Share(Whole):
 
     def cut(self, model: PreTrainedModel) -> None:
         parallelize(model, self.mesh, mixed_precision=self.mixed_precision)
+        dist.barrier()  # so that nobody counts free memory when a neighbour has already taken his
 
     def own(self, parameter: Tensor) -> tuple[slice, ...]:
         return own_part(parameter)
@@ -276,14 +324,19 @@ class Share(Whole):
     def dressed(self, values: Tensor, parameter: Tensor) -> Tensor:
         if not isinstance(parameter, DTensor):
             return values
-        mesh, placements, form = parameter.device_mesh, parameter.placements, (parameter.shape, parameter.stride())
-        return DTensor.from_local(values.contiguous(), mesh, placements, run_check=False, shape=form[0], stride=form[1])
+        form = {
+            "shape": parameter.shape,
+            "stride": parameter.stride(),
+        }  # which do not follow where ranks hold unequal parts
+        return DTensor.from_local(
+            values.contiguous(), parameter.device_mesh, parameter.placements, run_check=False, **form
+        )
 
     @contextmanager
     def same_draws(self) -> Iterator[None]:
         seed = torch.randint(2**31, (1,), device=self.mesh.device_type)
         dist.broadcast(seed, src=0)
-        with torch.random.fork_rng():
+        with forked(self.mesh.device_type):
             torch.manual_seed(int(seed))
             yield
 
@@ -341,21 +394,19 @@ def save(model: PreTrainedModel, folder: str | os.PathLike[str], **options: Any)
     cls = next(c for c in type(model).__mro__ if not issubclass(c, FSDPModule))  # FSDP has put itself before it
     is_writer = dist.get_rank() == 0
     with torch.device("meta"):
-        pooling = (
-            {} if getattr(model, "pooler", 0) else {"add_pooling_layer": False} if model is model.base_model else {}
-        )
-        whole = cls(model.config, **pooling)
+        build = {"add_pooling_layer": model.pooler is not None} if model is model.base_model else {}
+        whole = cls(model.config, **build)
     for name, parameter in model.named_parameters():
         values = parameter.detach()
         values = values.full_tensor() if isinstance(values, DTensor) else values
         if is_writer:
             put(whole, name, values.cpu())
-    error: list[CheckpointError | None] = [None]
+    error: list[Exception | None] = [None]
     if is_writer:
         tie(whole)
         try:
             whole.save_pretrained(folder, **options)
-        except (CheckpointError, ValueError) as caught:
+        except Exception as caught:  # whatever it is: the others wait to hear of it
             error = [caught]
     dist.broadcast_object_list(error, src=0)
     if error[0] is not None:
@@ -390,6 +441,9 @@ def shared_loss(model: PreTrainedModel, batch: Batch, mesh: DeviceMesh) -> Tenso
     data, count = mesh["data"], torch.tensor(labelled(model, batch), dtype=torch.float64, device=model.device)
     total = count.clone()
     dist.all_reduce(total, group=data.get_group())
+    for name in ("start_positions", "end_positions"):  # of which each has a mean of its own
+        beyond = name in batch and bool((batch[name] >= batch["input_ids"].shape[1]).any())
+        refuse(beyond, f"{name} lie beyond the text, which no weight over ranks can count: drop those texts.")
     if not count:  # nothing to learn here, but the others wait for this rank's gradients: of any label, times 0
         batch = {**batch, "labels": torch.zeros_like(batch["labels"])}
     batch = {name: values.to(model.device) for name, values in batch.items()}
@@ -407,15 +461,15 @@ def clip_gradients(parameters: Iterable[nn.Parameter], longest: float) -> Tensor
         mesh = gradient.device_mesh if isinstance(gradient, DTensor) else None
         axes = () if mesh is None else (i for i in range(mesh.ndim) if cut_by(gradient.placements[i]) is not None)
         key = tuple(mesh.get_group(axis) for axis in axes)
-        own = gradient if mesh is None else gradient.to_local()
-        squares[key] = squares.get(key, 0.0) + own.double().square().sum()
+        own = local(gradient)
+        exact = torch.promote_types(own.dtype, torch.float32)
+        squares[key] = squares.get(key, 0.0) + torch.linalg.vector_norm(own, dtype=exact).double().square()
     for groups, square in squares.items():
         for group in groups:
             dist.all_reduce(square, group=group)
     length = sum(squares.values()).sqrt()
     for gradient in gradients:
-        own = gradient.to_local() if isinstance(gradient, DTensor) else gradient
-        own.mul_((longest / (length + 1e-6)).clamp(max=1.0))
+        local(gradient).mul_((longest / (length + 1e-6)).clamp(max=1.0))
     return length
 
 
@@ -429,9 +483,9 @@ class RankPlan(NamedTuple):
     weights: int
     gradients: int
     optimizer: int
-    gathered: int  # whole for a moment. FSDP: two blocks, and what is in none; tensor parallelism: the logits
-    activations: int  # no more than one process would have
-    total: int  # the sum, so no less than needed
+    gathered: int  # whole for a moment. FSDP: three blocks, and what is in none; tensor parallelism: the logits
+    activations: int  # and a decoder's cache; no more than one process would have
+    total: int  # no less than is there at the fullest moment
 
 
 def plan_rank(
@@ -441,8 +495,8 @@ def plan_rank(
     """What the fullest of `tensor` times `data` ranks holds, without any of them: a model on the meta device is cut by
     the engines themselves, among ranks that only seem to be there (PyTorch's "fake" process group).
 
-    options: batch, tokens and masked_share, as sizes.plan takes them; the batch is each rank's own. ValueError as there
-    and in `parallelize`; RuntimeError among real ranks.
+    options: batch, tokens, masked_share and decode, as sizes.plan takes them; the batch is each rank's own. ValueError
+    as there and in `parallelize`; RuntimeError among real ranks.
     """
     alone, size = plan_of(config, head=head, dtype=dtype, train=train, **options), itemsize(dtype)
     with torch.device("meta"):
@@ -451,17 +505,23 @@ def plan_rank(
     try:
         mesh = init_device_mesh("cpu", (data, tensor), mesh_dim_names=("data", "tensor"))
         parallelize(model, mesh)
-        numbers = held(model)
+        numbers, largest = held(model), max(local(p).numel() for p in model.parameters())
         blocks = [gathered(block, tensor) for block in model.base_model.layers]
-        whole = gathered(model, tensor) - sum(blocks) + sum(blocks[:2])
+        whole = gathered(model, tensor) - sum(blocks) + sum(blocks[:3])  # one at work, the next, and that one's copy
     finally:
         dist.destroy_process_group()
     whole = whole * size * (1 + train) if data > 1 else 0  # in training, with their gradients
     if tensor > 1 and "LM" in head:  # the own part and all parts, beside the whole that they become
         whole += alone.logits // tensor + alone.logits
     gradients, optimizer = numbers * size * train, numbers * (8 if size == 4 else 12) * train
-    activations = alone.activations
-    total = numbers * size + gradients + optimizer + whole + activations
+    words, is_tied = config.vocab_size * config.hidden_size, "LM" in head and config.tie_word_embeddings
+    if tensor > 1 and not is_tied:  # where only the embedding needs it, its gradient is found whole
+        gradients += size * train * (words - words // tensor)
+    # A moment of AdamW's: alone on a GPU the roots of all weights at once, among ranks those of one after the other;
+    # or of the way back: the gradients of embedding and LM head, and their sum.
+    moment = max(4 * (numbers if tensor * data == 1 else largest), 2 * size * words // tensor * ("LM" in head)) * train
+    activations = alone.activations + alone.cache
+    total = numbers * size + gradients + optimizer + max(whole + activations, moment)
     return RankPlan(numbers, numbers * size, gradients, optimizer, whole, activations, total)
 
 
@@ -486,7 +546,11 @@ def report(config: XLMRobertaXLConfig, counts: Iterable[int], **options: Any) ->
 
 def held(module: nn.Module) -> int:
     """Parameters that this rank holds."""
-    return sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in module.parameters())
+    return sum(local(p).numel() for p in module.parameters())
+
+
+def local(parameter: Tensor) -> Tensor:
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
 def gathered(module: nn.Module, tensor: int) -> int:
@@ -541,14 +605,16 @@ def run(options: argparse.Namespace, mesh: DeviceMesh) -> None:
         say(mesh, bars(within(model, fill_mask, tokenizer, options.text)))
         return
     texts = [row.text for row in udhr([options.language])]
+    is_first = dist.get_rank() == 0
     losses = learn(model, tokenizer, texts, mesh, steps=options.steps, batch=options.batch, learning_rate=options.rate)
     for step, loss in enumerate(losses, start=1):
-        say(mesh, f"step {step}: loss {loss:.4f}")
+        if is_first:  # the loss is that of all ranks
+            print(f"step {step}: loss {loss:.4f}", flush=True)
     if options.into is not None:
         save(model, options.into)
-        if dist.get_rank() == 0:
+        if is_first:
             tokenizer.save_pretrained(options.into)
-        say(mesh, f"{options.into}: saved, whole")
+            print(f"{options.into}: saved, whole")
 
 
 def main(arguments: list[str] | None = None) -> int:
