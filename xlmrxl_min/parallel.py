@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -89,10 +90,9 @@ def ranks(tensor: int = 1, *, timeout_s: float = 600) -> Iterator[DeviceMesh]:
             raise
         lost = f"has lost the others: one has died, or did not answer within {timeout_s:g} s"
         what = lost if met else "could not reach the others"
-        raise RankError(
-            f"rank {rank} of {count} {what}; the first error that any rank printed says why. "
-            f"(Here: {str(error).strip().splitlines()[0]})"
-        ) from error
+        cause = re.sub(r"^\[.*?\] ", "", str(error).strip().splitlines()[0])  # without a line of somebody's source
+        says = f"the first error that any rank printed says why (here: {cause.rstrip('.')})"
+        raise RankError(f"rank {rank} of {count} {what}; {says}.") from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
