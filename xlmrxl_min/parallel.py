@@ -324,13 +324,9 @@ class Share(Whole):
     def dressed(self, values: Tensor, parameter: Tensor) -> Tensor:
         if not isinstance(parameter, DTensor):
             return values
-        form = {
-            "shape": parameter.shape,
-            "stride": parameter.stride(),
-        }  # which do not follow where ranks hold unequal parts
-        return DTensor.from_local(
-            values.contiguous(), parameter.device_mesh, parameter.placements, run_check=False, **form
-        )
+        mesh, placements = parameter.device_mesh, parameter.placements
+        whole = {"shape": parameter.shape, "stride": parameter.stride()}  # does not follow from parts that are unequal
+        return DTensor.from_local(values.contiguous(), mesh, placements, run_check=False, **whole)
 
     @contextmanager
     def same_draws(self) -> Iterator[None]:
