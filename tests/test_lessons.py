@@ -1,0 +1,160 @@
+"""The exercises: every solution passes, every blank and every crash is met gently, every slip gets its own sentence."""
+
+import ast
+import inspect
+import json
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from xlmrxl_min import lessons
+from xlmrxl_min.checks import BLANK, Exercise, compare, guess
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+EXERCISES = {name: value for name, value in vars(lessons).items() if isinstance(value, Exercise)}
+CELLS = {path.stem: json.loads(path.read_text(encoding="utf-8"))["cells"] for path in NOTEBOOKS}
+
+
+def source(cell):
+    return "".join(cell["source"])
+
+
+def text_of(exercise):
+    """The solution as it is written, without its decorator."""
+    written = textwrap.dedent(inspect.getsource(exercise.solution))
+    return written[written.index("def ") :].strip()
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_solution_is_right(name):
+    assert EXERCISES[name].check(EXERCISES[name].solution) == "Right!"
+
+
+@pytest.mark.parametrize(("name", "why"), [(name, why) for name, one in EXERCISES.items() for why in one.slips])
+def test_slip_is_recognised(name, why):
+    assert EXERCISES[name].check(EXERCISES[name].slips[why]) == f"Not quite. {why}"
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_there_are_at_least_four_slips_and_they_differ(name):
+    exercise = EXERCISES[name]
+    assert len(exercise.slips) >= 4
+    assert all(re.fullmatch(r"[A-Z0-9√e\-b-g].*[.]", why) for why in exercise.slips), "whole sentences"
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_blank_and_crash_are_met_gently(name):
+    check = EXERCISES[name].check
+    assert check(lambda *args: None) == BLANK
+    assert check(lambda *args: (None, None)) == BLANK
+
+    def crash(*args):
+        raise RuntimeError("The size of tensor a must match\nand more")
+
+    assert check(crash).startswith("Your code stops with RuntimeError: The size of tensor a must match.")
+    assert check(lambda *args: "nonsense").startswith("Not quite. It is a str, and should be")
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_notebook_shows_the_solution_a_blank_and_the_check(name):
+    """The solution as it stands in lessons.py; a stub of the same name, which the check meets gently."""
+    exercise = EXERCISES[name]
+    check = next(key for key, value in vars(lessons).items() if value == exercise.check)
+    where = [stem for stem, cells in CELLS.items() if any(f"{check}({name})" in source(cell) for cell in cells)]
+    assert len(where) == 1, f"{check}({name}) is in {where}"
+    cells = CELLS[where[0]]
+    solutions = [block for cell in cells for block in re.findall(r"```python\n(.*?)\n```", source(cell), re.DOTALL)]
+    assert text_of(exercise) in solutions
+    stubs = [
+        ast.unparse(node)
+        for cell in cells
+        if cell["cell_type"] == "code" and f"def {name}(" in source(cell)
+        for node in ast.parse(source(cell)).body
+        if isinstance(node, ast.FunctionDef) and node.name == name
+    ]
+    assert len(stubs) == 1
+    assert (
+        inspect.signature(exercise.solution).parameters.keys()
+        == {arg.arg: None for arg in ast.parse(stubs[0]).body[0].args.args}.keys()
+    )
+    namespace = {}
+    exec(stubs[0], namespace)
+    assert exercise.check(namespace[name]) == BLANK
+    said = [
+        source({"source": out.get("text", [])}) for cell in cells if check in source(cell) for out in cell["outputs"]
+    ]
+    assert said == [f"{BLANK}\n"]
+
+
+def test_what_is_forbidden_is_said():
+    from einops import rearrange
+
+    def by_einops(x, d):
+        return rearrange(x, "b t (h d) -> b h t d", d=d)
+
+    assert lessons.check_split_heads(by_einops) == "Right numbers. Now without einops."
+
+    def by_kernel(query, key, value, may_attend):
+        low = torch.zeros(may_attend.shape).masked_fill(~may_attend, torch.finfo(torch.float32).min / 2)
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=low)
+
+    assert lessons.check_attention(by_kernel) == "Right numbers. But SDPA did it: write it out."
+
+
+def test_what_is_given_may_be_written_to():
+    """A function that spoils its arguments is judged on fresh ones."""
+
+    def careless(x, gamma, beta, eps):
+        x -= x.mean(-1, keepdim=True)
+        x /= (x.square().mean(-1, keepdim=True) + eps).sqrt()
+        return x.mul_(gamma).add_(beta)
+
+    assert lessons.check_norm(careless) == lessons.check_norm(careless) == "Right!"
+
+
+# ---- compare
+
+
+@pytest.mark.parametrize(
+    ("mine", "reference", "says", "is_close"),
+    [
+        (torch.ones(2, 3), torch.ones(2, 3), "Exactly equal.", True),
+        (torch.ones(2), torch.ones(2) + 4e-6, "Close: at most 4.1e-06 apart at [0].", True),
+        (torch.ones(2, 3), torch.ones(3, 2), "It is of shape (2, 3), and should be of shape (3, 2).", False),
+        (
+            torch.tensor([[1.0, 2], [3, 4]]),
+            torch.tensor([[1.0, 2], [3.5, 4]]),
+            "Different in 1 of 4 numbers, most at [1, 0]: 3 where 3.5 should be.",
+            False,
+        ),
+        (torch.tensor([1.0, torch.nan]), torch.ones(2), "It holds NaN, not a number, at [1].", False),
+        (torch.tensor([torch.inf, 1.0]), torch.tensor([torch.inf, 1.0]), "Exactly equal.", True),
+        (3, 4, "Different: 3 where 4 should be.", False),
+        (1e6, 1e6 + 1, "Close: at most 1.0e+00 apart.", True),
+        (0.1 + 0.2, 0.3, "Close: at most 5.6e-17 apart.", True),
+        ("a", "b", "It is 'a', and should be 'b'.", False),
+        (None, torch.ones(2), "It is a NoneType, and should be of shape (2,).", False),
+        ([torch.ones(2)], [torch.ones(2), torch.ones(2)], "It is 1 entries, and should be a list of 2.", False),
+        ((torch.ones(2), torch.zeros(2)), (torch.ones(2), torch.ones(2)), None, False),
+    ],
+)
+def test_compare_says_shape_first_then_where(mine, reference, says, is_close):
+    said = compare(mine, reference)
+    assert bool(said) == is_close
+    assert says is None or str(said) == says
+    assert repr(said) == str(said)
+
+
+# ---- guess
+
+
+def test_guess_commits_before_and_is_told_after():
+    assert guess("How many?").against(10) == "No guess was made; it is 10."
+    assert guess("How many?", 10).against(10) == "You said 10; it is 10. Right!"
+    assert guess("How many?", 9.5).against(10).endswith("Right!")
+    assert guess("How many?", 3).against(10) == "You said 3; it is 10. What did you not think of?"
+    assert guess("Which?", "rows").against("columns").startswith("You said rows; it is columns.")
+    assert repr(guess("How many?")) == "How many? Put your guess in place of None."

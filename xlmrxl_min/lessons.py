@@ -1,0 +1,468 @@
+"""The exercises of the course: of each the one solution, what it is tried on, and the mistakes that are recognised.
+
+    from xlmrxl_min.lessons import check_norm
+    print(check_norm(my_norm))
+
+The notebooks show these solutions, and a test holds them to it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange
+
+from .checks import Guess, compare, exercise, guess
+
+__all__ = ["Guess", "compare", "guess"]  # and every check_NAME below
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+# ---- 02_attention
+
+
+@exercise(
+    lambda: [(torch.arange(480).reshape(2, 3, 80), 5), (draw(1, 4, 6), 3)],
+    forbidden={"rearrange": "Now without einops."},
+    hint="Cut e first, then let two axes change places.",
+)
+def split_heads(x, d):
+    return x.unflatten(-1, (-1, d)).transpose(1, 2)
+
+
+split_heads.slips = {
+    "Heads and tokens have not changed places yet: this is b t h d.": lambda x, d: x.unflatten(-1, (-1, d)),
+    "Heads and width are swapped: d is the last axis.": lambda x, d: x.unflatten(-1, (d, -1)).transpose(1, 2),
+    "One reshape tears the tokens apart: cut e first, then let two axes change places.": (
+        lambda x, d: x.reshape(len(x), -1, x.shape[1], d)
+    ),
+    "A head owns d numbers that stand together, not every h-th one.": (
+        lambda x, d: x.unflatten(-1, (d, -1)).permute(0, 3, 1, 2)
+    ),
+}
+check_split_heads = split_heads.check
+
+
+def attention_cases():
+    may = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0)) > 0.5
+    may[..., 0], may[1, 0, 2] = True, False  # one query may attend to nothing
+    query, key, value = draw(3, 2, 3, 4, 6)
+    return [(query, key, value, torch.ones_like(may)), (query, key, value, may)]
+
+
+@exercise(attention_cases, forbidden={"scaled_dot_product_attention": "But SDPA did it: write it out."})
+def my_attention(query, key, value, may_attend):
+    scores = einsum(query, key, "b h q d, b h k d -> b h q k") / math.sqrt(query.shape[-1])
+    low = torch.finfo(query.dtype).min / 2
+    scores = scores + torch.zeros(may_attend.shape).masked_fill(~may_attend, low)
+    return einsum(scores.softmax(-1), value, "b h q k, b h k d -> b h q d")
+
+
+def attention_with(divisor=None, low=None, flip=False, axis=-1, late=False):
+    """my_attention with a mistake."""
+
+    def mistaken(query, key, value, may_attend):
+        scores = query @ key.mT / (query.shape[-1] ** 0.5 if divisor is None else divisor(query, key))
+        hidden = may_attend if flip else ~may_attend
+        if late:
+            return scores.softmax(axis).masked_fill(hidden, 0) @ value
+        lowest = torch.finfo(query.dtype).min / 2 if low is None else low
+        return (scores + torch.zeros(may_attend.shape).masked_fill(hidden, lowest)).softmax(axis) @ value
+
+    return mistaken
+
+
+my_attention.slips = {
+    "The scores are not divided: by √d, or the softmax is too sharp.": attention_with(lambda q, k: 1),
+    "The scores are divided by d: by its root, please.": attention_with(lambda q, k: q.shape[-1]),
+    "√d is the root of a head's width, not of the number of keys.": attention_with(lambda q, k: k.shape[2] ** 0.5),
+    "The mask is inverted: True may attend, so hide ~may_attend.": attention_with(flip=True),
+    "The weights of a query must sum to one over the keys: softmax(-1).": attention_with(axis=-2),
+    "Zeros after the softmax come too late: the weights do not sum to one.": attention_with(late=True),
+    "A query that may see nothing is NaN with −∞: take a very low number.": attention_with(low=-math.inf),
+    "The mask is not used.": attention_with(low=0.0),
+}
+check_attention = my_attention.check
+
+
+# ---- 03_seeing_attention
+
+
+@exercise(lambda: [(torch.tensor([[0.5, 0.5, 0.0, 0.0], [0.2, 0.3, 0.4, 0.1]]),)], hint="A sum over the keys.")
+def my_entropy(weights):
+    return -(weights * weights.clamp_min(1e-30).log()).sum(-1)
+
+
+def entropy(weights):
+    return my_entropy.solution(weights)
+
+
+my_entropy.slips = {
+    "The sign: an entropy is not negative.": lambda w: -entropy(w),
+    "That is in bits: take the natural logarithm, for nats.": lambda w: entropy(w) / math.log(2),
+    "A sum over the keys, not a mean.": lambda w: entropy(w) / w.shape[-1],
+    "H itself, not exp(H).": lambda w: entropy(w).exp(),
+    "0 · log 0 has become NaN: keep zeros away from the logarithm.": lambda w: -(w * w.log()).sum(-1),
+    "Over the keys, the last axis: one number per query.": lambda w: -(w * w.clamp_min(1e-30).log()).sum(0),
+}
+check_entropy = my_entropy.check
+
+
+@exercise(lambda: [(list(draw(3, 2, 5, 5).softmax(-1)),)], hint="Heads averaged, the last step only.")
+def my_rollout(layers):
+    total = torch.eye(layers[0].shape[-1])
+    for weights in layers:
+        step = 0.5 * weights.mean(0) + 0.5 * torch.eye(len(total))
+        total = step @ total
+    return total
+
+
+def rollout_with(step, join):
+    """my_rollout with a mistake."""
+
+    def mistaken(layers):
+        total = torch.eye(layers[0].shape[-1])
+        for weights in layers:
+            total = join(step(weights, torch.eye(len(total))), total)
+        return total
+
+    return mistaken
+
+
+def halved(weights, one):
+    return 0.5 * weights.mean(0) + 0.5 * one
+
+
+my_rollout.slips = {
+    "The newest layer belongs on the left: its queries look at what earlier layers made.": rollout_with(
+        halved, lambda step, total: total @ step
+    ),
+    "Where is the residual? Half of each step is the identity.": rollout_with(
+        lambda weights, one: weights.mean(0), lambda step, total: step @ total
+    ),
+    "Half of the identity and half of the weights: the rows must sum to one.": rollout_with(
+        lambda weights, one: weights.mean(0) + one, lambda step, total: step @ total
+    ),
+    "Layers are multiplied as matrices, not number by number.": lambda layers: math.prod(
+        halved(weights, torch.eye(weights.shape[-1])) for weights in layers
+    ),
+    "The mean over heads, not their sum.": rollout_with(
+        lambda weights, one: 0.5 * weights.sum(0) + 0.5 * one, lambda step, total: step @ total
+    ),
+}
+check_rollout = my_rollout.check
+
+
+# ---- 04_positions
+
+
+@exercise(
+    lambda: [(torch.arange(q * (q + k - 1)).reshape(q, -1), k) for q, k in ((4, 4), (3, 6), (5, 2), (1, 3))],
+    hint="Row i moves left by q - 1 - i places.",
+)
+def my_skew(scores, columns):
+    rows, width = scores.shape
+    if rows == 1:
+        return scores
+    return scores.flatten()[rows - 1 : -1].reshape(rows, width - 1)[:, :columns]
+
+
+def rows_from(start):
+    """Of every row the columns from `start`(row, rows) on."""
+    return lambda scores, columns: torch.stack(
+        [F.pad(row, (0, 1))[start(i, len(scores)) :][:columns] for i, row in enumerate(scores)]
+    )
+
+
+my_skew.slips = {
+    "Row 0 has to move most, not least.": rows_from(lambda i, q: i),
+    "Every row has moved one place too far.": rows_from(lambda i, q: q - i),
+    "Nothing has moved.": rows_from(lambda i, q: 0),
+    "All rows have moved equally far: only row 0 moves by q - 1.": rows_from(lambda i, q: q - 1),
+}
+check_skew = my_skew.check
+
+
+@exercise(lambda: [(1,), (2,), (3,), (512,)], hint="Write down all of i - j for three tokens, and count.")
+def distances_used(tokens):
+    return 2 * tokens - 1
+
+
+distances_used.slips = {
+    "Distances have a sign: forward is not backward.": lambda tokens: tokens,
+    "Zero counts once.": lambda tokens: 2 * tokens,
+    "From -(tokens - 1) to tokens - 1: the farthest is tokens - 1 away.": lambda tokens: 2 * tokens + 1,
+    "Many pairs have the same distance.": lambda tokens: tokens**2,
+    "A token is at distance 0 from itself, and distances have a sign.": lambda tokens: tokens - 1,
+}
+check_distances = distances_used.check
+
+
+# ---- 05_the_block
+
+
+@exercise(
+    lambda: [(draw(2, 3, 4), draw(4, seed=1), draw(4, seed=2), 0.1)],
+    hint="Compare with the formula, over the last axis; keepdim=True keeps an axis of size 1.",
+)
+def my_norm(x, gamma, beta, eps):
+    mean, variance = x.mean(-1, keepdim=True), x.var(-1, unbiased=False, keepdim=True)
+    return (x - mean) / (variance + eps).sqrt() * gamma + beta
+
+
+def centred(x, axis=-1):
+    return x - x.mean(axis, keepdim=True)
+
+
+def variance(x, unbiased=False, axis=-1):
+    return x.var(axis, unbiased=unbiased, keepdim=True)
+
+
+my_norm.slips = {
+    "The variance is divided by e - 1: unbiased=False divides by e.": (
+        lambda x, gamma, beta, eps: centred(x) / (variance(x, unbiased=True) + eps).sqrt() * gamma + beta
+    ),
+    "eps belongs inside the root.": lambda x, gamma, beta, eps: centred(x) / (variance(x).sqrt() + eps) * gamma + beta,
+    "The mean is not subtracted.": lambda x, gamma, beta, eps: x / (variance(x) + eps).sqrt() * gamma + beta,
+    "gamma and beta are missing.": lambda x, gamma, beta, eps: centred(x) / (variance(x) + eps).sqrt(),
+    "Divide by the root of the variance, not by the variance.": (
+        lambda x, gamma, beta, eps: centred(x) / (variance(x) + eps) * gamma + beta
+    ),
+    "Each token by its own mean and variance, the last axis: not over the tokens.": (
+        lambda x, gamma, beta, eps: centred(x, 1) / (variance(x, axis=1) + eps).sqrt() * gamma + beta
+    ),
+}
+check_norm = my_norm.check
+
+
+def block_cases():
+    attend, think = draw(2, 4, 4, seed=1)
+    norms = (lambda y: F.layer_norm(y, (4,))), (lambda y: F.layer_norm(y, (4,)) * 2)
+    return [(draw(1, 3, 4), norms[0], lambda y: y @ attend, norms[1], lambda y: torch.tanh(y @ think))]
+
+
+@exercise(block_cases)
+def my_block(stream, norm_1, attend, norm_2, think):
+    stream = stream + attend(norm_1(stream))
+    return stream + think(norm_2(stream))
+
+
+def block_with(first, second):
+    """first: stream -> the middle; second: middle, stream -> the new stream; both know norms and branches."""
+
+    def mistaken(stream, *parts):
+        middle = first(stream, *parts)
+        return second(middle, stream, *parts)
+
+    return mistaken
+
+
+def half(x, n1, a, n2, t):
+    return x + a(n1(x))
+
+
+my_block.slips = {
+    "That is post-LN: the norm stands after the addition.": block_with(
+        lambda x, n1, a, n2, t: n1(x + a(x)), lambda m, x, n1, a, n2, t: n2(m + t(m))
+    ),
+    "The second half reads the old stream, not the one that attention has written to.": block_with(
+        half, lambda m, x, n1, a, n2, t: m + t(n2(x))
+    ),
+    "The residuals are missing: add what each half makes to the stream.": block_with(
+        lambda x, n1, a, n2, t: a(n1(x)), lambda m, x, n1, a, n2, t: t(n2(m))
+    ),
+    "Attention's part is lost: add to the new stream.": block_with(half, lambda m, x, n1, a, n2, t: x + t(n2(m))),
+    "Each half has a norm of its own.": block_with(half, lambda m, x, n1, a, n2, t: m + t(n1(m))),
+    "The second norm is missing.": block_with(half, lambda m, x, n1, a, n2, t: m + t(m)),
+    "Add to the stream itself, not to the normed one.": block_with(
+        lambda x, n1, a, n2, t: n1(x) + a(n1(x)), lambda m, x, n1, a, n2, t: n2(m) + t(n2(m))
+    ),
+}
+check_block = my_block.check
+
+
+# ---- 06_masked_language_model
+
+
+@exercise(
+    lambda: [(2 * draw(2, 5, 9), torch.tensor([[-100, 3, -100, -100, 8], [-100, -100, 0, -100, -100]]))],
+    hint="One number: compare with the formula.",
+)
+def my_perplexity(logits, labels):
+    asked = labels != -100
+    log_probability = logits[asked].log_softmax(-1).gather(-1, labels[asked][:, None])
+    return (-log_probability.mean()).exp()
+
+
+def losses(logits, labels):
+    return F.cross_entropy(logits[labels >= 0], labels[labels >= 0], reduction="none")
+
+
+my_perplexity.slips = {
+    "That is the loss: e to it.": lambda logits, labels: losses(logits, labels).mean(),
+    "First the mean, then the exponential.": lambda logits, labels: losses(logits, labels).exp().mean(),
+    "The loss is in nats: e to it, not 2.": lambda logits, labels: 2 ** losses(logits, labels).mean(),
+    "The sign: a perplexity is 1 or more.": lambda logits, labels: (-losses(logits, labels).mean()).exp(),
+    "A mean over the labelled places, not a sum.": lambda logits, labels: losses(logits, labels).sum().exp(),
+    "Divide by the number of labelled places, not of all.": (
+        lambda logits, labels: (losses(logits, labels).sum() / labels.numel()).exp()
+    ),
+    "-100 is no label: leave those places out.": (
+        lambda logits, labels: F.cross_entropy(logits.flatten(0, 1), labels.clamp_min(0).flatten()).exp()
+    ),
+}
+check_perplexity = my_perplexity.check
+
+
+# ---- 07_heads
+
+
+def span_cases():
+    start, end = torch.tensor([1.0, 0, 5, 0, 4, 0]) - 10, torch.tensor([0.0, 6, 0, 1, 0, 5.5]) - 10
+    far = torch.tensor([5.0, 0, 0, 3, 0, 0]), torch.tensor([0.0, 0, 0, 0, 4, 5])
+    return [(start, end, 3), (end, start, 1), (*far, 2)]
+
+
+@exercise(span_cases, hint="Compare all pairs.")
+def my_span(start, end, longest):
+    sums = start[:, None] + end[None, :]
+    possible = torch.ones_like(sums).triu().tril(longest - 1) > 0
+    return divmod(int(sums.masked_fill(~possible, -math.inf).argmax()), len(end))
+
+
+def span_where(allowed, low=-math.inf):
+    """The best of the pairs for which `allowed`(end - start, longest)."""
+
+    def mistaken(start, end, longest):
+        at = torch.arange(len(start))
+        possible = allowed(at[None, :] - at[:, None], longest)
+        sums = (start[:, None] + end[None, :]).masked_fill(~possible, low)
+        return divmod(int(sums.argmax()), len(end))
+
+    return mistaken
+
+
+my_span.slips = {
+    "The end may not stand before the start.": span_where(lambda further, longest: further < longest),
+    "Some answers are too long: no more than `longest` tokens.": span_where(lambda further, longest: further >= 0),
+    "One token too many: with longest=1 an answer is one token.": (
+        span_where(lambda further, longest: (further >= 0) & (further <= longest))
+    ),
+    "One token too few: places i to j are j - i + 1 tokens.": (
+        span_where(lambda further, longest: (further >= 0) & (further < longest - 1))
+    ),
+    "An impossible pair has won, as its sum is 0: take −∞.": (
+        span_where(lambda further, longest: (further >= 0) & (further < longest), low=0.0)
+    ),
+    "The best start and the best end, each for itself, need not be an answer.": (
+        lambda start, end, longest: (int(start.argmax()), int(end.argmax()))
+    ),
+}
+check_span = my_span.check
+
+
+def choice_cases():
+    ids = torch.randint(9, (3, 4, 5), generator=torch.Generator().manual_seed(0))
+    encode, score = (lambda x: torch.stack([x.sum(-1), x[:, 0]], -1).float()), (lambda x: x[:, :1] - 3 * x[:, 1:])
+    return [(ids, encode, score)]
+
+
+@exercise(choice_cases, hint="Two rearrangements, each the other backwards.")
+def my_choice(ids, encode, score):
+    first = encode(rearrange(ids, "b c t -> (b c) t"))
+    return rearrange(score(first), "(b c) 1 -> b c", b=len(ids))
+
+
+def choices(ids, encode, score):
+    return my_choice.solution(ids, encode, score)
+
+
+my_choice.slips = {
+    "b and c have changed places on the way back.": (
+        lambda ids, encode, score: rearrange(choices(ids, encode, score), "b c -> (b c)").view(ids.shape[1], -1).T
+    ),
+    "b and c have changed places on the way in.": (
+        lambda ids, encode, score: choices(ids, encode, score).T.reshape(len(ids), -1)
+    ),
+    "A number per choice, without a softmax.": lambda *inputs: choices(*inputs).softmax(-1),
+    "A number per choice, without a logarithm of a softmax.": lambda *inputs: choices(*inputs).log_softmax(-1),
+    "The softmax is over the texts, and none is asked for.": lambda *inputs: choices(*inputs).softmax(0),
+    "One axis too many: b c, without the 1.": lambda *inputs: choices(*inputs)[..., None],
+}
+check_choice = my_choice.check
+
+
+# ---- 08_decoder
+
+
+def top_p_cases():
+    row = torch.tensor([0.1, 0.4, 0.05, 0.3, 0.15])
+    return [(row, 0.6), (row, 0.01), (row, 0.95), (draw(20).softmax(-1), 0.5)]
+
+
+@exercise(top_p_cases, hint="A token goes if those before it are enough already.")
+def my_top_p(probabilities, p):
+    ordered, places = probabilities.sort(descending=True)
+    kept = ordered * (ordered.cumsum(-1) - ordered < p)  # what comes before it is not yet enough
+    back = torch.zeros_like(kept).scatter(-1, places, kept)
+    return back / back.sum()
+
+
+def top_p_with(keep, back=lambda kept, places: torch.zeros_like(kept).scatter(-1, places, kept), whole=True):
+    """my_top_p with a mistake. keep: the ordered ones and p -> which stay."""
+
+    def mistaken(probabilities, p):
+        ordered, places = probabilities.sort(descending=True)
+        kept = back(ordered * keep(ordered, p), places)
+        return kept / kept.sum() if whole else kept
+
+    return mistaken
+
+
+def enough(ordered, p):
+    return ordered.cumsum(-1) - ordered < p
+
+
+my_top_p.slips = {
+    "Let what is kept sum to 1 again.": top_p_with(enough, whole=False),
+    "One token too many: the one that reaches p is the last.": top_p_with(
+        lambda ordered, p: torch.cat([torch.ones(1) > 0, enough(ordered, p)[:-1]])
+    ),
+    "The token that reaches p belongs to them; at least one must be left.": top_p_with(
+        lambda ordered, p: ordered.cumsum(-1) < p
+    ),
+    "The tokens are still in sorted order.": top_p_with(enough, back=lambda kept, places: kept),
+    "Indexing with the places sorts once more: scatter takes everything back.": top_p_with(
+        enough, back=lambda kept, places: kept[places]
+    ),
+    "That keeps the tokens whose own probability is p or more.": (
+        lambda probabilities, p: probabilities * (probabilities >= p) / (probabilities * (probabilities >= p)).sum()
+    ),
+}
+check_top_p = my_top_p.check
+
+
+# ---- 10_full_size
+
+
+@exercise(lambda: [(torch.arange(54.0).view(9, 6),), (draw(12, 4),)], hint="Three parts of its rows.")
+def my_split(fused):
+    return fused.chunk(3)
+
+
+my_split.slips = {
+    "These are every third row: query's rows come first, all of them.": lambda fused: tuple(
+        fused[i::3] for i in range(3)
+    ),
+    "Cut the rows, not the columns.": lambda fused: fused.chunk(3, dim=1),
+    "The order is query, key, value.": lambda fused: fused.chunk(3)[::-1],
+    "Key comes before value.": lambda fused: tuple(fused.chunk(3)[i] for i in (0, 2, 1)),
+    "The three are turned: rows stay rows.": lambda fused: tuple(part.T for part in fused.chunk(3)),
+}
+check_split = my_split.check
+__all__ += [name for name in globals() if name.startswith("check_")]
