@@ -136,28 +136,44 @@ class Exercise:
     """A function for the learner to write. The solution is the function that this decorates: the only copy there is.
 
     cases: gives the arguments to try, a tuple for each call. forbidden: names that it must do without, and why.
-    slips: sentence -> the function with that mistake; a learner who makes it is told the sentence.
+    slips: sentence -> the function with that mistake; a learner who makes it is told the sentence. judge: of a result
+    the case (as it was, and then once more as `mine` has left it), where more than one result is right: the sentence,
+    or nothing.
     """
 
     def __init__(
-        self, solution: Callable, cases: Callable[[], Iterable[tuple]], forbidden: dict[str, str], hint: str
+        self,
+        solution: Callable,
+        cases: Callable[[], Iterable[tuple]],
+        forbidden: dict[str, str],
+        hint: str,
+        judge: Callable[[Any, tuple], str] | None,
     ) -> None:
-        self.solution, self.cases, self.forbidden, self.hint = solution, cases, forbidden, hint
+        self.solution, self.cases, self.forbidden, self.hint, self.judge = solution, cases, forbidden, hint, judge
         self.slips: dict[str, Callable] = {}
 
     def check(self, mine: Callable) -> str:
         """One sentence on `mine`: "Right!", or what is wrong. Raises nothing, whatever `mine` does."""
         cases = list(self.cases())
         for case in cases:
-            expected = self.solution(*copied(case))
+            expected, given = self.solution(*copied(case)), copied(case)
             try:
-                got = mine(*copied(case))
+                with torch.random.fork_rng([]):
+                    torch.manual_seed(0)
+                    got = mine(*given)
             except Exception as error:
                 said = (str(error).splitlines() or [""])[0].rstrip(".")
                 return f"Your code stops with {type(error).__name__}: {said}. {self.hint}".rstrip()
             if got is None or (isinstance(got, tuple) and all(part is None for part in got)):
                 return BLANK
-            if not (said := compare(got, expected)):
+            if self.judge is not None:
+                try:
+                    why = self.judge(got, (*case, *given))
+                except Exception:  # it is not even of the kind that can be judged
+                    why = str(compare(got, expected))
+                if why:
+                    return f"Not quite. {why}"
+            elif not (said := compare(got, expected)):
                 return f"Not quite. {self.recognised(mine, cases) or f'{said} {self.hint}'.rstrip()}"
         used = next((why for name, why in self.forbidden.items() if name in names_in(mine.__code__)), "")
         return f"Right numbers. {used}" if used else "Right!"
@@ -174,9 +190,12 @@ class Exercise:
 
 
 def exercise(
-    cases: Callable[[], Iterable[tuple]], forbidden: dict[str, str] | None = None, hint: str = ""
+    cases: Callable[[], Iterable[tuple]],
+    forbidden: dict[str, str] | None = None,
+    hint: str = "",
+    judge: Callable[[Any, tuple], str] | None = None,
 ) -> Callable[[Callable], Exercise]:
-    return lambda solution: Exercise(solution, cases, forbidden or {}, hint)
+    return lambda solution: Exercise(solution, cases, forbidden or {}, hint, judge)
 
 
 def copied(case: tuple) -> tuple:

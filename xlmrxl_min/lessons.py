@@ -15,12 +15,54 @@ import torch.nn.functional as F
 from einops import einsum, rearrange
 
 from .checks import Guess, compare, exercise, guess
+from .model import XLMRobertaXLConfig, XLMRobertaXLModel
+from .tokenizer import XLMRobertaTokenizer
 
 __all__ = ["Guess", "compare", "guess"]  # and every check_NAME below
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+# ---- 01_tokens_and_embeddings
+
+
+def ids_cases():
+    tokens = ["▁free", "ᐃᓄ", "<s>", "<pad>", "</s>", "<unk>", "<mask>"]  # the second is in no vocabulary of ours
+    return [(tokens, XLMRobertaTokenizer.from_pretrained(name).pieces) for name in ("xlm-roberta-xl", "tiny")]
+
+
+@exercise(ids_cases, hint="Three cases: a special token, an unknown piece, any other piece.")
+def to_ids(tokens, sp):
+    special = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": len(sp) + 1}
+    ids = []
+    for token in tokens:
+        number = sp.piece_to_id(token)
+        ids.append(special[token] if token in special else number + 1 if number else 3)
+    return ids
+
+
+def ids_with(shift=1, unknown=3, mask=lambda sp: len(sp) + 1, special=True):
+    """to_ids with a mistake."""
+
+    def mistaken(tokens, sp):
+        own = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": mask(sp)} if special else {}
+        numbers = {token: sp.piece_to_id(token) for token in tokens}
+        return [own.get(token, number + shift if number else unknown) for token, number in numbers.items()]
+
+    return mistaken
+
+
+to_ids.slips = {
+    "A piece's id is its number in sp, plus one.": ids_with(shift=0),
+    "What sp does not know is 0 there and 3 here; 0 + 1 is padding.": ids_with(unknown=1),
+    "What sp does not know has the id 3, not 0: that is <s>.": ids_with(unknown=0),
+    "Special tokens have ids of their own, whatever sp says.": ids_with(special=False),
+    "<mask> comes after the last piece, wherever that is: not always 250001.": ids_with(mask=lambda sp: 250_001),
+    "<mask> comes after the last piece: len(sp) + 1, as pieces are shifted by one.": ids_with(mask=len),
+}
+check_ids = to_ids.check
 
 
 # ---- 02_attention
@@ -319,6 +361,76 @@ my_perplexity.slips = {
 check_perplexity = my_perplexity.check
 
 
+def hide_cases():
+    words = (torch.arange(60).expand(400, 60) + 1) // 2  # <s>, 29 words of two pieces, </s>
+    ids = torch.randint(4, 40, (400, 60), generator=torch.Generator().manual_seed(0))  # a vocabulary of 41
+    ids[:, 0], ids[:, -1] = 0, 2
+    return [(ids, words, 0.15, torch.tensor([0, 1, 2, 3, 40]), 40)]
+
+
+def judge_hide(got, case):
+    (seen, labels), ids, given = got, case[0], case[5]
+    chosen, swapped = labels != -100, (labels != -100) & (seen != ids) & (seen != 40)
+    inner, (masked, left) = chosen[:, 1:-1], (((seen == x) & chosen).sum() / chosen.sum() for x in (40, ids))
+    faults = {
+        "`ids` itself was changed: work on a copy.": (given != ids).any(),
+        "Labels are -100 where nothing was chosen.": chosen.all(),
+        "Nothing is chosen.": not inner.any(),
+        "Special tokens are chosen: leave them out.": chosen[:, [0, -1]].any(),
+        "A label is the true token, not the seen one.": (labels != ids)[chosen].any(),
+        "Tokens without a label are changed.": (seen != ids)[~chosen].any(),
+        "It is always <mask>: one draw is used twice.": masked > 0.97,
+        "The tenth that stays as it is needs its label, too.": left == 0,
+        "Words are chosen in part: all pieces of a word take the word's draw.": (inner[:, ::2] != inner[:, 1::2]).any(),
+        "15% of the words are to be chosen.": abs(inner.float().mean() - 0.15) > 0.02,
+        "Random tokens may not be special: draw from 4 to mask_id - 1.": (seen[swapped] < 4).any(),
+        "80% masked, 10% random, 10% left: the shares are others.": max(abs(masked - 0.8), abs(left - 0.1)) > 0.05,
+    }
+    return next((why for why, is_wrong in faults.items() if is_wrong), "")
+
+
+@exercise(hide_cases, judge=judge_hide)
+def my_hide(ids, word, share, special, mask_id):
+    draws = torch.rand(ids.shape).gather(1, word)
+    chosen = (draws < share) & ~torch.isin(ids, special)
+    fate, other = torch.rand(ids.shape), torch.randint(4, mask_id, ids.shape)
+    seen = ids.masked_fill(chosen & (fate < 0.8), mask_id)
+    seen = other.where(chosen & (fate >= 0.9), seen)
+    return seen, ids.masked_fill(~chosen, -100)
+
+
+def hide_with(of_words=True, spare=True, once=False, lowest=4, in_place=False, labelled=None):
+    """my_hide with a mistake. labelled: (ids, seen, chosen) -> labels."""
+
+    def mistaken(ids, word, share, special, mask_id):
+        draws = torch.rand(ids.shape).gather(1, word) if of_words else torch.rand(ids.shape)
+        chosen = (draws < share) & (~torch.isin(ids, special) | (not spare))
+        fate, other = draws if once else torch.rand(ids.shape), torch.randint(lowest, mask_id, ids.shape)
+        true = ids.clone()
+        seen = (ids.masked_fill_ if in_place else ids.masked_fill)(chosen & (fate < 0.8), mask_id)
+        seen = other.where(chosen & (fate >= 0.9), seen)
+        return seen, (true.masked_fill(~chosen, -100) if labelled is None else labelled(true, seen, chosen))
+
+    return mistaken
+
+
+my_hide.slips = {
+    "Words are chosen in part: all pieces of a word take the word's draw.": hide_with(of_words=False),
+    "Special tokens are chosen: leave them out.": hide_with(spare=False),
+    "It is always <mask>: one draw is used twice.": hide_with(once=True),
+    "Random tokens may not be special: draw from 4 to mask_id - 1.": hide_with(lowest=0),
+    "`ids` itself was changed: work on a copy.": hide_with(in_place=True),
+    "Labels are -100 where nothing was chosen.": hide_with(labelled=lambda ids, seen, chosen: ids),
+    "A label is the true token, not the seen one.": (
+        hide_with(labelled=lambda ids, seen, chosen: seen.masked_fill(~chosen, -100))
+    ),
+    "The tenth that stays as it is needs its label, too.": (
+        hide_with(labelled=lambda ids, seen, chosen: ids.masked_fill(seen == ids, -100))
+    ),
+}
+check_hide = my_hide.check
+
+
 # ---- 07_heads
 
 
@@ -400,6 +512,54 @@ check_choice = my_choice.check
 # ---- 08_decoder
 
 
+def step_cases():
+    sizes = {"vocab_size": 9, "hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 1}
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        model = XLMRobertaXLModel(XLMRobertaXLConfig(**sizes, intermediate_size=24, initializer_range=0.3))
+    attention = model.layers[0].attention
+    attention.requires_grad_(False).eval()
+    hidden = draw(2, 5, 24)
+    past = attention.norm(hidden[:, :-1])
+    return [(attention, hidden[:, -1:], attention.split(attention.key(past)), attention.split(attention.value(past)))]
+
+
+@exercise(step_cases, hint="Give three things: the new stream, the keys, the values.")
+def my_step(attention, hidden, keys, values):
+    stream = attention.norm(hidden)
+    query, key, value = (attention.split(f(stream)) for f in (attention.query, attention.key, attention.value))
+    keys, values = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
+    mixed = F.scaled_dot_product_attention(query, keys, values)  # the last token may look at everything: no mask
+    return hidden + attention.out(rearrange(mixed, "b h q d -> b q (h d)")), keys, values
+
+
+def step_with(normed=True, joined=True, causal=False, residual=True, kept=True, first=False):
+    """my_step with a mistake."""
+
+    def mistaken(attention, hidden, keys, values):
+        stream = attention.norm(hidden) if normed else hidden
+        query, *new = (attention.split(f(stream)) for f in (attention.query, attention.key, attention.value))
+        parts = zip((keys, values), new, strict=True)
+        both = [torch.cat([b, a] if first else [a, b], dim=2) for a, b in parts]
+        seen = both if joined else (keys, values)
+        mixed = F.scaled_dot_product_attention(query, *seen, is_causal=causal)
+        out = attention.out(rearrange(mixed, "b h q d -> b q (h d)"))
+        return hidden + out if residual else out, *(both if kept else (keys, values))
+
+    return mistaken
+
+
+my_step.slips = {
+    "Add what attention makes to the stream.": step_with(residual=False),
+    "The new token does not see itself: its key and value belong to the others.": step_with(joined=False),
+    "is_causal=True lets one query see only the first key: no mask is needed.": step_with(causal=True),
+    "Query, key and value come from the normed stream.": step_with(normed=False),
+    "Return also the keys and values, the new token's own at their end.": step_with(kept=False),
+    "The new token's key and value belong at the end, after all earlier ones.": step_with(first=True),
+}
+check_step = my_step.check
+
+
 def top_p_cases():
     row = torch.tensor([0.1, 0.4, 0.05, 0.3, 0.15])
     return [(row, 0.6), (row, 0.01), (row, 0.95), (draw(20).softmax(-1), 0.5)]
@@ -445,6 +605,60 @@ my_top_p.slips = {
     ),
 }
 check_top_p = my_top_p.check
+
+
+# ---- 09_precision_and_size
+
+
+def int8_cases():
+    weight = draw(60, 400) * torch.arange(60)[:, None]  # the first row is zero
+    return [(weight,), (weight.bfloat16(),)]
+
+
+def judge_int8(got, case):
+    (q, scale), true = got, case[0].float()
+    rows = torch.arange(60) > 0
+    right = true.abs().amax(-1, keepdim=True) / 127
+    if (q.dtype, q.shape, scale.dtype, scale.shape) != (torch.int8, true.shape, torch.float32, right.shape):
+        return "q is to be torch.int8, as large as weight, and scale torch.float32, rows by 1."
+    if not bool((scale > 0).all()):
+        return "A row of zeros gives 0 / 0: keep the scale above 0."
+    if ((scale / right)[rows] - 1).abs().max() > 0.001:
+        return "Each row's own largest magnitude, divided by 127, is its scale; q * scale is weight."
+    if ((q * scale - true).abs() / scale).max() > 0.51:
+        return "Round, do not cut off; and in float32, for in bfloat16 127 may come out as 128."
+    return ""
+
+
+@exercise(int8_cases, judge=judge_int8)
+def my_int8(weight):
+    weight = weight.float()  # bfloat16 has no 127.5, and float16 no 1e-12
+    scale = weight.abs().amax(-1, keepdim=True).clamp_min(1e-12) / 127
+    return (weight / scale).round().to(torch.int8), scale
+
+
+def int8_with(largest=lambda w: w.abs().amax(-1, keepdim=True), low=1e-12, near=torch.round, dtype=torch.float32):
+    """my_int8 with a mistake."""
+
+    def mistaken(weight):
+        weight = weight.to(dtype)
+        scale = largest(weight).clamp_min(low) / 127
+        return near(weight / scale).to(torch.int8), scale.to(dtype)
+
+    return mistaken
+
+
+my_int8.slips = {
+    "A row of zeros gives 0 / 0: keep the scale above 0.": int8_with(low=0.0),
+    "Each row's own largest magnitude, divided by 127, is its scale; q * scale is weight.": (
+        int8_with(largest=lambda w: w.abs().max().expand(len(w), 1))
+    ),
+    "Round, do not cut off; and in float32, for in bfloat16 127 may come out as 128.": int8_with(near=torch.trunc),
+    "q is to be torch.int8, as large as weight, and scale torch.float32, rows by 1.": (
+        int8_with(largest=lambda w: w.abs().amax(0, keepdim=True))
+    ),
+}
+check_int8 = my_int8.check
 
 
 # ---- 10_full_size
