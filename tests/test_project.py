@@ -289,3 +289,20 @@ def test_notebook_is_in_order(path):
 @pytest.mark.parametrize("name", xlmrxl_min.__all__)
 def test_what_is_public_is_documented(name):
     assert inspect.getdoc(getattr(xlmrxl_min, name))
+
+
+def test_workflow_runs_the_readme_on_the_oldest_and_newest():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())
+    job = workflow["jobs"]["test"]
+    rows = job["strategy"]["matrix"]["include"]
+    oldest, beyond = re.search(r"torch>=(\d+\.\d+),<(\d+\.\d+)", "\n".join(PROJECT["project"]["dependencies"])).groups()
+    major, minor = beyond.split(".")
+    assert {row["torch"] for row in rows} == {f"{oldest}.*", f"{major}.{int(minor) - 1}.*"}
+    assert min(rows, key=lambda row: row["torch"].split(".")[1].zfill(2))["python"] == (
+        PROJECT["project"]["requires-python"].removeprefix(">=")
+    )
+    assert {row["os"].split("-")[0] for row in rows} == {"ubuntu", "macos"}
+    runs = [step["run"] for step in job["steps"] if "run" in step]
+    assert runs[-2:] == ['pip install -e ".[test]"', "pytest"]
+    assert all(command in README for command in runs[-2:])
+    assert job["timeout-minutes"] <= 90
