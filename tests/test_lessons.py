@@ -1,12 +1,14 @@
 """The exercises: every solution passes, every blank and every crash is met gently, every slip gets its own sentence."""
 
 import ast
+import functools
 import inspect
 import json
 import re
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -55,7 +57,11 @@ def test_blank_and_crash_are_met_gently(name):
         raise RuntimeError("The size of tensor a must match\nand more")
 
     assert check(crash).startswith("Your code stops with RuntimeError: The size of tensor a must match.")
-    assert check(lambda *args: "nonsense").startswith("Not quite. It is a str, and should be")
+    for nonsense in ("nonsense", object(), {}, 1 + 2j, torch.tensor(1 + 2j), 10**400, torch.ones(2, device="meta")):
+        assert check(lambda *args, nonsense=nonsense: nonsense).startswith("Not quite. ")
+    said = check(lambda *args: "nonsense").lower()
+    assert "it is a str, and should be" in said
+    assert check(3) == "Hand over the function itself, without brackets behind it: this is an int."
 
 
 @pytest.mark.parametrize("name", EXERCISES)
@@ -100,6 +106,39 @@ def test_notebook_imports_what_the_solution_needs(name):
     assert needed <= imported, needed - imported
 
 
+def test_right_answers_may_come_in_any_form():
+    class Answer(torch.nn.Module):
+        def forward(self, x, gamma, beta, eps):
+            return torch.nn.functional.layer_norm(x, (4,), gamma, beta, eps)
+
+    assert lessons.check_norm(Answer()) == "Right!"
+    assert lessons.check_norm(functools.partial(lambda *args: lessons.my_norm.solution(*args))) == "Right!"
+    assert lessons.check_split_heads(lambda x, d: list(x.unflatten(-1, (-1, d)).transpose(1, 2))) == "Right!"
+    assert lessons.check_distances(lambda tokens: torch.tensor(2 * tokens - 1)) == "Right!"
+
+
+@pytest.mark.parametrize(
+    ("check", "mine", "says"),
+    [
+        (
+            "choice",
+            lambda ids, encode, score: score(encode(ids.flatten(0, 1))).view(-1, 4),
+            "Your code stops with RuntimeError: shape",
+        ),
+        ("choice", lambda ids, encode, score: score(encode(ids)), "Your code stops with ValueError: encode takes n t"),
+        ("distances", lambda tokens: tokens + 5, "Not quite. With tokens = 1: different: 6 where 1 should be."),
+        ("norm", lambda x, *rest: y, "Your code stops with NameError: name 'y' is not defined."),
+    ],
+)
+def test_the_sentence_says_with_what(check, mine, says):
+    assert getattr(lessons, f"check_{check}")(mine).lower().startswith(says.lower())
+
+
+def test_masks_of_the_attention_cases_differ():
+    for _, _, _, may in lessons.attention_cases()[1::2]:
+        assert not torch.equal(may[0, :, :2], may[1, :, :2])
+
+
 def test_what_is_forbidden_is_said():
     from einops import rearrange
 
@@ -141,14 +180,28 @@ def test_what_is_given_may_be_written_to():
             "Different in 1 of 4 numbers, most at [1, 0]: 3 where 3.5 should be.",
             False,
         ),
-        (torch.tensor([1.0, torch.nan]), torch.ones(2), "It holds NaN, not a number, at [1].", False),
+        (torch.tensor([1.0, torch.nan]), torch.ones(2), "It holds NaN, not a number at [1].", False),
         (torch.tensor([torch.inf, 1.0]), torch.tensor([torch.inf, 1.0]), "Exactly equal.", True),
         (3, 4, "Different: 3 where 4 should be.", False),
+        (100_001, 100_000, "Different: 100001 where 100000 should be.", False),
+        (
+            torch.tensor([250_003]),
+            torch.tensor([250_001]),
+            "Different in 1 of 1 numbers, most at [0]: 250003 where 250001 should be.",
+            False,
+        ),
+        (1.0, float("nan"), "It holds a number where NaN should be.", False),
+        (float("nan"), float("nan"), "Close: at most 0.0e+00 apart.", True),
+        (1 + 2j, 1.0, "It is a complex, and should be one number.", False),
+        (np.float32(1), 1, "Exactly equal.", True),
+        (np.arange(3)[::-1].copy(), torch.tensor([2, 1, 0]), "Exactly equal.", True),
+        ([torch.ones(2), torch.zeros(2)], torch.tensor([[1.0, 1], [0, 0]]), "Exactly equal.", True),
+        ({"a": torch.ones(2)}, {"a": torch.ones(2)}, "a dict and a dict cannot be compared here.", False),
         (1e6, 1e6 + 1, "Close: at most 1.0e+00 apart.", True),
         (0.1 + 0.2, 0.3, "Close: at most 5.6e-17 apart.", True),
         ("a", "b", "It is 'a', and should be 'b'.", False),
         (None, torch.ones(2), "It is a NoneType, and should be of shape (2,).", False),
-        ([torch.ones(2)], [torch.ones(2), torch.ones(2)], "It is 1 entries, and should be a list of 2.", False),
+        ([torch.ones(2)], [torch.ones(2), torch.ones(2)], "Its length is 1, and should be 2.", False),
         ((torch.ones(2), torch.zeros(2)), (torch.ones(2), torch.ones(2)), None, False),
     ],
 )
@@ -168,4 +221,7 @@ def test_guess_commits_before_and_is_told_after():
     assert guess("How many?", 9.5).against(10).endswith("Right!")
     assert guess("How many?", 3).against(10) == "You said 3; it is 10. What did you not think of?"
     assert guess("Which?", "rows").against("columns").startswith("You said rows; it is columns.")
+    assert guess("Which?", "Rows ").against("rows").endswith("Right!")
+    assert guess("Which?", [1, 2]).against([1, 3]).endswith("think of?")
+    assert guess("How many?", 1.0).against(float("inf")).endswith("think of?")
     assert repr(guess("How many?")) == "How many? Put your guess in place of None."

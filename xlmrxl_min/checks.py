@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import math
+import reprlib
 import types
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -9,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BLANK = "Nothing to check yet: replace `None` by your code."
+BLANK = "Nothing to check yet: it gives back None. Put your code there; or is the `return` missing?"
 CLOSE = 1e-5  # of numbers around 1; of larger ones, this share
 
 
@@ -32,45 +35,54 @@ class Comparison(str):
 def compare(mine: Any, reference: Any) -> Comparison:
     """Say in one sentence how `mine` differs from `reference`: first in kind or shape, then by how much and where.
 
-    Tensors, numbers, and lists or tuples of them may differ by rounding (1e-5, or that share of large numbers).
+    Tensors, arrays, numbers, and lists of them may differ by rounding (1e-5, or that share of large numbers), but not
+    where the reference is whole numbers or truths. NaN equals NaN only.
     """
-    if isinstance(reference, (list, tuple)) and not is_numbers(reference):
-        return compare_lists(mine, reference)
-    if not isinstance(reference, Tensor) and not is_numbers(reference):
-        is_same = type(mine) is type(reference) and mine == reference
-        return Comparison("Exactly equal." if is_same else f"It is {mine!r}, and should be {reference!r}.", is_same)
-    wanted = as_tensor(reference)
+    try:
+        if isinstance(reference, (list, tuple)) and not is_numbers(reference):
+            return compare_lists(mine, reference)
+        if not isinstance(reference, Tensor) and not is_numbers(reference):
+            is_same = type(mine) is type(reference) and bool(mine == reference)
+            said = f"It is {reprlib.repr(mine)}, and should be {reprlib.repr(reference)}."
+            return Comparison("Exactly equal." if is_same else said, is_same)
+        wanted = as_tensor(reference)
+    except Exception:  # an array of objects, a dictionary of tensors, …
+        return Comparison(f"{kind_of(mine)} and {kind_of(reference)} cannot be compared here.", False)
     try:
         got = as_tensor(mine)
-    except (TypeError, ValueError, RuntimeError):
-        return Comparison(f"It is a {type(mine).__name__}, and should be {described(wanted)}.", False)
+    except Exception:
+        return Comparison(f"It is {kind_of(mine)}, and should be {described(wanted)}.", False)
     if got.shape != wanted.shape:
         return Comparison(f"It is {described(got)}, and should be {described(wanted)}.", False)
+    return compare_numbers(got, wanted)
+
+
+def compare_numbers(got: Tensor, wanted: Tensor) -> Comparison:
+    """Of one shape."""
     if torch.equal(got, wanted):
         return Comparison("Exactly equal.", True)
+    allowed = torch.zeros(wanted.shape, dtype=torch.float64)
+    if wanted.is_floating_point():
+        allowed = CLOSE * wanted.double().abs().nan_to_num().clamp(min=1)
     got, wanted = got.double(), wanted.double()
-    if bool((got.isnan() & ~wanted.isnan()).any()):
-        return Comparison(f"It holds NaN, not a number, at {place(got.isnan().double())}.", False)
-    difference = (got - wanted).abs().nan_to_num()
-    is_close = bool((difference <= CLOSE * wanted.abs().nan_to_num().clamp(min=1)).all())
-    where, many = place(difference), int((difference > CLOSE).sum())
-    at = (
-        ""
-        if wanted.dim() == 0
-        else f" at {where}"
-        if is_close
-        else f" in {many} of {wanted.numel()} numbers, most at {where}"
-    )
+    unequal = got.isnan() != wanted.isnan()
+    if bool(unequal.any()):
+        what = "NaN, not a number" if bool((got.isnan() & unequal).any()) else "a number where NaN should be"
+        return Comparison(f"It holds {what}{at(place(unequal.double()))}.", False)
+    difference = torch.where((got == wanted) | wanted.isnan(), 0.0, (got - wanted).abs())
+    where, wrong = place(difference), difference > allowed
+    if not bool(wrong.any()):
+        return Comparison(f"Close: at most {difference.max():.1e} apart{at(where)}.", True)
+    many = f" in {int(wrong.sum())} of {wanted.numel()} numbers, most{at(where)}" if wanted.dim() else ""
     values = f"{got[tuple(where)].item():.6g} where {wanted[tuple(where)].item():.6g} should be"
-    if is_close:
-        return Comparison(f"Close: at most {difference.max():.1e} apart{at}.", True)
-    return Comparison(f"Different{at}: {values}.", False)
+    return Comparison(f"Different{many}: {values}.", False)
 
 
 def compare_lists(mine: Any, reference: list | tuple) -> Comparison:
-    if not isinstance(mine, (list, tuple)) or len(mine) != len(reference):
-        size = f"{len(mine)} entries" if isinstance(mine, (list, tuple)) else f"a {type(mine).__name__}"
-        return Comparison(f"It is {size}, and should be a list of {len(reference)}.", False)
+    if not isinstance(mine, (list, tuple)):
+        return Comparison(f"It is {kind_of(mine)}, and should be a list of {len(reference)}.", False)
+    if len(mine) != len(reference):
+        return Comparison(f"Its length is {len(mine)}, and should be {len(reference)}.", False)
     for i, (ours, expected) in enumerate(zip(mine, reference, strict=True)):
         if not (said := compare(ours, expected)):
             return Comparison(f"Entry {i}: {said[0].lower()}{said[1:]}", False)
@@ -78,23 +90,40 @@ def compare_lists(mine: Any, reference: list | tuple) -> Comparison:
 
 
 def is_numbers(value: Any) -> bool:
-    numbers = value if isinstance(value, (list, tuple)) and value else [value]
-    return all(isinstance(x, (int, float)) for x in numbers) or (
-        isinstance(value, (list, tuple)) and bool(value) and all(is_numbers(x) for x in value)
-    )
+    """Whether it is a number, an array, or a list or tuple of such."""
+    if isinstance(value, (list, tuple)):
+        return bool(value) and all(is_numbers(x) and not isinstance(x, Tensor) for x in value)
+    return isinstance(value, (int, float)) or type(value).__module__ == "numpy"
 
 
 def as_tensor(value: Any) -> Tensor:
-    return value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+    """In memory, dense; whole numbers stay whole. TypeError for complex numbers."""
+    if isinstance(value, (list, tuple)) and value and all(isinstance(x, Tensor) for x in value):
+        value = torch.stack(list(value))
+    if not isinstance(value, Tensor):
+        numbers = torch.as_tensor(value)
+        value = torch.as_tensor(value, dtype=torch.float64) if numbers.is_floating_point() else numbers
+    if value.is_complex():
+        raise TypeError("complex numbers are not what is asked for")
+    return value.detach().to("cpu").to_dense() if value.is_sparse else value.detach().to("cpu")
 
 
 def described(value: Tensor) -> str:
     return "one number" if value.dim() == 0 else f"of shape {tuple(value.shape)}"
 
 
+def kind_of(value: Any) -> str:
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
 def place(values: Tensor) -> list[int]:
     """Where the largest one is."""
     return [int(i) for i in torch.unravel_index(values.argmax(), values.shape)] if values.dim() else []
+
+
+def at(where: list[int]) -> str:
+    return f" at {where}" if where else ""
 
 
 # ---- predictions
@@ -113,15 +142,19 @@ class Guess:
         """What to print beside the result."""
         if self.answer is None:
             return f"No guess was made; it is {result}."
-        is_right = self.answer == result or (
-            is_numbers(result) and is_numbers(self.answer) and near(self.answer, result)
-        )
+        is_right = is_near(self.answer, result)
         return f"You said {self.answer}; it is {result}. " + ("Right!" if is_right else "What did you not think of?")
 
 
-def near(answer: float, result: float) -> bool:
-    """Within a tenth: a guess is no calculation."""
-    return abs(answer - result) <= 0.1 * abs(result)
+def is_near(answer: Any, result: Any) -> bool:
+    """Equal, or for numbers within a tenth: a guess is no calculation. Words count whatever their case."""
+    if isinstance(answer, str) or isinstance(result, str):
+        return str(answer).strip().casefold() == str(result).strip().casefold()
+    try:
+        is_finite = math.isfinite(answer) and math.isfinite(result)
+        return abs(answer - result) <= 0.1 * abs(result) if is_finite else answer == result
+    except Exception:  # no numbers
+        return bool(compare(answer, result))
 
 
 def guess(question: str, answer: Any = None) -> Guess:
@@ -154,6 +187,8 @@ class Exercise:
 
     def check(self, mine: Callable) -> str:
         """One sentence on `mine`: "Right!", or what is wrong. Raises nothing, whatever `mine` does."""
+        if not callable(mine):
+            return f"Hand over the function itself, without brackets behind it: this is {kind_of(mine)}."
         cases = list(self.cases())
         for case in cases:
             expected, given = self.solution(*copied(case)), copied(case)
@@ -162,21 +197,43 @@ class Exercise:
                     torch.manual_seed(0)
                     got = mine(*given)
             except Exception as error:
-                said = (str(error).splitlines() or [""])[0].rstrip(".")
-                return f"Your code stops with {type(error).__name__}: {said}. {self.hint}".rstrip()
-            if got is None or (isinstance(got, tuple) and all(part is None for part in got)):
+                return f"Your code stops{self.stop(error)}"
+            if got is None or (isinstance(got, tuple) and got and all(part is None for part in got)):
                 return BLANK
-            if self.judge is not None:
-                try:
-                    why = self.judge(got, (*case, *given))
-                except Exception:  # it is not even of the kind that can be judged
-                    why = str(compare(got, expected))
-                if why:
-                    return f"Not quite. {why}"
-            elif not (said := compare(got, expected)):
-                return f"Not quite. {self.recognised(mine, cases) or f'{said} {self.hint}'.rstrip()}"
-        used = next((why for name, why in self.forbidden.items() if name in names_in(mine.__code__)), "")
+            if why := self.fault(got, expected, case, given):
+                known = "" if self.judge else self.recognised(mine, cases)
+                return f"Not quite. {known or why}"
+        code = getattr(inspect.unwrap(mine), "__code__", None)
+        used = "" if code is None else next((y for x, y in self.forbidden.items() if x in names_in(code)), "")
         return f"Right numbers. {used}" if used else "Right!"
+
+    def fault(self, got: Any, expected: Any, case: tuple, given: tuple) -> str:
+        """What is wrong with a result; nothing if it is right."""
+        if self.judge is not None:
+            try:
+                return self.judge(got, (*case, *given))
+            except Exception:  # it is not even of the kind that can be judged
+                return str(compare(got, expected))
+        said = compare(got, expected)
+        return "" if said else f"{self.called(case)}{said} {self.hint}".rstrip()
+
+    def called(self, case: tuple) -> str:
+        """With which arguments, as far as a few words can say it."""
+        names, words = inspect.signature(self.solution).parameters, []
+        for name, value in zip(names, case, strict=True):
+            if isinstance(value, (int, float, str)):
+                words.append(f"{name} = {value!r}")
+            elif isinstance(value, Tensor):
+                words.append(f"{name} {described(value)}")
+        return f"With {', '.join(words)}: " if words else ""
+
+    def stop(self, error: Exception) -> str:
+        """Of an exception: its name, what it says, and the hint where that may help."""
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        line = (lines[-1] if type(error).__name__ == "EinopsError" else lines[0]) if lines else ""
+        is_slip = isinstance(error, (NameError, AttributeError, ImportError))
+        hint = "" if is_slip or not self.hint else f" {self.hint}"
+        return f" with {type(error).__name__}" + (f": {line.rstrip('.')}." if line else ".") + hint
 
     def recognised(self, mine: Callable, cases: list[tuple]) -> str:
         """The sentence of the slip that gives, on all cases, what `mine` gives; or nothing."""

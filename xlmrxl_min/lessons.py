@@ -91,44 +91,72 @@ check_split_heads = split_heads.check
 
 
 def attention_cases():
-    may = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0)) > 0.5
-    may[..., 0], may[1, 0, 2] = True, False  # one query may attend to nothing
-    query, key, value = draw(3, 2, 3, 4, 6)
-    return [(query, key, value, torch.ones_like(may)), (query, key, value, may)]
+    cases = []
+    for q, k in ((4, 4), (3, 5)):
+        may = torch.rand(2, 1, q, k, generator=torch.Generator().manual_seed(k)) > 0.5
+        may[..., 0], may[1, 0, 2] = True, False  # one query may attend to nothing
+        query, key, value = draw(2, 3, q, 6), draw(2, 3, k, 6, seed=1), draw(2, 3, k, 6, seed=2)
+        cases += [(query, key, value, torch.ones_like(may)), (query, key, value, may)]
+    return cases
 
 
 @exercise(attention_cases, forbidden={"scaled_dot_product_attention": "But SDPA did it: write it out."})
 def my_attention(query, key, value, may_attend):
     scores = einsum(query, key, "b h q d, b h k d -> b h q k") / math.sqrt(query.shape[-1])
-    low = torch.finfo(query.dtype).min / 2
-    scores = scores + torch.zeros(may_attend.shape).masked_fill(~may_attend, low)
+    scores = scores.masked_fill(~may_attend, torch.finfo(scores.dtype).min)
     return einsum(scores.softmax(-1), value, "b h q k, b h k d -> b h q d")
 
 
-def attention_with(divisor=None, low=None, flip=False, axis=-1, late=False):
-    """my_attention with a mistake."""
+def attention_with(divisor=None, hide=None, axis=-1, after=lambda weights, may: weights):
+    """my_attention with a mistake. hide: scores, may_attend -> scores; after: weights, may_attend -> weights."""
 
     def mistaken(query, key, value, may_attend):
         scores = query @ key.mT / (query.shape[-1] ** 0.5 if divisor is None else divisor(query, key))
-        hidden = may_attend if flip else ~may_attend
-        if late:
-            return scores.softmax(axis).masked_fill(hidden, 0) @ value
-        lowest = torch.finfo(query.dtype).min / 2 if low is None else low
-        return (scores + torch.zeros(may_attend.shape).masked_fill(hidden, lowest)).softmax(axis) @ value
+        scores = hide(scores, may_attend) if hide else scores.masked_fill(~may_attend, torch.finfo(scores.dtype).min)
+        return after(scores.softmax(axis), may_attend) @ value
 
     return mistaken
+
+
+def unhidden(scores, may):
+    return scores
 
 
 my_attention.slips = {
     "The scores are not divided: by √d, or the softmax is too sharp.": attention_with(lambda q, k: 1),
     "The scores are divided by d: by its root, please.": attention_with(lambda q, k: q.shape[-1]),
     "√d is the root of a head's width, not of the number of keys.": attention_with(lambda q, k: k.shape[2] ** 0.5),
-    "The mask is inverted: True may attend, so hide ~may_attend.": attention_with(flip=True),
+    "The mask is inverted: True may attend, so hide ~may_attend.": attention_with(
+        hide=lambda scores, may: scores.masked_fill(may, torch.finfo(scores.dtype).min)
+    ),
     "The weights of a query must sum to one over the keys: softmax(-1).": attention_with(axis=-2),
-    "Zeros after the softmax come too late: the weights do not sum to one.": attention_with(late=True),
-    "A query that may see nothing is NaN with −∞: take a very low number.": attention_with(low=-math.inf),
-    "The mask is not used.": attention_with(low=0.0),
+    "The softmax goes over the heads: the last axis, the keys, is meant.": attention_with(axis=1),
+    "Zeros after the softmax come too late: the weights do not sum to one.": attention_with(
+        hide=unhidden, after=lambda weights, may: weights.masked_fill(~may, 0)
+    ),
+    "A query that may see nothing has become NaN (−∞ everywhere, or 0/0): take a very low number.": attention_with(
+        hide=lambda scores, may: scores.masked_fill(~may, -math.inf)
+    ),
+    "A query that may attend to nothing gets zeros, as from SDPA: here it spreads evenly.": attention_with(
+        after=lambda weights, may: weights * may.any(-1, keepdim=True)
+    ),
+    "A low number that is added must be so low that the scores vanish beside it; or use masked_fill.": attention_with(
+        hide=lambda scores, may: scores - 1e4 * ~may
+    ),
+    "A score of 0 is not hidden, as e⁰ = 1: take a very low number.": attention_with(
+        hide=lambda scores, may: scores * may
+    ),
+    "Adding the mask adds 1 where it is True, and hides nothing.": attention_with(
+        hide=lambda scores, may: scores + may.float()
+    ),
+    "Every text has its own mask: this is the first one's for all.": attention_with(
+        hide=lambda scores, may: scores.masked_fill(~may[:1], torch.finfo(scores.dtype).min)
+    ),
+    "The mask is not used.": attention_with(hide=unhidden),
 }
+my_attention.slips["The softmax is missing: scores are not yet weights."] = lambda query, key, value, may_attend: (
+    (query @ key.mT / query.shape[-1] ** 0.5).masked_fill(~may_attend, torch.finfo(query.dtype).min) @ value
+)
 check_attention = my_attention.check
 
 
@@ -209,9 +237,7 @@ check_rollout = my_rollout.check
 )
 def my_skew(scores, columns):
     rows, width = scores.shape
-    if rows == 1:
-        return scores
-    return scores.flatten()[rows - 1 : -1].reshape(rows, width - 1)[:, :columns]
+    return F.pad(scores, (1, 0)).flatten()[rows:].reshape(rows, width)[:, :columns]
 
 
 def rows_from(start):
@@ -239,6 +265,7 @@ distances_used.slips = {
     "Distances have a sign: forward is not backward.": lambda tokens: tokens,
     "Zero counts once.": lambda tokens: 2 * tokens,
     "From -(tokens - 1) to tokens - 1: the farthest is tokens - 1 away.": lambda tokens: 2 * tokens + 1,
+    "Zero is a distance, too: that of a token from itself.": lambda tokens: 2 * (tokens - 1),
     "Many pairs have the same distance.": lambda tokens: tokens**2,
     "A token is at distance 0 from itself, and distances have a sign.": lambda tokens: tokens - 1,
 }
@@ -437,7 +464,7 @@ check_hide = my_hide.check
 def span_cases():
     start, end = torch.tensor([1.0, 0, 5, 0, 4, 0]) - 10, torch.tensor([0.0, 6, 0, 1, 0, 5.5]) - 10
     far = torch.tensor([5.0, 0, 0, 3, 0, 0]), torch.tensor([0.0, 0, 0, 0, 4, 5])
-    return [(start, end, 3), (end, start, 1), (*far, 2)]
+    return [(start, end, 3), (end, start, 1), (*far, 2), (end, start, 3)]
 
 
 @exercise(span_cases, hint="Compare all pairs.")
@@ -471,6 +498,18 @@ my_span.slips = {
     "An impossible pair has won, as its sum is 0: take −∞.": (
         span_where(lambda further, longest: (further >= 0) & (further < longest), low=0.0)
     ),
+    "i = j is allowed: an answer may be one token.": (
+        span_where(lambda further, longest: (further >= 1) & (further < longest))
+    ),
+    "First i, then j: the start, then the end.": lambda *given: my_span.solution(*given)[::-1],
+    "j is the last token itself, not the one after it.": (
+        lambda *given: (my_span.solution(*given)[0], my_span.solution(*given)[1] + 1)
+    ),
+    "That is a place in the flattened table: divmod by t makes two of it.": (
+        lambda start, end, longest: (
+            my_span.solution(start, end, longest)[0] * len(end) + my_span.solution(start, end, longest)[1]
+        )
+    ),
     "The best start and the best end, each for itself, need not be an answer.": (
         lambda start, end, longest: (int(start.argmax()), int(end.argmax()))
     ),
@@ -479,9 +518,14 @@ check_span = my_span.check
 
 
 def choice_cases():
-    ids = torch.randint(9, (3, 4, 5), generator=torch.Generator().manual_seed(0))
-    encode, score = (lambda x: torch.stack([x.sum(-1), x[:, 0]], -1).float()), (lambda x: x[:, :1] - 3 * x[:, 1:])
-    return [(ids, encode, score)]
+    def encode(ids):
+        if ids.dim() != 2:
+            raise ValueError(f"encode takes n t, one text a row: here are {ids.dim()} axes")
+        return torch.stack([ids.sum(-1), ids[:, 0]], -1).float()
+
+    draws = torch.Generator().manual_seed(0)
+    cases = [torch.randint(9, shape, generator=draws) for shape in ((3, 4, 5), (2, 3, 6))]
+    return [(ids, encode, lambda x: x[:, :1] - 3 * x[:, 1:]) for ids in cases]
 
 
 @exercise(choice_cases, hint="Two rearrangements, each the other backwards.")
