@@ -209,6 +209,8 @@ def test_ranks_need_a_new_torch(monkeypatch):
 
 
 def test_ranks_that_never_met_say_why(monkeypatch):
+    needs_a_new_torch()
+
     def refused(*args, **kwargs):
         raise dist.DistBackendError("NCCL error: the driver is too old\nand more")
 
@@ -220,6 +222,7 @@ def test_ranks_that_never_met_say_why(monkeypatch):
 
 
 def test_ranks_need_torchrun(monkeypatch):
+    needs_a_new_torch()
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(ValueError, match="start this with torchrun"), ranks():
         pass

@@ -8,6 +8,7 @@ a file that somebody else cuts short while it is open.)
 
 from __future__ import annotations
 
+import io
 import json
 import mmap
 import os
@@ -17,7 +18,7 @@ import warnings
 import zipfile
 from argparse import Namespace
 from contextlib import ExitStack, suppress
-from functools import cached_property
+from functools import cache, cached_property
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -337,7 +338,7 @@ def enter_pickle(store: Store, file: Mapped) -> None:
         nbytes = tensor.numel() * tensor.dtype.itemsize
         is_plain = tensor.layout is torch.strided and not tensor.is_quantized and tensor.dtype in DTYPES.values()
         is_plain = is_plain and not tensor.is_neg() and (is_zip or tensor.device.type == "cpu")
-        if not is_plain or nbytes > tensor.untyped_storage().nbytes():  # fewer bytes: expanded, to any size
+        if not is_plain or nbytes > room(tensor, records):  # fewer bytes: expanded, to any size
             what = f"has {name!r} as a {tensor.layout} tensor of {tensor.dtype}".replace("torch.", "")
             raise refusal(file.path, what, "make it a plain and contiguous one of " + ", ".join(DTYPES))
         store.entries[name] = Entry(tuple(tensor.shape), tensor.dtype, nbytes)
@@ -425,14 +426,29 @@ def plain(value: Any, seen: dict[int, Any]) -> Any:
 
 def place_of(file: Mapped, name: str, tensor: Tensor, records: dict[int, int]) -> Place:
     """Where torch says that the bytes of `tensor` begin there must be a record, of their number."""
-    storage = tensor.untyped_storage()
-    begin = getattr(storage, "_checkpoint_offset", None)
+    begin, size = begin_of(tensor), room(tensor, records)
     first, needed = tensor.storage_offset(), extent(tuple(tensor.shape), tensor.stride())
-    has_room = tensor.numel() == 0 or (
-        records.get(begin) == storage.nbytes()
-        and begin + storage.nbytes() <= file.size
-        and (first + needed) * tensor.dtype.itemsize <= storage.nbytes()
-    )
-    if not has_room:
+    is_record = records.get(begin) == size and begin + size <= file.size
+    if tensor.numel() and not (is_record and (first + needed) * tensor.dtype.itemsize <= size):
         raise refusal(file.path, f"has no record that {name!r} fits", "load and save it again with torch")
     return Place(file, (begin or 0) + first * tensor.dtype.itemsize, tensor.stride())
+
+
+def begin_of(tensor: Tensor) -> int | None:
+    return getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
+
+
+def room(tensor: Tensor, records: dict[int, int]) -> int:
+    """Bytes of the storage under `tensor`."""
+    size = tensor.untyped_storage().nbytes()
+    return size // tensor.dtype.itemsize if records and overstates() else size
+
+
+@cache
+def overstates() -> bool:
+    """Whether this torch takes each byte of a storage that it only pretends to have read for a number, as 2.9 does."""
+    file = io.BytesIO()
+    torch.save(torch.zeros(1), file)
+    file.seek(0)
+    with FakeTensorMode():
+        return torch.load(file, weights_only=True).untyped_storage().nbytes() > 4
