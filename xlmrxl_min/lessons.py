@@ -16,6 +16,7 @@ from einops import einsum, rearrange
 
 from .checks import Guess, compare, exercise, guess
 from .model import XLMRobertaXLConfig, XLMRobertaXLModel
+from .sizes import parameters
 from .tokenizer import XLMRobertaTokenizer
 
 __all__ = ["Guess", "compare", "guess"]  # and every check_NAME below
@@ -652,6 +653,48 @@ check_top_p = my_top_p.check
 
 
 # ---- 09_precision_and_size
+
+
+def count(e, f, layers, v, positions):
+    """The parameters of a tied masked language model, as the notebook counts them by hand."""
+    shape = {"hidden_size": e, "intermediate_size": f, "num_hidden_layers": layers, "vocab_size": v}
+    config = XLMRobertaXLConfig(**shape, max_position_embeddings=positions, num_attention_heads=1)
+    return sum(parameters(config).values())
+
+
+@exercise(lambda: [(48, 200, 3, 4, 99, 20), (24, 60, 2, 2, 50, 30)], hint="Count each table and each matrix once.")
+def my_count(e, f, layers, heads, v, positions):
+    tables = layers * (2 * positions - 1) * (e // heads)
+    return count(e, f, layers, v, positions) + v * e + tables
+
+
+def count_off_by(difference):
+    """my_count, and `difference`(e, layers, heads, v, positions, the numbers of one table) more."""
+
+    def mistaken(e, f, layers, heads, v, positions):
+        table = (2 * positions - 1) * (e // heads)
+        return my_count.solution(e, f, layers, heads, v, positions) + difference(e, layers, heads, v, positions, table)
+
+    return mistaken
+
+
+my_count.slips = {
+    "The head has a matrix of its own: v times e more.": count_off_by(lambda e, n, h, v, p, table: -v * e),
+    "One bias per word: the head's is counted already.": count_off_by(lambda e, n, h, v, p, table: v),
+    "The tables of distances are missing.": count_off_by(lambda e, n, h, v, p, table: -n * table),
+    "There is a table in each layer.": count_off_by(lambda e, n, h, v, p, table: (1 - n) * table),
+    "From -(n - 1) to n - 1 there are 2 n - 1 distances, not 2 n.": (
+        count_off_by(lambda e, n, h, v, p, table: n * (e // h))
+    ),
+    "From -(n - 1) to n - 1 there are 2 n - 1 distances, not 2 n + 1.": (
+        count_off_by(lambda e, n, h, v, p, table: 2 * n * (e // h))
+    ),
+    "One table per layer: all heads share it, as wide as a head.": (
+        count_off_by(lambda e, n, h, v, p, table: n * (h - 1) * table)
+    ),
+    "The table of absolute positions is still there.": count_off_by(lambda e, n, h, v, p, table: -p * e),
+}
+check_count = my_count.check
 
 
 def int8_cases():
