@@ -8,11 +8,16 @@ The notebooks show these solutions, and a test holds them to it.
 
 from __future__ import annotations
 
+import json
 import math
+import tempfile
+from functools import cache
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
+from safetensors.torch import save_file
 
 from .checks import Guess, compare, exercise, guess
 from .model import XLMRobertaXLConfig, XLMRobertaXLModel
@@ -749,6 +754,68 @@ check_int8 = my_int8.check
 
 
 # ---- 10_full_size
+
+
+@cache
+def shelf() -> tempfile.TemporaryDirectory:
+    """A folder that goes when Python does."""
+    return tempfile.TemporaryDirectory()
+
+
+def row_cases():
+    path = Path(shelf().name, "exercise.safetensors")
+    save_file({"a": torch.ones(3, 2).bfloat16(), "b": torch.arange(56.0).view(8, 7).bfloat16()}, path)
+    return [(path, "b", 3), (path, "a", 2), (path, "b", 0)]
+
+
+def header_of(path):
+    """What a safetensors file says of its tensors, and where its data begin; the notebook builds it."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return json.loads(file.read(length)), 8 + length
+
+
+@exercise(row_cases, hint="A bfloat16 number has two bytes, and a tensor of torch.bfloat16 is due.")
+def my_row(path, name, row):
+    header, start = header_of(path)
+    begin, width = header[name]["data_offsets"][0], header[name]["shape"][1]
+    with open(path, "rb") as file:
+        file.seek(start + begin + row * 2 * width)
+        return torch.frombuffer(bytearray(file.read(2 * width)), dtype=torch.bfloat16)
+
+
+def bytes_from(where, dtype=torch.bfloat16):
+    """my_row with a mistake. where: start, begin, row, width -> the byte to begin at."""
+
+    def mistaken(path, name, row):
+        header, start = header_of(path)
+        begin, width = header[name]["data_offsets"][0], header[name]["shape"][1]
+        with open(path, "rb") as file:
+            file.seek(where(start, begin, row, width))
+            return torch.frombuffer(bytearray(file.read(2 * width)), dtype=dtype)
+
+    return mistaken
+
+
+my_row.slips = {
+    "Offsets count from the end of the header, not from the beginning of the file.": (
+        bytes_from(lambda start, begin, row, width: begin + row * 2 * width)
+    ),
+    "The header's own eight bytes of length come before it.": (
+        bytes_from(lambda start, begin, row, width: start - 8 + begin + row * 2 * width)
+    ),
+    "A matrix begins where its data_offsets say, not where all data do.": (
+        bytes_from(lambda start, begin, row, width: start + row * 2 * width)
+    ),
+    "A number has two bytes: a row is twice as long.": (
+        bytes_from(lambda start, begin, row, width: start + begin + row * width)
+    ),
+    "That is the first row, whatever is asked for.": bytes_from(lambda start, begin, row, width: start + begin),
+    "These two bytes are bfloat16's, not float16's.": (
+        bytes_from(lambda start, begin, row, width: start + begin + row * 2 * width, torch.float16)
+    ),
+}
+check_row = my_row.check
 
 
 @exercise(lambda: [(torch.arange(54.0).view(9, 6),), (draw(12, 4),)], hint="Three parts of its rows.")
