@@ -562,14 +562,19 @@ check_choice = my_choice.check
 # ---- 08_decoder
 
 
-def step_cases():
-    sizes = {"vocab_size": 9, "hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 1}
+def some_attention(heads):
+    """Random weights, of heads eight wide."""
+    sizes = {"vocab_size": 9, "hidden_size": 8 * heads, "num_attention_heads": heads, "num_hidden_layers": 1}
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         model = XLMRobertaXLModel(XLMRobertaXLConfig(**sizes, intermediate_size=24, initializer_range=0.3))
-    attention = model.layers[0].attention
-    attention.requires_grad_(False).eval()
-    hidden = draw(2, 5, 24)
+        attention = model.layers[0].attention.requires_grad_(False).eval()
+        torch.nn.init.normal_(attention.out.bias)
+    return attention
+
+
+def step_cases():
+    attention, hidden = some_attention(3), draw(2, 5, 24)
     past = attention.norm(hidden[:, :-1])
     return [(attention, hidden[:, -1:], attention.split(attention.key(past)), attention.split(attention.value(past)))]
 
@@ -833,4 +838,64 @@ my_split.slips = {
     "The three are turned: rows stay rows.": lambda fused: tuple(part.T for part in fused.chunk(3)),
 }
 check_split = my_split.check
+
+# ---- 11_many_gpus
+
+
+def by_columns(linear, x, rank, ranks):  # the notebook builds this one and the next
+    return x @ linear.weight.chunk(ranks)[rank].T + linear.bias.chunk(ranks)[rank]
+
+
+def by_rows(linear, x_part, rank, ranks):
+    return x_part @ linear.weight.chunk(ranks, dim=1)[rank].T
+
+
+def summand_cases():
+    attention, normed = some_attention(4), draw(2, 5, 32)
+    return [(attention, normed, rank, ranks) for ranks in (1, 2, 4) for rank in range(ranks)]
+
+
+@exercise(summand_cases, hint="Whole heads, √d of a head, the own rows of out.")
+def my_summand(attention, normed, rank, ranks):
+    d = attention.head_width
+    linears = (attention.query, attention.key, attention.value)
+    parts = (by_columns(linear, normed, rank, ranks) for linear in linears)
+    query, key, value = (rearrange(part, "b t (h d) -> b h t d", d=d) for part in parts)
+    weights = (query @ key.transpose(-1, -2) / d**0.5).softmax(-1)
+    summand = by_rows(attention.out, rearrange(weights @ value, "b h t d -> b t (h d)"), rank, ranks)
+    return summand + attention.out.bias if rank == 0 else summand
+
+
+def summand_with(heads=None, divisor=lambda d: d**0.5, bias=lambda rank: rank == 0, own=True):
+    """my_summand with a mistake. heads: of this many, whatever the rank has; own: the rank's own rows of out."""
+
+    def mistaken(attention, normed, rank, ranks):
+        parts = (by_columns(f, normed, rank, ranks) for f in (attention.query, attention.key, attention.value))
+        count = heads or len(attention.heads) // ranks
+        query, key, value = (part.unflatten(-1, (count, -1)).transpose(1, 2) for part in parts)
+        weights = (query @ key.mT / divisor(query.shape[-1])).softmax(-1)
+        mixed = (weights @ value).transpose(1, 2).flatten(2)
+        return by_rows(attention.out, mixed, rank if own else 0, ranks) + attention.out.bias * bias(rank)
+
+    return mistaken
+
+
+my_summand.slips = {
+    "The bias of out comes once for each rank: only rank 0 adds it.": summand_with(bias=lambda rank: True),
+    "The bias of out is missing: rank 0 adds it.": summand_with(bias=lambda rank: False),
+    "Each rank has fewer heads, not narrower ones: give d, not the number of all heads.": summand_with(heads=4),
+    "Scores are divided by √d.": summand_with(divisor=lambda d: 1),
+    "Scores are divided by √d, not by d.": summand_with(divisor=lambda d: d),
+    "Each rank has rows of out of its own: these are rank 0's.": summand_with(own=False),
+    "The residual is added by the caller, not here.": (
+        lambda attention, normed, *at: normed + my_summand.solution(attention, normed, *at)
+    ),
+    "Rank 0 does it all, and the others nothing: that is right as a sum, and nobody is helped.": (
+        lambda attention, normed, rank, ranks: my_summand.solution(attention, normed, 0, 1) * (rank == 0)
+    ),
+    "Every rank does it all, and gives a share of the result: nobody is helped.": (
+        lambda attention, normed, rank, ranks: my_summand.solution(attention, normed, 0, 1) / ranks
+    ),
+}
+check_summand = my_summand.check
 __all__ += [name for name in globals() if name.startswith("check_")]
