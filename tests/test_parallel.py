@@ -138,7 +138,7 @@ def test_accelerate_keeps_weights_on_disk_until_they_are_used(name, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, whole(ids).logits, atol=0, rtol=0)
     if name == "tiny-decoder":
-        settings = {"max_new_tokens": 8, "eos_token_id": None}
+        settings = {"max_new_tokens": 8, "eos_token_id": -1}
         assert torch.equal(model.generate(ids[:, :-1], **settings), whole.generate(ids[:, :-1], **settings))
 
 

@@ -296,14 +296,14 @@ def check_room(
 ) -> None:
     """CheckpointError if the weights cannot fit into the memory that is free; what is mapped needs none."""
     free = free_memory(device)
+    free = None if free is None else free // share.neighbours
+    mapped = {n for n, stored in theirs.items() if is_mapped(model.get_parameter(n), stored, dtype, device, share)}
     counts = {name: shape_of(share.own(p)).numel() for name, p in model.named_parameters()}
-    size = 0
-    for name, parameter in model.named_parameters():
-        if not (name in theirs and is_mapped(parameter, theirs[name], dtype, device, share)):
-            size += counts[name] * target_dtype(parameter, dtype).itemsize
-    if free is None or size <= free // share.neighbours:
+    needed = {name: counts[name] * target_dtype(p, dtype).itemsize for name, p in model.named_parameters()}
+    size = sum(n for name, n in needed.items() if name not in mapped)
+    if free is None or size <= free:
         return
-    free, numbers = free // share.neighbours, sum(counts.values())
+    numbers = sum(counts.values())
     cures = {"dtype='bfloat16'": 2 * numbers, "quantize='int8'": numbers}
     cures = [f"{how} needs about {need / 1e9:.1f} GB" for how, need in cures.items() if need <= free]
     raise CheckpointError(

@@ -169,9 +169,9 @@ class Exercise:
     """A function for the learner to write. The solution is the function that this decorates: the only copy there is.
 
     cases: gives the arguments to try, a tuple for each call. forbidden: names that it must do without, and why.
-    slips: sentence -> the function with that mistake; a learner who makes it is told the sentence. judge: of a result
-    the case (as it was, and then once more as `mine` has left it), where more than one result is right: the sentence,
-    or nothing.
+    slips: sentence -> the function with that mistake; a learner who makes it is told the sentence. judge: where
+    more than one result is right; of a result and its case (as it was, and then once more as `mine` has left it) the
+    sentence, or nothing.
     """
 
     def __init__(

@@ -182,8 +182,8 @@ def parallelize(
 
     All ranks must have the same weights, on their own devices. Those of a row of the "tensor" axis must be given the
     same inputs, and the same seed wherever something is drawn; they all have the same answer, that of the whole model.
-    Along "data" gradients are averaged, and all ranks must go through the model equally often: so `generate` there with
-    eos_token_id=None. On the meta device this only says who will hold what. mixed_precision: FSDP's, such as
+    Along "data" gradients are averaged, and all ranks must go through the model equally often: so there
+    `generate` with eos_token_id=-1, never to end early. On the meta device this only says who will hold what. mixed_precision: FSDP's, such as
     `MixedPrecisionPolicy(param_dtype=torch.bfloat16)`. ValueError where heads, or the feed-forward width, cannot be
     dealt out evenly, for int8, and for mixed_precision without ranks along "data".
     """
@@ -265,8 +265,9 @@ def own_draws(attention: Attention, mix: Callable, *args: Any) -> tuple[Tensor, 
 
 def forked(kind: str) -> AbstractContextManager:
     """After it, the CPU's and the own GPU's random generators are as before it."""
-    own = [] if kind == "cpu" else [torch.accelerator.current_device_index()]
-    return torch.random.fork_rng(own) if kind == "cpu" else torch.random.fork_rng(own, device_type=kind)
+    if kind == "cpu":
+        return torch.random.fork_rng([])
+    return torch.random.fork_rng([torch.accelerator.current_device_index()], device_type=kind)
 
 
 def all_heads(weights: Tensor | None, mesh: DeviceMesh) -> Tensor | None:
@@ -280,10 +281,8 @@ def position_bias(attention: Attention, query: Tensor, key: Tensor, ahead: int) 
         return Attention.position_bias(attention, query, key, ahead)
     table = DTensor.from_local(attention.distance.weight, attention.mesh, [Replicate()], run_check=False)
     table = table.to_local(grad_placements=[Partial()])  # the same numbers; on the way back, summed over the ranks
-    names = ("head_width", "position_type")
-    whole = SimpleNamespace(
-        **{name: getattr(attention, name) for name in names}, distance=SimpleNamespace(weight=table)
-    )
+    width, kind = attention.head_width, attention.position_type
+    whole = SimpleNamespace(head_width=width, position_type=kind, distance=SimpleNamespace(weight=table))
     return Attention.position_bias(whole, query, key, ahead)
 
 
