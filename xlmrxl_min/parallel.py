@@ -184,7 +184,7 @@ def parallelize(
     same inputs, and the same seed wherever something is drawn; they all have the same answer, that of the whole model.
     Along "data" gradients are averaged, and all ranks must go through the model equally often: `generate` there with
     eos_token_id=-1, never to end early. On the meta device this only says who will hold what. mixed_precision: FSDP's,
-    such as `MixedPrecisionPolicy(param_dtype=torch.bfloat16)`. ValueError where heads, or the feed-forward width, cannot
+    such as `MixedPrecisionPolicy(param_dtype=torch.bfloat16)`. ValueError where heads or the feed-forward width cannot
     be dealt out evenly, for int8, and for mixed_precision without ranks along "data".
     """
     check(model, mesh["tensor"].size())
