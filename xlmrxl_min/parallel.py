@@ -115,7 +115,7 @@ def quiet_engines() -> Iterator[None]:
 
 def is_of_the_wire(error: RuntimeError) -> bool:
     """Whether this came from between the ranks. Gloo has no class of its own for that, only words."""
-    words = ("gloo", "nccl", "socket", "pair closure", "timed out waiting")
+    words = ("gloo", "nccl", "socket", "pair closure", "timed out waiting", "by peer", "broken pipe")
     return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
 
 
