@@ -117,7 +117,7 @@ def test_nothing_points_upward():
         "explore",
         "train",
     ]
-    order += ["tasks", "decoders", "parallel", "checks", "lessons", "__main__"]
+    order += ["tasks", "decoders", "parallel", "checks", "bugs", "lessons", "__main__"]
     for path in (ROOT / "xlmrxl_min").glob("*.py"):
         if path.stem != "__init__":
             ours = {name.lstrip(".") for name in imports(path) if name.startswith(".")}

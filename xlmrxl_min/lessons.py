@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from einops import einsum, rearrange
 from safetensors.torch import save_file
 
+from . import bugs
 from .checks import Guess, compare, exercise, guess
-from .model import XLMRobertaXLConfig, XLMRobertaXLModel
+from .model import XLMRobertaXLConfig, XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM, XLMRobertaXLModel
 from .sizes import parameters
 from .tokenizer import XLMRobertaTokenizer
 
@@ -898,4 +899,124 @@ my_summand.slips = {
     ),
 }
 check_summand = my_summand.check
+
+# ---- 12_spot_the_bug
+
+
+@cache
+def padding_cases():
+    ids = torch.tensor([[0, 14, 75, 300, 8001, 512, 2]])
+    healthy = [XLMRobertaXLForMaskedLM.from_pretrained(name).eval() for name in ("tiny", "tiny-relative-key")]
+    return [(model, ids) for model in (*healthy, bugs.patient("B"), bugs.counted_by_place())]
+
+
+@exercise(padding_cases, hint="Alone, padded behind, padded before: the same logits for the same tokens?")
+def ignores_padding(model, ids):
+    with torch.no_grad():
+        alone = model(ids).logits
+        for before, behind in ((0, 3), (3, 0)):
+            padded = F.pad(ids, (before, behind), value=1)
+            beside = model(padded, attention_mask=(padded != 1).long()).logits
+            if not torch.allclose(alone, beside[:, before : before + ids.shape[1]], atol=1e-4):
+                return False
+    return True
+
+
+def padding_with(sides=((0, 3), (3, 0)), mask=True, over=all, tolerance=1e-4, **options):
+    """ignores_padding with a mistake. over: the differences below the tolerance."""
+
+    def mistaken(model, ids):
+        found = []
+        with torch.no_grad():
+            alone = model(ids, **options).logits
+            for before, behind in sides:
+                padded = F.pad(ids, (before, behind), value=1)
+                shown = {"attention_mask": (padded != 1).long()} if mask else {}
+                beside = model(padded, **shown, **options).logits[:, before : before + ids.shape[1]]
+                found.append((alone - beside).abs().max().item())
+        return over(found) if over is max else over(difference < tolerance for difference in found)
+
+    return mistaken
+
+
+ignores_padding.slips = {
+    "All ill models pass your test: pad the text, and compare the numbers closely, not shapes.": (
+        padding_with(tolerance=1e9)
+    ),
+    "The healthy ones fail your test: pass attention_mask, and compare the text's own places, wherever they begin.": (
+        padding_with(mask=False)
+    ),
+    "One ill model passes your test: its positions are wrong only where padding stands before the text.": (
+        padding_with(sides=((0, 3),))
+    ),
+    "One ill model passes your test: with output_attentions=True another path computes, and that one is well.": (
+        padding_with(output_attentions=True)
+    ),
+    "Give True or False, not the difference: True where it is below 1e-4.": padding_with(over=max),
+    "True and False have changed places: True is for a model that is well.": (
+        lambda model, ids: not ignores_padding.solution(model, ids)
+    ),
+}
+check_ignores_padding = ignores_padding.check
+
+
+@cache
+def decoder_cases():
+    ids = torch.tensor([[0, 14, 75, 300, 4000, 512, 77, 9, 1200]])
+    healthy = [XLMRobertaXLForCausalLM.from_pretrained("tiny-decoder")]
+    healthy += [XLMRobertaXLForCausalLM.from_pretrained("tiny-relative-key", is_decoder=True)]
+    ill = (bugs.patient("K"), bugs.restarting(), bugs.top_left())
+    return [(model.eval(), ids) for model in (*healthy, *ill)]
+
+
+@exercise(decoder_cases, hint="Whole, in pieces of one token, in pieces of three: the same logits?")
+def cached_equals_whole(model, ids):
+    with torch.no_grad():
+        whole = model(ids, use_cache=False).logits
+        for size in (1, 3):
+            cache, logits = None, []
+            for piece in ids.split(size, dim=1):
+                out = model(piece, past_key_values=cache, use_cache=True)
+                cache = out.past_key_values
+                logits.append(out.logits)
+            if not torch.allclose(whole, torch.cat(logits, dim=1), atol=1e-4):
+                return False
+    return True
+
+
+def cached_with(sizes=(1, 3), hand_on=True, over=all):
+    """cached_equals_whole with a mistake. hand_on: the cache goes on from piece to piece."""
+
+    def mistaken(model, ids):
+        found = []
+        with torch.no_grad():
+            whole = model(ids, use_cache=False).logits
+            for size in sizes:
+                cache, logits = None, []
+                for piece in ids.split(size, dim=1):
+                    out = model(piece, past_key_values=cache, use_cache=True)
+                    cache = out.past_key_values if hand_on else None
+                    logits.append(out.logits)
+                found.append((whole - torch.cat(logits, dim=1)).abs().max().item())
+        return over(found) if over is max else over(difference < 1e-4 for difference in found)
+
+    return mistaken
+
+
+cached_equals_whole.slips = {
+    "Two ill models pass your test: one new token at a time they are right; pieces of several are where they err.": (
+        cached_with(sizes=(1,))
+    ),
+    "All ill models pass your test: is there a past to read, and are the numbers compared closely?": (
+        cached_with(sizes=(9,))
+    ),
+    "The healthy ones fail your test: hand the cache on from piece to piece, and allow for rounding, 1e-4.": (
+        cached_with(hand_on=False)
+    ),
+    "Give True or False, not the difference: True where it is below 1e-4.": cached_with(over=max),
+    "True and False have changed places: True is for a model that is well.": (
+        lambda model, ids: not cached_equals_whole.solution(model, ids)
+    ),
+}
+check_cached = cached_equals_whole.check
 __all__ += [name for name in globals() if name.startswith("check_")]
