@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from einops import einsum, rearrange
 from safetensors.torch import save_file
 
-from . import bugs
+from .bugs import counted_by_place, patient, restarting, top_left
 from .checks import Guess, compare, exercise, guess
 from .model import XLMRobertaXLConfig, XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM, XLMRobertaXLModel
 from .sizes import parameters
@@ -907,7 +907,7 @@ check_summand = my_summand.check
 def padding_cases():
     ids = torch.tensor([[0, 14, 75, 300, 8001, 512, 2]])
     healthy = [XLMRobertaXLForMaskedLM.from_pretrained(name).eval() for name in ("tiny", "tiny-relative-key")]
-    return [(model, ids) for model in (*healthy, bugs.patient("B"), bugs.counted_by_place())]
+    return [(model, ids) for model in (*healthy, patient("B"), counted_by_place())]
 
 
 @exercise(padding_cases, hint="Alone, padded behind, padded before: the same logits for the same tokens?")
@@ -965,7 +965,7 @@ def decoder_cases():
     ids = torch.tensor([[0, 14, 75, 300, 4000, 512, 77, 9, 1200]])
     healthy = [XLMRobertaXLForCausalLM.from_pretrained("tiny-decoder")]
     healthy += [XLMRobertaXLForCausalLM.from_pretrained("tiny-relative-key", is_decoder=True)]
-    ill = (bugs.patient("K"), bugs.restarting(), bugs.top_left())
+    ill = (patient("K"), restarting(), top_left())
     return [(model.eval(), ids) for model in (*healthy, *ill)]
 
 
@@ -1007,7 +1007,7 @@ cached_equals_whole.slips = {
     "Two ill models pass your test: one new token at a time they are right; pieces of several are where they err.": (
         cached_with(sizes=(1,))
     ),
-    "All ill models pass your test: is there a past to read, and are the numbers compared closely?": (
+    "All ill models pass your test: read the text in several pieces, and compare the numbers closely.": (
         cached_with(sizes=(9,))
     ),
     "The healthy ones fail your test: hand the cache on from piece to piece, and allow for rounding, 1e-4.": (
