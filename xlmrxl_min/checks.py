@@ -7,6 +7,7 @@ import math
 import reprlib
 import types
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 
 BLANK = "Nothing to check yet: it gives back None. Put your code there; or is the `return` missing?"
 CLOSE = 1e-5  # of numbers around 1; of larger ones, this share
+SHORT = reprlib.Repr()
+SHORT.maxstring = 80  # a sentence is shown whole
 
 
 class Comparison(str):
@@ -42,8 +45,8 @@ def compare(mine: Any, reference: Any) -> Comparison:
         if isinstance(reference, (list, tuple)) and not is_numbers(reference):
             return compare_lists(mine, reference)
         if not isinstance(reference, Tensor) and not is_numbers(reference):
-            is_same = type(mine) is type(reference) and bool(mine == reference)
-            said = f"It is {reprlib.repr(mine)}, and should be {reprlib.repr(reference)}."
+            is_same = isinstance(mine, type(reference)) and bool(mine == reference)
+            said = f"It is {SHORT.repr(mine)}, and should be {SHORT.repr(reference)}."
             return Comparison("Exactly equal." if is_same else said, is_same)
         wanted = as_tensor(reference)
     except Exception:  # an array of objects, a dictionary of tensors, …
@@ -223,6 +226,8 @@ class Exercise:
         for name, value in zip(names, case, strict=True):
             if isinstance(value, (int, float, str)):
                 words.append(f"{name} = {value!r}")
+            elif isinstance(value, list) and all(isinstance(entry, str) for entry in value):
+                words.append(f"{name} = {SHORT.repr(value)}")
             elif isinstance(value, Tensor):
                 words.append(f"{name} {described(value)}")
         return f"With {', '.join(words)}: " if words else ""
@@ -236,10 +241,14 @@ class Exercise:
         return f" with {type(error).__name__}" + (f": {line.rstrip('.')}." if line else ".") + hint
 
     def recognised(self, mine: Callable, cases: list[tuple]) -> str:
-        """The sentence of the slip that gives, on all cases, what `mine` gives; or nothing."""
+        """The sentence of the slip that gives what `mine` gives, on all cases where it gives something; or nothing."""
+        given = []
+        for case in cases:
+            with suppress(Exception):  # it may well stop on another case than the one it gets wrong
+                given.append((case, mine(*copied(case))))
         for why, slip in self.slips.items():
             try:
-                if all(compare(mine(*copied(case)), slip(*copied(case))) for case in cases):
+                if given and all(compare(got, slip(*copied(case))) for case, got in given):
                     return why
             except Exception:  # a mistake may well stop where another one does not
                 continue
@@ -257,7 +266,10 @@ def exercise(
 
 def copied(case: tuple) -> tuple:
     """A function may write to what it is given."""
-    return tuple(value.clone() if isinstance(value, Tensor) else value for value in case)
+    return tuple(
+        value.clone() if isinstance(value, Tensor) else list(value) if isinstance(value, list) else value
+        for value in case
+    )
 
 
 def names_in(code: types.CodeType) -> set[str]:

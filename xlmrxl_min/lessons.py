@@ -12,6 +12,7 @@ import json
 import math
 import tempfile
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from safetensors.torch import save_file
 from .bugs import counted_by_place, patient, restarting, top_left
 from .checks import Guess, compare, exercise, guess
 from .model import XLMRobertaXLConfig, XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM, XLMRobertaXLModel
+from .predict import fill_mask
 from .sizes import parameters
 from .tokenizer import XLMRobertaTokenizer
 
@@ -30,6 +32,127 @@ __all__ = ["Guess", "compare", "guess"]  # and every check_NAME below
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+# ---- 00_start_here
+
+
+@cache
+def tiny():
+    return XLMRobertaXLForMaskedLM.from_pretrained("tiny"), XLMRobertaTokenizer.from_pretrained("tiny")
+
+
+def complete_cases():
+    texts = ["Everyone has the <mask> to <mask>.", "All human be<mask> are born free."]
+    texts += ["人人生而<mask>,在尊严和权利上一律<mask>。", "Nothing is hidden here."]
+    return [(*tiny(), text) for text in texts]
+
+
+@exercise(complete_cases, hint="Each <mask> gets its own first guess; a text without one comes back as it is.")
+def complete(model, tokenizer, text):
+    if "<mask>" not in text:
+        return text
+    for predictions in fill_mask(model, tokenizer, text):
+        text = text.replace("<mask>", predictions[0].text, 1)
+    return text
+
+
+def found_in(model, tokenizer, text):
+    return fill_mask(model, tokenizer, text) if "<mask>" in text else []
+
+
+def complete_with(guesses, count=1):
+    """complete with a mistake. guesses: tokenizer, predictions of each mask -> what is put in, one after the other."""
+
+    def mistaken(model, tokenizer, text):
+        for guessed in guesses(tokenizer, found_in(model, tokenizer, text)):
+            text = text.replace("<mask>", guessed, count)
+        return text
+
+    return mistaken
+
+
+def complete_by_ids(skip_special_tokens):
+    """complete with a mistake: there and back by the ids."""
+
+    def mistaken(model, tokenizer, text):
+        best = iter(predictions[0].token_id for predictions in found_in(model, tokenizer, text))
+        ids = [next(best) if i == tokenizer.mask_token_id else i for i in tokenizer.encode(text)]
+        return tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    return mistaken
+
+
+def complete_in_turn(model, tokenizer, text):
+    while "<mask>" in text:
+        text = text.replace("<mask>", fill_mask(model, tokenizer, text)[0][0].text, 1)
+    return text
+
+
+def complete_words(model, tokenizer, text):
+    best = iter(predictions[0].text for predictions in found_in(model, tokenizer, text))
+    return " ".join(next(best) if word == "<mask>" else word for word in text.split(" "))
+
+
+def first_of(found):
+    return [predictions[0].text for predictions in found]
+
+
+complete.slips = {
+    "Only the first <mask> is filled: there may be several.": complete_with(lambda _, found: first_of(found)[:1]),
+    "All have got the first one's guess: `replace` replaces everywhere, unless it is given a count.": (
+        complete_with(lambda _, found: first_of(found), count=-1)
+    ),
+    "These are the second guesses: counting begins at 0.": (
+        complete_with(lambda _, found: [predictions[1].text for predictions in found])
+    ),
+    "The guesses are in reverse order: the first belongs to the first <mask>.": (
+        complete_with(lambda _, found: first_of(found)[::-1])
+    ),
+    "Ask the model once, for all masks: here a later guess has seen the earlier ones.": complete_in_turn,
+    "There is a space too many: those that are needed are in the text.": (
+        complete_with(lambda _, found: [f" {guessed}" for guessed in first_of(found)])
+    ),
+    "These are pieces with their ▁: put in the `text` of a prediction.": (
+        complete_with(lambda tokenizer, found: [tokenizer.convert_ids_to_tokens(x[0].token_id) for x in found])
+    ),
+    "Special tokens are left in it: change the text itself, not its ids.": complete_by_ids(skip_special_tokens=False),
+    "Decoding has changed spaces, too: change the text itself, not its ids.": complete_by_ids(skip_special_tokens=True),
+    "A <mask> need not be a whole word: one may stand in a word, or before a full stop.": complete_words,
+}
+check_complete = complete.check
+
+
+def looked_at_cases():
+    tokens = ["<s>", "▁No", "▁one", "▁is", "▁no", "▁one", "</s>"]  # one of them twice
+    return [((draw(n, n, seed=n) + torch.eye(n)).softmax(-1), tokens[-n:]) for n in (7, 4)]
+
+
+@exercise(looked_at_cases, hint="A list with one token for each row.")
+def most_looked_at(weights, tokens):
+    return [tokens[place] for place in weights.argmax(-1)]
+
+
+def standing_at(tokens, places):
+    return [tokens[place] for place in places]
+
+
+most_looked_at.slips = {
+    "Rows look, columns are looked at: these are the tokens that look most at each.": (
+        lambda weights, tokens: standing_at(tokens, weights.argmax(0))
+    ),
+    "These are places: give the tokens that stand there.": lambda weights, tokens: weights.argmax(-1),
+    "These are the weights: give the tokens that get them.": lambda weights, tokens: weights.amax(-1),
+    "That is where each looks least.": lambda weights, tokens: standing_at(tokens, weights.argmin(-1)),
+    "A token may look most at itself: that counts, too.": (
+        lambda weights, tokens: standing_at(tokens, (weights - torch.eye(len(weights))).argmax(-1))
+    ),
+    "Each row has its own largest weight: this is the token that all together look at most.": (
+        lambda weights, tokens: standing_at(tokens, [weights.sum(0).argmax()] * len(tokens))
+    ),
+    "These are the tokens themselves: each looks at another one, or at itself.": lambda weights, tokens: tokens,
+}
+check_most_looked_at = most_looked_at.check
 
 
 # ---- 01_tokens_and_embeddings
@@ -70,6 +193,96 @@ to_ids.slips = {
     "<mask> comes after the last piece: len(sp) + 1, as pieces are shifted by one.": ids_with(mask=len),
 }
 check_ids = to_ids.check
+
+
+@cache
+def real():
+    """The real tokenizer, and all of its pieces."""
+    tokenizer = XLMRobertaTokenizer.from_pretrained("xlm-roberta-xl")
+    return tokenizer, frozenset(tokenizer.pieces.id_to_piece(i) for i in range(3, len(tokenizer.pieces)))
+
+
+def fewest_cases():
+    letters = [frozenset([*"abcdef", *longer]) for longer in (("ab", "abc", "cdef"), ("abcd", "def", "ef"))]
+    return [*((text, real()[1]) for text in ("▁desempleo", "▁untranslatable")), *(("abcdef", x) for x in letters)]
+
+
+def greedy(text, pieces):
+    """From left to right, always the longest piece that fits."""
+    cut = []
+    while text:
+        cut.append(max((text[:end] for end in range(1, len(text) + 1) if text[:end] in pieces), key=len))
+        text = text[len(cut[-1]) :]
+    return cut
+
+
+def greedy_backwards(text, pieces):
+    return [piece[::-1] for piece in greedy(text[::-1], {piece[::-1] for piece in pieces})][::-1]
+
+
+def most_probable(text, pieces):
+    return real()[0].tokenize(text.replace("▁", " "))
+
+
+def judge_fewest(got, case):
+    (text, pieces), fewest = case[:2], fewest_pieces.solution(*case[:2])
+    if type(got) is int:
+        return "Give the pieces themselves, not how many they are."
+    if not isinstance(got, (list, tuple)):
+        raise TypeError("a list of pieces is due")
+    got, joined = list(got), "".join(got)
+    if joined != text:
+        is_reversed = "".join(got[::-1]) == text
+        return (
+            "The pieces are in reverse order: the last one is found first."
+            if is_reversed
+            else "Joined in their order, these pieces are not the text."
+        )
+    if not pieces.issuperset(got):
+        return "Not all of these are in `pieces`."
+    if len(got) <= len(fewest):
+        return ""
+    faults = {
+        "These are the most pieces, not the fewest.": len(got) == len(text),
+        "This is the most probable cut: let every piece cost the same.": got == most_probable(text, pieces),
+        "The longest piece at every step is not the best in the end.": (
+            got in (greedy(text, pieces), greedy_backwards(text, pieces))
+        ),
+        f"{text!r} can be cut into {len(fewest)} pieces, and yours are {len(got)}.": True,
+    }
+    return next(why for why, is_so in faults.items() if is_so)
+
+
+@exercise(fewest_cases, judge=judge_fewest)
+def fewest_pieces(text, pieces):
+    longest = max(map(len, pieces))
+    best, last = [0] + [math.inf] * len(text), [0] * (len(text) + 1)
+    for end in range(1, len(text) + 1):
+        for begin in range(max(0, end - longest), end):
+            if text[begin:end] in pieces and best[begin] + 1 < best[end]:
+                best[end], last[end] = best[begin] + 1, begin
+    cut, end = [], len(text)
+    while end:
+        cut, end = [text[last[end] : end], *cut], last[end]
+    return cut
+
+
+fewest_pieces.slips = {
+    "These are the most pieces, not the fewest.": lambda text, pieces: list(text),
+    "This is the most probable cut: let every piece cost the same.": most_probable,
+    "The longest piece at every step is not the best in the end.": greedy,
+    "The pieces are in reverse order: the last one is found first.": (
+        lambda text, pieces: fewest_pieces.solution(text, pieces)[::-1]
+    ),
+    "Joined in their order, these pieces are not the text.": (
+        lambda text, pieces: fewest_pieces.solution(text, pieces)[1:]
+    ),
+    "Not all of these are in `pieces`.": lambda text, pieces: [text],
+    "Give the pieces themselves, not how many they are.": (
+        lambda text, pieces: len(fewest_pieces.solution(text, pieces))
+    ),
+}
+check_fewest = fewest_pieces.check
 
 
 # ---- 02_attention
@@ -899,6 +1112,41 @@ my_summand.slips = {
     ),
 }
 check_summand = my_summand.check
+
+
+def cut_cases():
+    short = [[first, second] for first in ("columns", "rows") for second in ("columns", "rows")]
+    return [(cuts,) for cuts in [*short, ["columns"], ["rows"], 2 * ["columns", "rows"], ["rows", *short[0], "rows"]]]
+
+
+@exercise(cut_cases, hint="What does each rank have after a matrix, and what does the next step want?")
+def needed(cuts):
+    return len(cuts) - list(pairwise(cuts)).count(("columns", "rows"))
+
+
+def needed_and(more):
+    """needed, and `more`(cuts) on top."""
+    return lambda cuts: needed.solution(cuts) + more(cuts)
+
+
+needed.slips = {
+    "Between columns and rows nothing travels: rows want just the part that columns have made.": len,
+    "No sum can wait for the end: GELU(a + b) is not GELU(a) + GELU(b).": lambda cuts: 1,
+    "Parts must be joined, too, unless rows come next.": lambda cuts: cuts.count("rows"),
+    "Rows make summands, and these must be added up.": needed_and(lambda cuts: -cuts.count("rows")),
+    "At the end everybody is to have the whole result: parts are joined there, too.": (
+        needed_and(lambda cuts: -(cuts[-1] == "columns"))
+    ),
+    "An all-reduce is one collective, though it can be done as two.": needed_and(lambda cuts: cuts.count("rows")),
+    "Rows take their part of what everybody has: for that nothing travels.": (
+        needed_and(lambda cuts: sum(pair != ("columns", "rows") for pair in pairwise(["", *cuts]) if pair[1] == "rows"))
+    ),
+    "Columns, then rows, need nothing between them: not rows, then columns.": (
+        lambda cuts: len(cuts) - list(pairwise(cuts)).count(("rows", "columns"))
+    ),
+}
+check_needed = needed.check
+
 
 # ---- 12_spot_the_bug
 
