@@ -116,11 +116,52 @@ def test_right_answers_may_come_in_any_form():
     assert lessons.check_norm(functools.partial(lambda *args: lessons.my_norm.solution(*args))) == "Right!"
     assert lessons.check_split_heads(lambda x, d: list(x.unflatten(-1, (-1, d)).transpose(1, 2))) == "Right!"
     assert lessons.check_distances(lambda tokens: torch.tensor(2 * tokens - 1)) == "Right!"
+    by_numpy = lessons.check_most_looked_at(lambda weights, tokens: list(np.array(tokens)[weights.argmax(-1)]))
+    assert by_numpy == "Right!"
+
+
+def test_of_cuts_equally_short_any_will_do():
+    def latest(text, pieces):
+        """As the solution, but the last begin wins, not the first."""
+        shortest = [()]
+        for end in range(1, len(text) + 1):
+            begins = [begin for begin in reversed(range(end)) if text[begin:end] in pieces]
+            shortest.append(min(((*shortest[begin], text[begin:end]) for begin in begins), key=len))
+        return shortest[-1]
+
+    assert any(list(latest(*case)) != lessons.fewest_pieces.solution(*case) for case in lessons.fewest_cases())
+    assert lessons.check_fewest(latest) == "Right!"
+
+
+def test_guesses_that_see_each_other_are_not_those_asked_for():
+    """Filled one after the other, from either end."""
+
+    def from_the_end(model, tokenizer, text):
+        while "<mask>" in text:
+            before, after = text.rsplit("<mask>", 1)
+            text = before + lessons.fill_mask(model, tokenizer, text)[-1][0].text + after
+        return text
+
+    assert lessons.check_complete(from_the_end).startswith("Not quite. ")
+
+
+def test_a_mistake_is_recognised_though_the_code_stops_elsewhere():
+    """Without a mask fill_mask stops, but that is not the mistake which comes first."""
+
+    def only_the_first(model, tokenizer, text):
+        return text.replace("<mask>", lessons.fill_mask(model, tokenizer, text)[0][0].text, 1)
+
+    assert lessons.check_complete(only_the_first) == "Not quite. Only the first <mask> is filled: there may be several."
 
 
 @pytest.mark.parametrize(
     ("check", "mine", "says"),
     [
+        (
+            "needed",
+            lambda cuts: cuts.clear() or 7,
+            "Not quite. With cuts = ['columns', 'columns']: different: 7 where 2 should be.",
+        ),
         (
             "choice",
             lambda ids, encode, score: score(encode(ids.flatten(0, 1))).view(-1, 4),

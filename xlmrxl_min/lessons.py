@@ -43,7 +43,7 @@ def tiny():
 
 
 def complete_cases():
-    texts = ["Everyone has the <mask> to <mask>.", "All human be<mask> are born free."]
+    texts = ["Everyone has the right to <mask> liberty and <mask> of person.", "All human be<mask> are born free."]
     texts += ["人人生而<mask>,在尊严和权利上一律<mask>。", "Nothing is hidden here."]
     return [(*tiny(), text) for text in texts]
 
@@ -1121,7 +1121,7 @@ def cut_cases():
 
 @exercise(cut_cases, hint="What does each rank have after a matrix, and what does the next step want?")
 def needed(cuts):
-    return len(cuts) - list(pairwise(cuts)).count(("columns", "rows"))
+    return len(cuts) - sum(pair == ("columns", "rows") for pair in pairwise(cuts))
 
 
 def needed_and(more):
