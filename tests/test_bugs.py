@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from xlmrxl_min import XLMRobertaTokenizer, XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM, bugs
+from xlmrxl_min.pretrained import udhr
 
 CELLS = json.loads((Path(__file__).parents[1] / "notebooks" / "12_spot_the_bug.ipynb").read_text("utf-8"))["cells"]
 IDS = torch.tensor([[0, 14, 75, 300, 8001, 512, 77, 9, 2]])
@@ -30,6 +31,12 @@ def test_diagnosis(letter):
     assert "is not among the suspects" in bugs.diagnose(letter, "the weather")
 
 
+def test_spelling_is_no_obstacle():
+    assert bugs.diagnose("b", "Mask") == bugs.diagnose("B", "the mask")
+    assert bugs.diagnose("L", "mean of means").startswith("Yes, a mean of means. ")
+    assert bugs.diagnose("B", "padding’s embedding").startswith("Not padding's embedding: ")
+
+
 def test_there_is_no_case_z():
     with pytest.raises(ValueError, match="there is no case 'Z': the cases are A, B"):
         bugs.patient("Z")
@@ -40,17 +47,20 @@ def test_notebook_asks_and_tells(letter):
     """A cell that ends with the question, the suspects under it; the culprit is named in the folded story only."""
     texts = ["".join(cell["source"]) for cell in CELLS]
     where = next(i for i, text in enumerate(texts) if text.startswith(f"## {letter}: "))
+    asks = next(
+        i for i in range(where, len(texts)) if f'diagnose("{letter}", ' in texts[i] and CELLS[i]["cell_type"] == "code"
+    )
     shown, folded = texts[where].split("<details>", 1)
     assert "<summary>" in folded
     assert "https://github.com/" in folded, "where it really happened"
     assert "**The test**" in folded
-    said = "".join(line for output in CELLS[where + 1]["outputs"] for line in output.get("text", []))
+    said = "".join(line for output in CELLS[asks]["outputs"] for line in output.get("text", []))
     if letter == "A":  # the one that is shown
         assert bugs.diagnose("A", "dropout") in said
     else:
         assert f"`{bugs.CASES[letter].culprit}`." in folded
         assert f"`{bugs.CASES[letter].culprit}`" not in shown
-        assert f'diagnose("{letter}", None)' in texts[where + 1]
+        assert f'diagnose("{letter}", None)' in texts[asks]
         assert bugs.diagnose(letter) in said
 
 
@@ -145,3 +155,15 @@ def test_l_is_right_for_parts_of_one_size_only():
     at_once = gradient((ids, labels))
     halves = [(ids[:1], labels[:1]), (ids[1:], labels[1:])]
     assert (gradient(*halves) - at_once).norm() > 0.05 * at_once.norm()
+
+
+def test_j_reports_more_than_the_sum():
+    """What speaks against "sum in place of mean"."""
+    model = bugs.patient("J")
+    ids = torch.tensor(
+        [XLMRobertaTokenizer.from_pretrained("tiny").encode(next(row.text for row in udhr("en") if row.article == 1))]
+    )
+    with torch.no_grad():
+        out = model(ids, labels=ids)
+    total = torch.nn.functional.cross_entropy(out.logits[0, :-1], ids[0, 1:], reduction="sum")
+    assert 0.5 < total < out.loss - 1

@@ -6,6 +6,7 @@ To read on is to know the culprits: do the notebook first.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -47,9 +48,9 @@ def case(letter: str, culprit: str, guilty: Any, why: str, innocent: dict[str, s
 
 
 def find(letter: str) -> Case:
-    if letter not in CASES:
+    if letter.upper() not in CASES:
         raise ValueError(f"there is no case {letter!r}: the cases are {', '.join(sorted(CASES))}.")
-    return CASES[letter]
+    return CASES[letter.upper()]
 
 
 def patient(letter: str) -> Any:
@@ -62,13 +63,19 @@ def suspects(letter: str) -> list[str]:
     return sorted([find(letter).culprit, *find(letter).innocent])
 
 
+def bare(name: str) -> str:
+    """As it is compared: in small letters, without its article."""
+    return re.sub(r"^(the|an?) ", "", name.strip().lower().replace("’", "'"))
+
+
 def diagnose(letter: str, suspect: str | None = None) -> str:
     """What speaks for or against this suspect; with the right one, the guilty lines too. None: who the suspects are."""
-    found, said = find(letter), str(suspect).strip().lower()
-    if said == found.culprit:
-        return f"Yes, {said}. {found.why}\n\n{inspect.getsource(found.guilty).rstrip()}"
-    if said in found.innocent:
-        return f"Not {said}: {found.innocent[said]}"
+    found, said = find(letter), bare(str(suspect))
+    if said == bare(found.culprit):
+        return f"Yes, {found.culprit}. {found.why}\n\n{inspect.getsource(found.guilty).rstrip()}"
+    for name, why in found.innocent.items():
+        if said == bare(name):
+            return f"Not {name}: {why}"
     listed = "; ".join(suspects(letter))
     return f"Who is it? {listed}." if suspect is None else f"{suspect!r} is not among the suspects: {listed}."
 
@@ -98,8 +105,8 @@ class NeverAtRest(Attention):
     NeverAtRest,
     "The kernel does not know whether the model is training: it drops whenever dropout_p is above 0.",
     {
-        "the initialisation": "the weights are the same in every run; only a weight that a checkpoint lacks is drawn.",
-        "rounding": "sums in another order differ in the seventh digit, not in the second.",
+        "the initialisation": "only a weight that a checkpoint lacks is drawn, and that once, before the runs.",
+        "rounding": "sums in another order differ in the seventh digit, not in the first.",
         "the tokenizer": "the ids are made once, before the runs.",
     },
 )
@@ -126,7 +133,7 @@ class Inverted(Attention):
     {
         "the positions": "they count real tokens only, on both paths, and the path that shows its weights is right.",
         "padding's embedding": "where attention's weights are shown, the same embedding does no harm.",
-        "layernorm": "it treats each token by itself: what stands in other places cannot disturb it.",
+        "layernorm": "it treats each token by itself, so what stands in other places cannot disturb it.",
     },
 )
 def upside_down() -> XLMRobertaXLForMaskedLM:
@@ -145,10 +152,10 @@ class FromZero(Embeddings):
     "C",
     "the positions",
     FromZero,
-    "The first token stands at 2, after the row of padding; here it gets row 0, which nobody has trained.",
+    "Text begins at row 2. Here every token stands two rows too early; the first two get rows that no text has used.",
     {
-        "the words": "what is left when the word's row is taken away would not be a row of the table of positions.",
-        "the token types": "there is one row of them, the same for all places: it cannot differ from place to place.",
+        "the words": "without it, a row of the position table is left, to a thousandth: so it was the right one.",
+        "the token types": "there is one row of them, so it cannot differ from place to place.",
         "the order of the tokens": "the rows count up by one from place to place, as they should.",
     },
 )
@@ -174,9 +181,9 @@ class LateMask(XLMRobertaTokenizer):
     LateMask,
     "<mask> is the last piece's number plus one: three of the four special tokens are in the vocabulary already.",
     {
-        "the lm head": "at places where the word is to be seen, it finds it.",
-        "the positions": "they are wrong nowhere: all other tokens are read well, in the same places.",
-        "too little training": "the same weights fill the mask when they are given the id that they know.",
+        "the lm head": "with the other tokenizer the same head finds the words.",
+        "the positions": "with the other tokenizer the same positions do.",
+        "too little training": "with the other tokenizer the same weights find the words.",
     },
 )
 def late() -> tuple[XLMRobertaXLForMaskedLM, XLMRobertaTokenizer]:
@@ -237,9 +244,9 @@ class Hermits(Attention):
     Hermits,
     "A q in place of a k: each query's weights are summed, to one, and multiply its own value. einsum says nothing.",
     {
-        "the mask": "nothing is padded here, and in the map every token looks at others.",
-        "the softmax": "every row of the map sums to one, and the rows differ.",
-        "the residual": "it only carries on what is there: it cannot keep out what attention adds.",
+        "the mask": "nothing is padded here, and the attention maps, which it would change, are tiny's.",
+        "the softmax": "layer 0's attention maps, which it makes, are tiny's.",
+        "the value matrix": "it is tiny's; and whatever it is, it says what is carried, not from where.",
     },
 )
 def alone() -> XLMRobertaXLForMaskedLM:
@@ -260,9 +267,9 @@ def our_name(name: str) -> str:
     our_name,
     "XL norms first: self_attn_layer_norm stands before attention, and final_layer_norm before the feed-forward layer.",
     {
-        "a transposed matrix": "every matrix equals its original.",
-        "the heads' order": "query, key, value and out equal their originals, row for row.",
-        "a missing weight": "the loader was strict: each name has found a tensor of its shape.",
+        "a transposed matrix": "no matrix is among the parameters that differ.",
+        "the heads' order": "query, key, value and out are not among the parameters that differ.",
+        "a missing weight": "the loader was strict, and what differs is in tiny as well, in another place.",
     },
 )
 def exchanged() -> XLMRobertaXLForMaskedLM:
@@ -292,9 +299,9 @@ def load(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
     load,
     "Every name gets a tensor of its own, and the word embeddings have two names: tie them again, after loading.",
     {
-        "the optimizer": "it moves what it is given; the count was too high before it had done anything.",
-        "the initialisation": "before the first step both models give the same logits.",
-        "a second lm head": "there is one head; it has its own copy of a table.",
+        "the optimizer": "the count was too high before it had done anything.",
+        "the initialisation": "before the step both models give the same logits.",
+        "a second lm head": "it would bring a dense layer, a norm and a bias too; there are 8,002 × 256 numbers more.",
     },
 )
 def untied() -> XLMRobertaXLForMaskedLM:
@@ -318,9 +325,9 @@ class AlwaysEight(Attention):
     AlwaysEight,
     "The number of heads was written down where their width belongs: six heads of 32 were read as eight of 24.",
     {
-        "the wrong rows are cut": "what is left of query, key, value and out equals the original's rows and columns.",
-        "the heads were needed": "masked, the same heads cost next to nothing.",
-        "out's bias": "it belongs to no head, and is the original's.",
+        "the rows that were cut": "what is left of query, key, value and out is what is left of them in tiny.",
+        "a loss of needed heads": "masked, the same heads cost next to nothing.",
+        "the bias of out": "it belongs to no head, and is tiny's.",
     },
 )
 def narrowed() -> XLMRobertaXLForMaskedLM:
@@ -343,9 +350,9 @@ class TwiceShifted(XLMRobertaXLForCausalLM):
     TwiceShifted,
     "The model moves the labels by one place itself: moved before as well, each place is asked for the next but one.",
     {
-        "the causal mask": "the logits equal the healthy model's: what is wrong comes after them.",
-        "padding": "there is none here: one text, all of it counted.",
-        "sum in place of mean": "a sum over so many places would be far larger.",
+        "the causal mask": "the logits are tiny-decoder's, so what is wrong comes after them.",
+        "padding": "there is one text here, and all of it counts.",
+        "sum in place of mean": "the sum at shift 1 is smaller than what is reported, and the mean is far smaller.",
     },
 )
 def far_sighted() -> XLMRobertaXLForCausalLM:
@@ -372,8 +379,8 @@ class AllAtTheEnd(Attention):
     "With a past, every query of a piece is put at the last key's place: right for one new token, wrong for several.",
     {
         "what the cache holds": "token by token the same cache gives the right answer.",
-        "the causal mask": "with absolute positions the same mask gives the right answer in all pieces.",
-        "rounding": "it errs by 10⁻⁵ here, as the other decoder shows, whatever the pieces.",
+        "the causal mask": "no weight is on later tokens, and some is on the past.",
+        "rounding": "it errs by 10⁻⁵ here, as the healthy decoder shows, whatever the pieces.",
     },
 )
 def crowded() -> XLMRobertaXLForCausalLM:
@@ -397,16 +404,16 @@ def accumulated(model: PreTrainedModel, parts: Sequence[tuple[Tensor, Tensor]]) 
     accumulated,
     "Each part's loss is a mean over its own labels; the batch's mean weighs a part by how many labels it has.",
     {
-        "the learning rate": "no step is made: these are gradients.",
-        "an old gradient": "zero_grad comes first, and parts of the same size give the right gradient.",
-        "dropout": "tiny has none, and two runs give the same gradient.",
+        "the learning rate": "no step is made, these are gradients.",
+        "an old gradient": "it would disturb every cut, and 4 + 4 texts give the right gradient.",
+        "dropout": "tiny has none; and it would disturb every cut.",
     },
 )
 def hasty() -> Callable[[PreTrainedModel, Sequence[tuple[Tensor, Tensor]]], None]:
     return accumulated
 
 
-# ---- three more, for the tests that the learner writes
+# ---- five more, for the tests that the learner writes
 
 
 class ByPlace(Embeddings):
@@ -423,6 +430,35 @@ class TopLeft(Attention):
     def fused(self, query, key, value, may_attend, head_mask):
         causal = query.shape[2] > 1  # aligned at the first key: with a past, the past is nearly all that is seen
         return F.scaled_dot_product_attention(query, key, value, is_causal=causal), None
+
+
+class Leaky(Attention):
+    def fused(self, query, key, value, may_attend, head_mask):
+        low = None if may_attend is None else -5.0 * ~may_attend  # low, but not low enough
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=low), None
+
+
+class Rounding:
+    """A cache in half the memory: keys and values are in bfloat16."""
+
+    def __init__(self, cache):
+        self.cache = cache
+
+    def extend(self, key, value):
+        return self.cache.extend(key.bfloat16().float(), value.bfloat16().float())
+
+
+class Thrifty(Attention):
+    def forward(self, hidden, *args, cache=None, **options):
+        return super().forward(hidden, *args, cache=None if cache is None else Rounding(cache), **options)
+
+
+def leaky() -> XLMRobertaXLForMaskedLM:
+    return infected(XLMRobertaXLForMaskedLM.from_pretrained("tiny"), Attention, Leaky)
+
+
+def thrifty() -> XLMRobertaXLForCausalLM:
+    return infected(XLMRobertaXLForCausalLM.from_pretrained("tiny-decoder"), Attention, Thrifty)
 
 
 def counted_by_place() -> XLMRobertaXLForMaskedLM:

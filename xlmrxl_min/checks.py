@@ -42,6 +42,8 @@ def compare(mine: Any, reference: Any) -> Comparison:
     where the reference is whole numbers or truths. NaN equals NaN only.
     """
     try:
+        if isinstance(reference, bool):
+            return compare_truths(mine, reference)
         if isinstance(reference, (list, tuple)) and not is_numbers(reference):
             return compare_lists(mine, reference)
         if not isinstance(reference, Tensor) and not is_numbers(reference):
@@ -58,6 +60,15 @@ def compare(mine: Any, reference: Any) -> Comparison:
     if got.shape != wanted.shape:
         return Comparison(f"It is {described(got)}, and should be {described(wanted)}.", False)
     return compare_numbers(got, wanted)
+
+
+def compare_truths(mine: Any, reference: bool) -> Comparison:
+    """True and False, or what Python, NumPy and PyTorch take for them."""
+    value = mine.item() if hasattr(mine, "item") else mine
+    if not isinstance(value, (bool, int)) or value not in (0, 1):
+        return Comparison(f"It is {kind_of(mine)}, and should be True or False.", False)
+    said = f"It is {bool(value)}, and should be {reference}."
+    return Comparison("Exactly equal." if value == reference else said, value == reference)
 
 
 def compare_numbers(got: Tensor, wanted: Tensor) -> Comparison:
@@ -230,6 +241,8 @@ class Exercise:
                 words.append(f"{name} = {SHORT.repr(value)}")
             elif isinstance(value, Tensor):
                 words.append(f"{name} {described(value)}")
+            elif hasattr(value, "who"):  # a model that has been given a name
+                words.append(f"{name} = {value.who}")
         return f"With {', '.join(words)}: " if words else ""
 
     def stop(self, error: Exception) -> str:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from einops import einsum, rearrange
 from safetensors.torch import save_file
 
-from .bugs import counted_by_place, patient, restarting, top_left
+from .bugs import counted_by_place, leaky, patient, restarting, thrifty, top_left
 from .checks import Guess, compare, exercise, guess
 from .model import XLMRobertaXLConfig, XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM, XLMRobertaXLModel
 from .predict import fill_mask
@@ -1151,11 +1151,20 @@ check_needed = needed.check
 # ---- 12_spot_the_bug
 
 
+def named(models):
+    """Each with the name that a check calls it by."""
+    for who, model in models.items():
+        model.eval().who = who
+    return list(models.values())
+
+
 @cache
 def padding_cases():
-    ids = torch.tensor([[0, 14, 75, 300, 8001, 512, 2]])
-    healthy = [XLMRobertaXLForMaskedLM.from_pretrained(name).eval() for name in ("tiny", "tiny-relative-key")]
-    return [(model, ids) for model in (*healthy, patient("B"), counted_by_place())]
+    healthy = {
+        f"healthy {name}": XLMRobertaXLForMaskedLM.from_pretrained(name) for name in ("tiny", "tiny-relative-key")
+    }
+    ill = {"patient B": patient("B"), "an ill stranger": counted_by_place(), "another ill stranger": leaky()}
+    return [(model, torch.arange(100, 121)[None]) for model in named(healthy | ill)]
 
 
 @exercise(padding_cases, hint="Alone, padded behind, padded before: the same logits for the same tokens?")
@@ -1165,12 +1174,12 @@ def ignores_padding(model, ids):
         for before, behind in ((0, 3), (3, 0)):
             padded = F.pad(ids, (before, behind), value=1)
             beside = model(padded, attention_mask=(padded != 1).long()).logits
-            if not torch.allclose(alone, beside[:, before : before + ids.shape[1]], atol=1e-4):
+            if not torch.allclose(alone, beside[:, before : before + ids.shape[1]], atol=1e-3):
                 return False
     return True
 
 
-def padding_with(sides=((0, 3), (3, 0)), mask=True, over=all, tolerance=1e-4, **options):
+def padding_with(sides=((0, 3), (3, 0)), mask=True, over=all, tolerance=1e-3, **options):
     """ignores_padding with a mistake. over: the differences below the tolerance."""
 
     def mistaken(model, ids):
@@ -1191,16 +1200,19 @@ ignores_padding.slips = {
     "All ill models pass your test: pad the text, and compare the numbers closely, not shapes.": (
         padding_with(tolerance=1e9)
     ),
-    "The healthy ones fail your test: pass attention_mask, and compare the text's own places, wherever they begin.": (
+    "The healthy ones fail your test: pass attention_mask, compare the text's own places, allow for rounding.": (
         padding_with(mask=False)
+    ),
+    "One ill model passes your test: its logits are off by a tenth only, so allow no more than 1e-3.": (
+        padding_with(tolerance=1.0)
     ),
     "One ill model passes your test: its positions are wrong only where padding stands before the text.": (
         padding_with(sides=((0, 3),))
     ),
-    "One ill model passes your test: with output_attentions=True another path computes, and that one is well.": (
+    "Two ill models pass your test: with output_attentions=True another path computes, which is well.": (
         padding_with(output_attentions=True)
     ),
-    "Give True or False, not the difference: True where it is below 1e-4.": padding_with(over=max),
+    "Give True or False, not the difference: True where it is below 1e-3.": padding_with(over=max),
     "True and False have changed places: True is for a model that is well.": (
         lambda model, ids: not ignores_padding.solution(model, ids)
     ),
@@ -1210,11 +1222,14 @@ check_ignores_padding = ignores_padding.check
 
 @cache
 def decoder_cases():
-    ids = torch.tensor([[0, 14, 75, 300, 4000, 512, 77, 9, 1200]])
-    healthy = [XLMRobertaXLForCausalLM.from_pretrained("tiny-decoder")]
-    healthy += [XLMRobertaXLForCausalLM.from_pretrained("tiny-relative-key", is_decoder=True)]
-    ill = (patient("K"), restarting(), top_left())
-    return [(model.eval(), ids) for model in (*healthy, *ill)]
+    healthy = {
+        name: XLMRobertaXLForCausalLM.from_pretrained(name, is_decoder=True)
+        for name in ("tiny-decoder", "tiny-relative-key")
+    }
+    ill = {"patient K": patient("K"), "an ill stranger": restarting(), "another ill stranger": top_left()}
+    ill["a third ill stranger"] = thrifty()
+    models = {f"healthy {name}": model for name, model in healthy.items()} | ill
+    return [(model, torch.arange(100, 120)[None]) for model in named(models)]
 
 
 @exercise(decoder_cases, hint="Whole, in pieces of one token, in pieces of three: the same logits?")
@@ -1227,12 +1242,12 @@ def cached_equals_whole(model, ids):
                 out = model(piece, past_key_values=cache, use_cache=True)
                 cache = out.past_key_values
                 logits.append(out.logits)
-            if not torch.allclose(whole, torch.cat(logits, dim=1), atol=1e-4):
+            if not torch.allclose(whole, torch.cat(logits, dim=1), atol=1e-3):
                 return False
     return True
 
 
-def cached_with(sizes=(1, 3), hand_on=True, over=all):
+def cached_with(sizes=(1, 3), hand_on=True, over=all, tolerance=1e-3):
     """cached_equals_whole with a mistake. hand_on: the cache goes on from piece to piece."""
 
     def mistaken(model, ids):
@@ -1246,7 +1261,7 @@ def cached_with(sizes=(1, 3), hand_on=True, over=all):
                     cache = out.past_key_values if hand_on else None
                     logits.append(out.logits)
                 found.append((whole - torch.cat(logits, dim=1)).abs().max().item())
-        return over(found) if over is max else over(difference < 1e-4 for difference in found)
+        return over(found) if over is max else over(difference < tolerance for difference in found)
 
     return mistaken
 
@@ -1256,12 +1271,15 @@ cached_equals_whole.slips = {
         cached_with(sizes=(1,))
     ),
     "All ill models pass your test: read the text in several pieces, and compare the numbers closely.": (
-        cached_with(sizes=(9,))
+        cached_with(sizes=(20,))
     ),
-    "The healthy ones fail your test: hand the cache on from piece to piece, and allow for rounding, 1e-4.": (
+    "The healthy ones fail your test: hand the cache on from piece to piece, and allow for rounding, 1e-3.": (
         cached_with(hand_on=False)
     ),
-    "Give True or False, not the difference: True where it is below 1e-4.": cached_with(over=max),
+    "One ill model passes your test: its logits are off by a tenth only, so allow no more than 1e-3.": (
+        cached_with(tolerance=1.0)
+    ),
+    "Give True or False, not the difference: True where it is below 1e-3.": cached_with(over=max),
     "True and False have changed places: True is for a model that is well.": (
         lambda model, ids: not cached_equals_whole.solution(model, ids)
     ),
