@@ -15,7 +15,7 @@ import torch
 from xlmrxl_min import lessons
 from xlmrxl_min.checks import BLANK, Exercise, compare, guess, names_in
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]*.ipynb"))
 EXERCISES = {name: value for name, value in vars(lessons).items() if isinstance(value, Exercise)}
 CELLS = {path.stem: json.loads(path.read_text(encoding="utf-8"))["cells"] for path in NOTEBOOKS}
 
