@@ -90,11 +90,16 @@ class Renderer(IPythonRenderer):
         return f'<h{level} id="{html.escape(name)}">{text}</h{level}>\n'
 
     def inline_math(self, body: str) -> str:
-        return convert(body)
+        return mathml(body)
 
     def block_math(self, body: str) -> str:
-        body = re.sub(r"\\text\{.*?\}", lambda found: found[0].replace(r"\_", "_"), body)
-        return convert(body, display="block")
+        return mathml(body, display="block")
+
+
+def mathml(formula: str, display: str = "inline") -> str:
+    formula = formula.replace(r"\arg\max", r"\text{arg max}")  # two things that latex2mathml leaves as they are
+    formula = re.sub(r"\\text\{.*?\}", lambda found: found[0].replace(r"\_", "_"), formula)
+    return convert(formula, display=display)
 
 
 class Site:

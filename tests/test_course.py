@@ -243,9 +243,17 @@ class Page(HTMLParser):
     def __init__(self, path):
         super().__init__()
         self.tags, self.ids, self.hrefs, self.images = [], [], [], []
+        self.formulas, self.in_formula = [], False
         self.feed(path.read_text(encoding="utf-8"))
 
+    def handle_data(self, text):
+        self.formulas += [text] if self.in_formula else []
+
+    def handle_endtag(self, tag):
+        self.in_formula = self.in_formula and tag != "math"
+
     def handle_starttag(self, tag, attributes):
+        self.in_formula = self.in_formula or tag == "math"
         attributes = dict(attributes)
         self.tags.append((tag, attributes))
         self.ids += [attributes["id"]] if "id" in attributes else []
@@ -287,6 +295,7 @@ def test_links_of_pages_lead_to_pages_and_places(pages):
 def test_pages_stand_alone(pages):
     for name, page in pages.items():
         assert dict(page.tags)["html"] == {"lang": "en"}
+        assert not [formula for formula in page.formulas if "\\" in formula], f"TeX that is no MathML in {name}"
         assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}, name
         assert not [attribute for _, some in page.tags for attribute in some if attribute.startswith("on")], name
         for image in page.images:
