@@ -44,7 +44,7 @@ def dumped(notebook: dict[str, Any]) -> str:
 def write_whole(path: Path, text: str) -> None:
     """The old file stays until the new one is whole."""
     draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(text, encoding="utf-8")
+    draft.write_text(text, encoding="utf-8", newline="\n")
     draft.replace(path)
 
 
