@@ -41,6 +41,7 @@ from pygments.lexers import TextLexer, get_lexer_for_filename
 from pygments.util import ClassNotFound
 from tqdm import tqdm
 
+NAME = "Understanding XLM-RoBERTa-XL"  # the title of the course, and how a former reading version is known
 CODE = HtmlFormatter()
 STYLE = (HERE / "reading.css").read_text(encoding="utf-8") + CODE.get_style_defs(".highlight")
 PAGE = """<!doctype html>
@@ -181,14 +182,14 @@ class Site:
         self.add(page, f"{title(file).capitalize()}, in short", self.text("\n\n".join(lines), file, page), "recap")
 
     def add_index(self) -> None:
-        lines = ["# Understanding XLM-RoBERTa-XL\n", "| | you will be able to | time and memory |", "|---|---|---|"]
+        lines = [f"# {NAME}\n", "| | you will be able to | time and memory |", "|---|---|---|"]
         for file in notebooks():
             rows, sheet = card(prose(load(file))[0]), f'<a href="recap/{address(file)}">on one sheet</a>'
             able, effort = rows["You will be able to"], rows["Time and memory"]
             lines.append(f"| [{title(file)}]({file.name})<br>{sheet} | {able} | {effort} |")
         lines += [f"\nEvery word of the course: [glossary]({GLOSSARY.name}). The project: [README](../README.md)."]
         body = self.text("\n".join(lines), HERE / "index.ipynb")
-        self.add("index.html", "Understanding XLM-RoBERTa-XL", body, "index")
+        self.add("index.html", NAME, body, "index")
 
 
 def seen(notebook: dict[str, Any]) -> dict[str, list[str]]:
@@ -209,7 +210,8 @@ def seen(notebook: dict[str, Any]) -> dict[str, list[str]]:
 
 def read(folder: Path) -> None:
     """Write the reading version into `folder`: a new one, or a former reading version, replaced when all is done."""
-    if folder.exists() and not (folder / "recap").is_dir():
+    index = folder / "index.html"
+    if folder.exists() and not (index.is_file() and NAME in index.read_text(encoding="utf-8")):
         raise ValueError(f"{folder} is there already and is no reading version; name a new folder.")
     site, known = Site(), set()
     for file in notebooks():

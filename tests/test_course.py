@@ -306,7 +306,8 @@ def test_pages_stand_alone(pages):
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     from reading import read
 
-    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "recap").mkdir(parents=True)
+    (tmp_path / "mine" / "index.html").write_text("my own pages")
     (tmp_path / "mine" / "text").write_text("keep me")
     with pytest.raises(ValueError, match="is there already and is no reading version; name a new folder"):
         read(tmp_path / "mine")
