@@ -221,9 +221,8 @@ def run(names: list[str]) -> None:
             raise ValueError(f"There is no notebook {name!r}; there are {', '.join(map(title, notebooks()))}.")
         notebook = nbformat.read(paths[0], as_version=4)
         resources = {"metadata": {"path": str(HERE)}}
-        client = NotebookClient(
-            notebook, timeout=None, record_timing=False, store_widget_state=False, resources=resources
-        )
+        options = {"timeout": None, "record_timing": False, "store_widget_state": False, "coalesce_streams": True}
+        client = NotebookClient(notebook, resources=resources, **options)
         start = time.perf_counter()
         client.execute()
         seconds = round(time.perf_counter() - start)
