@@ -210,6 +210,11 @@ def tidy() -> None:
 # ---- run
 
 
+def is_progress(output: dict[str, Any]) -> bool:
+    """A bar of tqdm: once it is done it tells nothing. A warning does."""
+    return output.get("name") == "stderr" and bool(re.search(r"\d%\|", output["text"]))
+
+
 def run(names: list[str]) -> None:
     """Execute notebooks in place; how long it took stands in their metadata."""
     import nbformat
@@ -229,6 +234,8 @@ def run(names: list[str]) -> None:
         notebook.metadata["xlmrxl_min"] = {"run_seconds": seconds}
         for cell in notebook.cells:
             cell.metadata.pop("execution", None)  # when each cell ran: of no use, and never twice the same
+            if cell.cell_type == "code":
+                cell.outputs = [output for output in cell.outputs if not is_progress(output)]
         write_whole(paths[0], nbformat.writes(notebook) + "\n")
         print(f"{paths[0].name}: {seconds} s")
 

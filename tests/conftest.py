@@ -1,9 +1,12 @@
 """Shared by all tests: one thread of randomness, and the largest parity error, printed at the end."""
 
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process per core: more threads than one would wait for each other
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch, and for the notebooks' kernels
+
 import pytest
 import torch
-
-PARITY = pytest.StashKey[dict]()
 
 
 @pytest.fixture(autouse=True)
@@ -14,17 +17,20 @@ def seeded():
 @pytest.fixture
 def parity(request):
     """Call with an error: it is asserted to be within float32's 1e-5, and the largest is reported at the end."""
-    errors = request.config.stash.setdefault(PARITY, {})
 
     def within(error, limit=1e-5):
-        errors[request.node.nodeid] = max(error, errors.get(request.node.nodeid, 0.0))
+        request.node.user_properties.append(("parity", error))
         assert error < limit
 
     return within
 
 
-def pytest_terminal_summary(terminalreporter, config):
-    errors = config.stash.get(PARITY, {})
+def pytest_terminal_summary(terminalreporter):
+    errors: dict[str, float] = {}
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for name, value in report.user_properties if report.when == "call" else ():
+            if name == "parity":
+                errors[report.nodeid] = max(value, errors.get(report.nodeid, 0.0))
     if errors:
         worst = max(errors, key=errors.get)
         terminalreporter.write_line(
