@@ -215,6 +215,17 @@ def is_progress(output: dict[str, Any]) -> bool:
     return output.get("name") == "stderr" and bool(re.search(r"\d%\|", output["text"]))
 
 
+def whole(outputs: list[Any]) -> list[Any]:
+    """What was printed in one go, in one piece; it comes in as many as the kernel found time for."""
+    joined: list[Any] = []
+    for output in outputs:
+        if joined and "name" in output and output["name"] == joined[-1].get("name"):
+            joined[-1]["text"] += output["text"]
+        else:
+            joined.append(output)
+    return joined
+
+
 def run(names: list[str]) -> None:
     """Execute notebooks in place; how long it took stands in their metadata."""
     import nbformat
@@ -226,7 +237,7 @@ def run(names: list[str]) -> None:
             raise ValueError(f"There is no notebook {name!r}; there are {', '.join(map(title, notebooks()))}.")
         notebook = nbformat.read(paths[0], as_version=4)
         resources = {"metadata": {"path": str(HERE)}}
-        options = {"timeout": None, "record_timing": False, "store_widget_state": False, "coalesce_streams": True}
+        options = {"timeout": None, "record_timing": False, "store_widget_state": False}
         client = NotebookClient(notebook, resources=resources, **options)
         start = time.perf_counter()
         client.execute()
@@ -235,7 +246,7 @@ def run(names: list[str]) -> None:
         for cell in notebook.cells:
             cell.metadata.pop("execution", None)  # when each cell ran: of no use, and never twice the same
             if cell.cell_type == "code":
-                cell.outputs = [output for output in cell.outputs if not is_progress(output)]
+                cell.outputs = whole([output for output in cell.outputs if not is_progress(output)])
         write_whole(paths[0], nbformat.writes(notebook) + "\n")
         print(f"{paths[0].name}: {seconds} s")
 

@@ -76,6 +76,10 @@ def test_every_figure_has_its_sentence(path):
     for i, cell in enumerate(load(path)["cells"]):
         for sentence in figures(cell):
             assert 20 <= len(sentence) <= 900, f"the figure of cell {i} has this under it: {sentence!r}"
+        shown = cell.get("outputs", [])
+        for figure, below in pairwise([*shown, {}]):
+            if "image/png" in figure.get("data", {}):
+                assert below.get("name") == "stdout", f"the figure of cell {i} has nothing printed under it"
 
 
 @each_page
