@@ -174,11 +174,13 @@ class Site:
         lines = [f"# {headings(notebook)[0][1]}", f"**You can now** {able}.", "## What you saw"]
         for section, shown in seen(notebook).items():
             lines += [f"**{section}**", *shown] if shown else []
-        lines += ["## What to remember", text.split("## What to remember\n\n")[1].split("\n\n")[0], "## Your turn"]
+        end = text.split("## What to remember\n\n")[1].split("\n\n")
+        lines += ["## What to remember", *(part for part in end if part[0] in "-|"), "## Your turn"]
         task = r"^\*\*(Exercise \d+)\*\* \(([^)]+)\)\. (.{60,}?[.?])\s"  # up to the first end of a sentence
         tasks = re.findall(task, text, flags=re.DOTALL | re.MULTILINE)
         lines += [f"**{name}** ({effort}): {begin}" for name, effort, begin in tasks]
-        lines += ["## New words", " · ".join(f"[{name}]({GLOSSARY.name}{fragment(name)})" for name in new)]
+        words = " · ".join(f"[{name}]({GLOSSARY.name}{fragment(name)})" for name in new)
+        lines += ["## New words", words] if new else []
         self.add(page, f"{title(file).capitalize()}, in short", self.text("\n\n".join(lines), file, page), "recap")
 
     def add_index(self) -> None:
