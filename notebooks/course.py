@@ -178,7 +178,6 @@ def with_card(path: Path, text: str, names: list[str]) -> str:
     """The first cell, with the card's rows in one order; Contents and "Before, next" are made anew."""
     rows = card(text) | {"Contents": " · ".join(f"[{name}]({fragment(name)})" for name in names)}
     rows["Before, next"] = around(path)
-    rows.pop("Next", None)
     if set(rows) not in ({*CARD} - {"Paper"}, {*CARD} - {"Papers"}):
         raise ValueError(f"The header card of {path.name} has the rows {', '.join(rows)}; it needs {', '.join(CARD)}.")
     table = "".join(f"| **{row}** | {rows[row]} |\n" for row in CARD if row in rows)
@@ -241,7 +240,7 @@ def run(names: list[str]) -> None:
         client = NotebookClient(notebook, resources=resources, **options)
         start = time.perf_counter()
         client.execute()
-        seconds = round(time.perf_counter() - start)
+        seconds = max(1, round(time.perf_counter() - start))
         notebook.metadata["xlmrxl_min"] = {"run_seconds": seconds}
         for cell in notebook.cells:
             cell.metadata.pop("execution", None)  # when each cell ran: of no use, and never twice the same
@@ -255,7 +254,11 @@ def run(names: list[str]) -> None:
 
 
 def badges(repository: str) -> str:
-    """Markdown of a badge that opens the course on Binder, and one for each notebook on Colab."""
+    """Markdown of a badge that opens the course on Binder, and one for each notebook on Colab.
+
+    Binder builds environment.yml. Colab has a notebook only: there `%pip install git+https://github.com/OWNER/NAME`
+    comes first.
+    """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise ValueError(f"A repository on GitHub has the form OWNER/NAME; {repository!r} has not.")
     start = quote(f"lab/tree/notebooks/{notebooks()[0].name}", safe="")

@@ -211,9 +211,9 @@ def seen(notebook: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def read(folder: Path) -> None:
-    """Write the reading version into `folder`: a new one, or a former reading version, replaced when all is done."""
+    """Write the reading version into `folder`: a new one, or a former one, replaced as a whole when all is done."""
     index = folder / "index.html"
-    if folder.exists() and not (index.is_file() and NAME in index.read_text(encoding="utf-8")):
+    if folder.exists() and not (index.is_file() and f"<title>{NAME}</title>" in index.read_text(encoding="utf-8")):
         raise ValueError(f"{folder} is there already and is no reading version; name a new folder.")
     site, known = Site(), set()
     for file in notebooks():
@@ -229,7 +229,13 @@ def read(folder: Path) -> None:
             path = Path(draft, "new", page)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
+        old = Path(draft, "old")
         if folder.exists():
-            folder.rename(Path(draft, "old"))
-        Path(draft, "new").rename(folder)
+            folder.rename(old)
+        try:
+            Path(draft, "new").rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
     print(f"{len(site.pages)} pages: open {folder / 'index.html'}")

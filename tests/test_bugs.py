@@ -44,7 +44,7 @@ def test_there_is_no_case_z():
 
 @pytest.mark.parametrize("letter", sorted(bugs.CASES))
 def test_notebook_asks_and_tells(letter):
-    """A cell that ends with the question, the suspects under it; the culprit is named in the folded story only."""
+    """A cell that ends with the question, the suspects under it; the answer stands in the folded story only."""
     texts = ["".join(cell["source"]) for cell in CELLS]
     where = next(i for i, text in enumerate(texts) if text.startswith(f"## {letter}: "))
     asks = next(

@@ -20,7 +20,7 @@ from xlmrxl_min import model
 
 README = ROOT / "README.md"
 NOTEBOOKS = notebooks()
-SECONDS = {"07_heads": 330}  # every head is fine-tuned, from three starts
+SECONDS = {"07_heads": 450}  # every head is fine-tuned, from three starts
 TIDY = "run `python notebooks/course.py tidy`"
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -144,7 +144,7 @@ def test_readme_and_map_list_every_notebook():
     for line in readme.splitlines():
         listed = re.match(r"^\|.*?(\d\d_\w+)", line)
         if listed:
-            assert (course.HERE / f"{listed[1]}.ipynb").exists() != ("coming" in line), line
+            assert (course.HERE / f"{listed[1]}.ipynb").exists(), line
     assert f"notebooks/{GLOSSARY.name}" in links(README)
     assert "python notebooks/course.py read" in readme
     assert {path.name for path in NOTEBOOKS[1:]} <= set(links(NOTEBOOKS[0])), "the map of the course, in 00"
@@ -311,7 +311,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     from reading import read
 
     (tmp_path / "mine" / "recap").mkdir(parents=True)
-    (tmp_path / "mine" / "index.html").write_text("my own pages")
+    (tmp_path / "mine" / "index.html").write_text("<title>My own pages</title> About Understanding XLM-RoBERTa-XL")
     (tmp_path / "mine" / "text").write_text("keep me")
     with pytest.raises(ValueError, match="is there already and is no reading version; name a new folder"):
         read(tmp_path / "mine")

@@ -8,7 +8,6 @@ import random
 import re
 import struct
 import threading
-import time
 import warnings
 import zipfile
 from argparse import Namespace
@@ -306,10 +305,9 @@ def test_a_file_larger_than_the_memory_opens_at_once(name, make, tmp_path):
         pytest.skip("this disk has no sparse files")
     write(tmp_path / "first.bin")
     open_store(tmp_path / "first.bin").close()  # torch's own imports, once in a process
-    before, start = anonymous_memory(), time.perf_counter()
+    before = anonymous_memory()
     with open_store(tmp_path) as store:
         views = {name: store.view(name) for name in store.entries}
-        assert time.perf_counter() - start < 1
         assert sum(entry.nbytes for entry in store.entries.values()) >= HUGE
         for view in views.values():
             assert view[:4].tolist() == ([1, 2, 3, 4] if view.numel() == 4 else [0] * 4)

@@ -235,6 +235,8 @@ def test_what_is_given_may_be_written_to():
         (1.0, float("nan"), "It holds a number where NaN should be.", False),
         (float("nan"), float("nan"), "Close: at most 0.0e+00 apart.", True),
         (1 + 2j, 1.0, "It is a complex, and should be one number.", False),
+        (torch.ones(2) > 0, True, "It is of shape (2,), and should be True or False: is .all() missing?", False),
+        (torch.ones(1) > 0, True, "Exactly equal.", True),
         (np.float32(1), 1, "Exactly equal.", True),
         (np.arange(3)[::-1].copy(), torch.tensor([2, 1, 0]), "Exactly equal.", True),
         ([torch.ones(2), torch.zeros(2)], torch.tensor([[1.0, 1], [0, 0]]), "Exactly equal.", True),

@@ -81,7 +81,7 @@ def diagnose(letter: str, suspect: str | None = None) -> str:
 
 
 def infected(model: PreTrainedModel, kind: type[nn.Module], sick: type[nn.Module]) -> PreTrainedModel:
-    """Every part of this kind becomes a sick one: the same weights, another method."""
+    """The model itself, every part of this kind turned into a sick one: the same weights, another method."""
     disguised = type(kind.__name__, (sick,), {})  # `print(model)` gives nothing away
     for module in model.modules():
         if type(module) is kind:
@@ -188,11 +188,11 @@ class LateMask(XLMRobertaTokenizer):
 )
 def late() -> tuple[XLMRobertaXLForMaskedLM, XLMRobertaTokenizer]:
     """With filler rows behind the last token, as XL has 878 of them: no id is out of range."""
-    model, folder = XLMRobertaXLForMaskedLM.from_pretrained("tiny"), XLMRobertaTokenizer.from_pretrained("tiny")
+    model, tokenizer = XLMRobertaXLForMaskedLM.from_pretrained("tiny"), XLMRobertaTokenizer.from_pretrained("tiny")
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         model.resize_token_embeddings(8064)
-    return model.eval(), type("XLMRobertaTokenizer", (LateMask,), {})(folder.vocabulary)
+    return model.eval(), type("XLMRobertaTokenizer", (LateMask,), {})(tokenizer.vocabulary)
 
 
 # ---- E
@@ -392,7 +392,7 @@ def crowded() -> XLMRobertaXLForCausalLM:
 
 
 def accumulated(model: PreTrainedModel, parts: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """The gradient of a batch that comes in parts, ids and labels each."""
+    """The gradient of a batch that comes in parts, of ids and labels, `b t` each."""
     model.zero_grad()
     for ids, labels in parts:
         (model(ids, labels=labels).loss / len(parts)).backward()

@@ -64,6 +64,9 @@ def compare(mine: Any, reference: Any) -> Comparison:
 
 def compare_truths(mine: Any, reference: bool) -> Comparison:
     """True and False, or what Python, NumPy and PyTorch take for them."""
+    shape = tuple(getattr(mine, "shape", ()))
+    if math.prod(shape) != 1:
+        return Comparison(f"It is of shape {shape}, and should be True or False: is .all() missing?", False)
     value = mine.item() if hasattr(mine, "item") else mine
     if not isinstance(value, (bool, int)) or value not in (0, 1):
         return Comparison(f"It is {kind_of(mine)}, and should be True or False.", False)

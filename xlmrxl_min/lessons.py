@@ -1179,8 +1179,8 @@ def ignores_padding(model, ids):
     return True
 
 
-def padding_with(sides=((0, 3), (3, 0)), mask=True, over=all, tolerance=1e-3, **options):
-    """ignores_padding with a mistake. over: the differences below the tolerance."""
+def padding_with(sides=((0, 3), (3, 0)), mask=True, as_number=False, tolerance=1e-3, **options):
+    """ignores_padding with a mistake."""
 
     def mistaken(model, ids):
         found = []
@@ -1191,7 +1191,7 @@ def padding_with(sides=((0, 3), (3, 0)), mask=True, over=all, tolerance=1e-3, **
                 shown = {"attention_mask": (padded != 1).long()} if mask else {}
                 beside = model(padded, **shown, **options).logits[:, before : before + ids.shape[1]]
                 found.append((alone - beside).abs().max().item())
-        return over(found) if over is max else over(difference < tolerance for difference in found)
+        return max(found) if as_number else all(difference < tolerance for difference in found)
 
     return mistaken
 
@@ -1212,7 +1212,7 @@ ignores_padding.slips = {
     "Two ill models pass your test: with output_attentions=True another path computes, which is well.": (
         padding_with(output_attentions=True)
     ),
-    "Give True or False, not the difference: True where it is below 1e-3.": padding_with(over=max),
+    "Give True or False, not the difference: True where it is below 1e-3.": padding_with(as_number=True),
     "True and False have changed places: True is for a model that is well.": (
         lambda model, ids: not ignores_padding.solution(model, ids)
     ),
@@ -1247,7 +1247,7 @@ def cached_equals_whole(model, ids):
     return True
 
 
-def cached_with(sizes=(1, 3), hand_on=True, over=all, tolerance=1e-3):
+def cached_with(sizes=(1, 3), hand_on=True, as_number=False, tolerance=1e-3):
     """cached_equals_whole with a mistake. hand_on: the cache goes on from piece to piece."""
 
     def mistaken(model, ids):
@@ -1261,7 +1261,7 @@ def cached_with(sizes=(1, 3), hand_on=True, over=all, tolerance=1e-3):
                     cache = out.past_key_values if hand_on else None
                     logits.append(out.logits)
                 found.append((whole - torch.cat(logits, dim=1)).abs().max().item())
-        return over(found) if over is max else over(difference < tolerance for difference in found)
+        return max(found) if as_number else all(difference < tolerance for difference in found)
 
     return mistaken
 
@@ -1279,7 +1279,7 @@ cached_equals_whole.slips = {
     "One ill model passes your test: its logits are off by a tenth only, so allow no more than 1e-3.": (
         cached_with(tolerance=1.0)
     ),
-    "Give True or False, not the difference: True where it is below 1e-3.": cached_with(over=max),
+    "Give True or False, not the difference: True where it is below 1e-3.": cached_with(as_number=True),
     "True and False have changed places: True is for a model that is well.": (
         lambda model, ids: not cached_equals_whole.solution(model, ids)
     ),
