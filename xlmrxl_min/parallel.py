@@ -90,7 +90,8 @@ def ranks(tensor: int = 1, *, timeout_s: float = 600) -> Iterator[DeviceMesh]:
             raise
         lost = f"has lost the others: one has died, or did not answer within {timeout_s:g} s"
         what = lost if met else "could not reach the others"
-        cause = re.sub(r"^\[.*?\] ", "", str(error).strip().splitlines()[0])  # without a line of somebody's source
+        cause = re.sub(r"^\[.*?\] ", "", str(error).strip())  # without a line of somebody's source
+        cause = re.split(r"\. |\n", cause)[0]  # without what gloo adds for those who develop it
         says = f"the first error that any rank printed says why (here: {cause.rstrip('.')})"
         raise RankError(f"rank {rank} of {count} {what}; {says}.") from error
     finally:
@@ -116,7 +117,10 @@ def quiet_engines() -> Iterator[None]:
 def is_of_the_wire(error: RuntimeError) -> bool:
     """Whether this came from between the ranks. Gloo has no class of its own for that, only words."""
     words = ("gloo", "nccl", "socket", "pair closure", "timed out waiting", "by peer", "broken pipe")
-    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or (
+        any(word in text for word in words) and "does not support" not in text  # "Backend gloo does not support …"
+    )
 
 
 def own_device(number: int) -> torch.device:
