@@ -206,9 +206,12 @@ class LayerCache:
         end = self.length + new.shape[2]
         if torch.is_grad_enabled():  # a write in place would spoil what earlier steps keep for their gradients
             return new if old is None else torch.cat([old[:, :, : self.length], new], dim=2)
-        is_frozen = old is not None and old.is_inference() and not torch.is_inference_mode_enabled()
-        if old is None or is_frozen or end > old.shape[2]:  # doubling: n steps copy fewer than 2 n positions in all
-            roomier = new.new_empty(*new.shape[:2], max(end, 2 * self.length, 64), new.shape[3])
+        can_be = old is not None and not torch.compiler.is_compiling()  # the compiler knows nothing of inference mode
+        is_frozen = can_be and old.is_inference() and not torch.is_inference_mode_enabled()
+        # Doubling: n steps copy fewer than 2 n positions in all. One place stays free, as all of a tensor is a special
+        # case to a compiler, of which it would make one more graph.
+        if old is None or is_frozen or end >= old.shape[2]:
+            roomier = new.new_empty(*new.shape[:2], max(end + 1, 2 * (self.length + 1), 64), new.shape[3])
             if old is not None:
                 roomier[:, :, : self.length] = old[:, :, : self.length]
             old = roomier
@@ -330,6 +333,8 @@ def by_distance(vectors: Tensor, table: Tensor, ahead: int, columns: int) -> Ten
     vector for each pair of row and column, holds q k d numbers (tests/test_positions.py).
     """
     blocks, start = [], len(table) // 2 + ahead  # where the table has the distance of the first row to column 0
+    if columns == 1:  # decoding with a cache: each row has but one distance
+        return einsum(vectors, table[start : start + vectors.shape[2]], "b h q d, q d -> b h q")[..., None]
     for block in vectors.split(ROWS_AT_A_TIME, dim=2):
         stop = start + block.shape[2]
         needed = table[start - columns + 1 : stop].flip(0)  # the last row's largest distance first
@@ -343,10 +348,10 @@ def skew(scores: Tensor, columns: int) -> Tensor:  # b h q r -> b h q k
 
     In memory the rows lie end to end. Read with rows that are one shorter, each begins one place earlier in its own.
     """
-    scores = scores.contiguous()
     batch, heads, rows, width = scores.shape
     strides = (heads * rows * width, rows * width, width - 1, 1)
-    return scores.as_strided((batch, heads, rows, columns), strides, scores.storage_offset() + rows - 1)
+    from_row_0 = rearrange(scores.contiguous(), "b h q r -> b h (q r)")[..., rows - 1 :]
+    return from_row_0.as_strided((batch, heads, rows, columns), strides)
 
 
 class Attention(nn.Module):
@@ -628,8 +633,9 @@ class XLMRobertaXLModel(PreTrainedModel):
         room, longest = config.most_tokens, keys
         if config.position_embedding_type == "absolute":
             longest = int(position_ids.max()) - config.pad_token_id if can_look(position_ids) else 0
-        cure = "so cut the text (truncation=True)"
-        refuse(longest > room, f"{longest} tokens are too many: there is room for {room}, {cure}.")
+        if longest > room:  # not by `refuse`: naming the number would tie a compiled graph to one length
+            cure = "so cut the text (truncation=True)"
+            raise ValueError(f"{longest} tokens are too many: there is room for {room}, {cure}.")
         shape, causal = (batch, queries, keys), config.is_decoder
         may_attend = who_may_attend("attention_mask", attention_mask, shape, device, causal, growing=cache is not None)
         across = None
@@ -638,7 +644,11 @@ class XLMRobertaXLModel(PreTrainedModel):
             across = who_may_attend("encoder_attention_mask", encoder_attention_mask, shape, device)
         # A query that may attend to nothing, such as left padding's, gets wrong gradients from the fused kernels.
         masks = [mask for mask in (may_attend, across) if mask is not None and can_look(mask)]
-        is_lost = torch.is_grad_enabled() and any(not bool(mask.any(-1).all()) for mask in masks)
+        lost = [not bool(mask.any(-1).all()) for mask in masks]
+        if torch.compiler.is_compiling():  # no looking: any mask given that could have one counts
+            given = [mask for mask in (attention_mask, encoder_attention_mask) if mask is not None]
+            lost = [config.is_decoder or mask.dim() == 3 for mask in given]
+        is_lost = torch.is_grad_enabled() and any(lost)
         head_masks = self.spread(head_mask)
 
         hidden = self.embeddings(input_ids, inputs_embeds, token_type_ids, position_ids)

@@ -291,11 +291,11 @@ def cache_bytes(config: XLMRobertaXLConfig, b: int, t: int, decode: int, size: i
     """Keys and values of all layers in memory that `LayerCache` has doubled until tokens and `decode` more fit."""
     if not (config.is_decoder and config.use_cache):
         return 0
-    room = max(t, 64)
-    while room < t + decode:
+    room = max(t + 1, 64)  # one place stays free (LayerCache.append)
+    while room <= t + decode:
         room *= 2
     own, across = sum(inner_widths(config)), config.num_hidden_layers * config.hidden_size * config.add_cross_attention
-    return 2 * b * size * (room * own + max(t, 64) * across)
+    return 2 * b * size * (room * own + max(t + 1, 64) * across)
 
 
 # ---- what there is
