@@ -16,11 +16,11 @@ import json
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import torch
+from against_peers import MemoryWatch
 from safetensors.torch import save_file
 from tqdm import tqdm
 
@@ -56,11 +56,6 @@ def make(folder: Path, config: XLMRobertaXLConfig) -> None:
     config.save_pretrained(folder)
 
 
-def anonymous_memory() -> int:
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
-
-
 def load(who: str, folder: Path, dtype: str, quantize: str | None, out: str) -> None:
     """In a process of its own: load, note seconds and peak, run 16 tokens, keep the logits in `out`."""
     if who == "memory":
@@ -77,32 +72,22 @@ def load(who: str, folder: Path, dtype: str, quantize: str | None, out: str) -> 
         def run():
             return XLMRobertaXLForMaskedLM.from_pretrained(folder, dtype=dtype, quantize=quantize, progress=False)
 
-    before, peak, done = anonymous_memory(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.002):
-            peak = max(peak, anonymous_memory())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    start = time.perf_counter()
-    model = run().eval()
-    seconds, loaded = time.perf_counter() - start, peak
-    start = time.perf_counter()
-    with torch.inference_mode():
-        logits = model(IDS).logits
-    forward = time.perf_counter() - start
-    done.set()
-    watcher.join()
+    with MemoryWatch() as watch:
+        start = time.perf_counter()
+        model = run().eval()
+        seconds, loaded = time.perf_counter() - start, watch.peak
+        start = time.perf_counter()
+        with torch.inference_mode():
+            logits = model(IDS).logits
+        forward = time.perf_counter() - start
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     torch.save(logits.float(), out)
     numbers = {
         "seconds": seconds,
         "weights": weights,
-        "peak": loaded - before,
+        "peak": loaded,
         "forward": forward,
-        "all": peak - before,
+        "all": watch.peak,
     }
     print(json.dumps(numbers))
 

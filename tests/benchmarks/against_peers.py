@@ -1,0 +1,449 @@
+"""Ours beside what a user would take instead: transformers 4.56.2 and, by --peer, a newer one. Seconds and memory.
+
+    python tests/benchmarks/against_peers.py FOLDER --peer PYTHON --load --figure FILE
+
+PYTHON is the interpreter of an environment with a newer transformers. Every figure comes from a process of its own; the
+contenders take turns, and a row is the median of the rounds. What they compute is compared first: a row with another
+answer is an error, not a figure. Checkpoints with random weights of XL's width are made in FOLDER once (10 GB; with
+--load, all of XL, 28 GB more, and it needs 20 GB of memory). Beside the contenders stand two limits of the machine,
+measured in the same run: how fast it multiplies matrices, and how fast it copies memory.
+
+Prints a table, and writes it with every single figure to FOLDER/against_peers.json.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+WIDTH, LAYERS = 2560, 2  # XL's, and the encoder's below
+XL = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 32,
+    "intermediate_size": 4 * WIDTH,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+CHECKPOINTS = {  # of XL's width, in float32
+    "encoder": {**XL, "vocab_size": 8002},
+    "masked": {**XL, "vocab_size": 250_880},
+    "relative": {**XL, "vocab_size": 8002, "position_embedding_type": "relative_key_query"},
+    "decoder": {**XL, "vocab_size": 250_880, "num_hidden_layers": 4, "is_decoder": True},
+}
+TURN_S = 2  # of repeating in one process, whose median counts
+
+
+# ---- in a contender's process: each of these gives the work to be timed, which gives the numbers to be compared
+
+
+def random_ids(batch: int, tokens: int, vocabulary: int = 8002) -> torch.Tensor:
+    return torch.randint(5, vocabulary - 5, (batch, tokens), generator=torch.Generator().manual_seed(tokens))
+
+
+def load(who: str, kind: str, path: Path, attention: str = "sdpa"):
+    """A model of the class XLMRobertaXL + kind, in float32, as the contender loads it."""
+    options = {"add_pooling_layer": False} if kind == "Model" else {}
+    if who == "ours":
+        import xlmrxl_min
+
+        return getattr(xlmrxl_min, f"XLMRobertaXL{kind}").from_pretrained(
+            path, dtype="float32", progress=False, **options
+        )
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    cls = getattr(transformers, f"XLMRobertaXL{kind}")
+    return cls.from_pretrained(path, dtype=torch.float32, attn_implementation=attention, **options)
+
+
+def forward(who: str, path: Path, batch: int, tokens: int, attentions: bool) -> Callable:
+    model = load(who, "Model", path, "eager" if attentions else "sdpa").eval()
+    ids = random_ids(batch, tokens)
+
+    def work():
+        with torch.inference_mode():
+            out = model(ids, output_attentions=attentions)
+        return [out.last_hidden_state, *(out.attentions or ())]
+
+    return work
+
+
+def ragged(who: str, path: Path) -> Callable:
+    """The mean states of 64 texts: ours from the texts, theirs from one padded tensor; only ours tokenizes."""
+    texts = json.loads((path.parent / "texts.json").read_text(encoding="utf-8"))
+    model = load(who, "Model", path).eval()
+    if who == "ours":
+        from xlmrxl_min import XLMRobertaTokenizer, embed
+
+        tokenizer = XLMRobertaTokenizer.from_pretrained("tiny")
+        return lambda: [embed(model, tokenizer, texts["texts"], progress=False)]
+    ids = torch.tensor(texts["ids"])
+    mask = (ids != 1).long()
+
+    def work():
+        with torch.inference_mode():
+            hidden = model(ids, attention_mask=mask).last_hidden_state
+            return [(hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)]
+
+    return work
+
+
+def step(who: str, path: Path) -> Callable:
+    """Forward, backward, clipping, AdamW: 8 texts of 128 tokens, 15% of them labelled."""
+    model = load(who, "ForMaskedLM", path).train()
+    ids = random_ids(8, 128, 250_000)
+    drawn = torch.rand(ids.shape, generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.masked_fill(drawn >= 0.15, -100)}
+    if who == "ours":
+        from xlmrxl_min.train import adamw, loss_of
+
+        optimizer = adamw(model, 1e-9, 0.0)
+    else:
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-9, weight_decay=0.0, fused=True)
+
+        def loss_of(model, batch):
+            return model(**batch).loss
+
+    def work():
+        loss = loss_of(model, batch)
+        loss.backward()
+        length = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        words = model.get_input_embeddings().weight.grad[ids[0, :8]].clone()
+        optimizer.step()
+        optimizer.zero_grad()
+        return [loss.detach(), length, words]
+
+    return work
+
+
+def relative(who: str, path: Path) -> Callable:
+    """Forward and backward with relative positions, 4 texts of 512 tokens."""
+    model, ids = load(who, "Model", path, "eager").train(), random_ids(4, 512)
+
+    def work():
+        hidden = model(ids).last_hidden_state
+        hidden.square().sum().backward()
+        gradient = next(p for name, p in model.named_parameters() if "distance" in name).grad.clone()
+        model.zero_grad()
+        return [hidden.detach(), gradient]
+
+    return work
+
+
+def generation(who: str, path: Path, batch: int, new: int) -> Callable:
+    model = load(who, "ForCausalLM", path).eval()
+    ids = random_ids(batch, 16)
+    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": new, "do_sample": False, "eos_token_id": -1}
+    options |= {} if who == "ours" else {"pad_token_id": 1}
+    if who.startswith("transformers 5"):  # its generate counts positions from 0, its forward from 2
+        options["position_ids"] = torch.arange(2, 18).expand(batch, -1)
+    return lambda: [model.generate(ids, **options)]
+
+
+def loading(who: str, path: Path) -> Callable:
+    """The model is made in the work: it is the work."""
+
+    def work():
+        model = load(who, "ForMaskedLM", path)
+        last = {tuple(p.shape): p.detach()[-8:].clone() for p in model.parameters() if p.dim() == 2}  # of each shape
+        return [model.get_input_embeddings().weight.detach()[:64].clone(), *(last[shape] for shape in sorted(last))]
+
+    return work
+
+
+TASKS = {
+    **{f"forward {b}×{t}": (forward, "encoder", b, t, False) for b, t in ((1, 12), (1, 128), (1, 512), (8, 512))},
+    **{f"with attentions {b}×{t}": (forward, "encoder", b, t, True) for b, t in ((1, 12), (1, 128), (8, 512))},
+    "64 texts of mixed length": (ragged, "encoder"),
+    "masked-LM training step 8×128": (step, "masked"),
+    "relative_key_query 4×512, forward and backward": (relative, "relative"),
+    **{f"tiny-decoder writes {b}×128 tokens": (generation, "tiny-decoder", b, 128) for b in (1, 8)},
+    **{f"XL's width, 4 layers, writes {b}×12 tokens": (generation, "decoder", b, 12) for b in (1, 8)},
+}
+LOADS = {
+    "load XL: bfloat16 file to float32": (loading, "XL-bfloat16"),
+    "load XL: bfloat16, 37 files, to float32": (loading, "XL-shards"),
+    "load XL: float32 file": (loading, "XL-float32"),
+}
+
+
+def anonymous_memory() -> int:
+    """Bytes of this process that are no file's."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
+
+
+class MemoryWatch:
+    """`with MemoryWatch() as watch`: `watch.peak`, the most anonymous memory so far, beyond what there was before."""
+
+    def __enter__(self):
+        self.before, self.peak, self.done = anonymous_memory(), 0, threading.Event()
+        self.thread = threading.Thread(target=self.look)
+        self.thread.start()
+        return self
+
+    def look(self) -> None:
+        while not self.done.wait(0.002):
+            self.peak = max(self.peak, anonymous_memory() - self.before)
+
+    def __exit__(self, *_):
+        self.done.set()
+        self.thread.join()
+
+
+def product_rate() -> float:
+    """Multiplications and additions per second in products of large float32 matrices; the best of five."""
+    a, b = torch.randn(2048, 4096), torch.randn(4096, 4096)
+    return 2 * a.numel() * b.shape[1] / min(timed(lambda: a @ b) for _ in range(5))
+
+
+def copy_rate() -> float:
+    """Bytes per second, read and written; the best of five."""
+    source, target = torch.ones(2**28), torch.empty(2**28)
+    return 2 * source.nbytes / min(timed(lambda: target.copy_(source)) for _ in range(5))
+
+
+def timed(work: Callable) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def contend(who: str, folder: Path, task: str, out: str) -> None:
+    """Print seconds, and the memory of the first time; keep the answer."""
+    make, checkpoint, *arguments = {**TASKS, **LOADS}[task]
+    path = Path((folder / checkpoint).read_text()) if checkpoint == "tiny-decoder" else folder / checkpoint
+    work = make(who, path, *arguments)
+    with MemoryWatch() as watch:
+        start = time.perf_counter()
+        answer = work()
+        seconds = [time.perf_counter() - start]
+    torch.save(answer, out)
+    if task in TASKS:  # a load is done once; of the others, the first time warms up
+        seconds = []
+        while sum(seconds) < TURN_S:
+            seconds.append(timed(work))
+    numbers = {"seconds": statistics.median(seconds), "peak": watch.peak}
+    if who == "ours" and make is forward:
+        numbers["rate"] = product_rate()  # here and now: a virtual machine is not always equally fast
+    print(json.dumps(numbers))
+
+
+# ---- in this process: checkpoints, turns, the table
+
+
+def make_checkpoints(folder: Path, names: set[str]) -> None:
+    from full_size import make
+
+    from xlmrxl_min import XLMRobertaTokenizer, XLMRobertaXLConfig, XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM
+    from xlmrxl_min.pretrained import HERE, udhr
+
+    for name in sorted(names & set(CHECKPOINTS)):
+        if not (folder / name / "config.json").exists():
+            torch.manual_seed(0)
+            cls = XLMRobertaXLForCausalLM if "is_decoder" in CHECKPOINTS[name] else XLMRobertaXLForMaskedLM
+            model = cls(XLMRobertaXLConfig(**CHECKPOINTS[name]))
+            model.save_pretrained(folder / name)
+            del model
+    (folder / "tiny-decoder").write_text(str(HERE / "tiny-decoder"))
+    texts = [row.text for row in udhr(["en", "fr", "de", "es"])][:64]
+    rows = XLMRobertaTokenizer.from_pretrained("tiny")(texts, padding=True, return_tensors="pt").input_ids
+    (folder / "texts.json").write_text(json.dumps({"texts": texts, "ids": rows.tolist()}), encoding="utf-8")
+    if any(name.startswith("XL-") for name in names):
+        make(folder / "XL-shards", XLMRobertaXLConfig.xl())
+    for name, dtype in (("XL-bfloat16", torch.bfloat16), ("XL-float32", torch.float32)):
+        if name in names and not (folder / name / "config.json").exists():
+            model = XLMRobertaXLForMaskedLM.from_pretrained(folder / "XL-shards", dtype=dtype)
+            model.save_pretrained(folder / name, max_shard_size="100GB")
+            del model
+
+
+def compare(task: str, answers: dict[str, list[torch.Tensor]]) -> float:
+    """The largest difference from ours, in shares of the largest number; an error where it is more than 1e-4."""
+    differences = [torch.zeros(())]
+    for who, answer in answers.items():
+        for mine, theirs in zip(answers["ours"], answer, strict=True):
+            if mine.is_floating_point():
+                differences.append((mine - theirs).abs().max() / theirs.abs().max())
+            elif not torch.equal(mine, theirs):
+                raise AssertionError(f"{task}: ours and {who} do not write the same")
+    worst = float(torch.stack(differences).max())  # NaN, if one is
+    if not worst < 1e-4:
+        raise AssertionError(f"{task}: the answers differ by {worst:.1e} of their largest number")
+    return worst
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def measure(task: str, folder: Path, contenders: dict[str, str], rounds: int) -> dict[str, dict]:
+    """{contender: seconds and peaks, one for each round}."""
+    found: dict[str, dict] = {who: {} for who in contenders}
+    for turn in range(rounds):
+        answers = {}
+        for who, python in contenders.items():
+            out = folder / "answer.pt"
+            call = [python, __file__, str(folder), "--contend", who, task, str(out)]
+            done = subprocess.run(call, capture_output=True, text=True, env=environment())
+            if done.returncode:
+                raise RuntimeError(f"{task} by {who}: {done.stderr[-1500:]}")
+            for name, value in json.loads(done.stdout.splitlines()[-1]).items():
+                found[who].setdefault(name, []).append(value)
+            answers[who] = torch.load(out)
+        if turn == 0:
+            compare(task, answers)
+    return found
+
+
+def imports(contenders: dict[str, str], rounds: int) -> dict[str, dict]:
+    """Of the class for masked words; beside torch alone, which nobody can undercut."""
+    calls = {"torch alone": (sys.executable, "import torch")}
+    for who, python in contenders.items():
+        package = "xlmrxl_min" if who == "ours" else "transformers"
+        calls[who] = (python, f"from {package} import XLMRobertaXLForMaskedLM")
+    found: dict[str, dict] = {who: {"seconds": [], "peak": []} for who in calls}
+    for turn in range(rounds + 1):
+        for who, (python, statement) in calls.items():
+            call = {"args": [python, "-c", statement], "check": True, "env": environment(), "capture_output": True}
+            seconds = timed(lambda call=call: subprocess.run(**call))
+            if turn:  # the first reads the files from the disk
+                found[who]["seconds"].append(seconds)
+    return found
+
+
+def operations(task: str) -> float | None:
+    """Multiplications and additions of a forward pass; of the encoder's matrices alone."""
+    make, _, *rest = TASKS.get(task, (None, None))
+    if make is not forward:
+        return None
+    batch, tokens, _ = rest
+    return LAYERS * batch * tokens * (2 * 12 * WIDTH**2 + 2 * 2 * tokens * WIDTH)
+
+
+def seconds_of(row: dict[str, dict], who: str) -> float:
+    return statistics.median(row[who]["seconds"])
+
+
+def table(result: dict) -> str:
+    """Seconds of every contender, how many times ours that is, and GB."""
+    peers, limit = [who for who in result["versions"] if who != "ours"], result["limits"]
+    lines = [f"{result['date']}, {result['machine']}"]
+    lines += [f"{who}: {said}" for who, said in result["versions"].items()]
+    lines += [f"limits: {limit['operations'] / 1e9:.0f} GFLOP/s, {limit['bytes'] / 1e9:.1f} GB/s read and written"]
+    for task, row in result["rows"].items():
+        if operations(task):
+            share = operations(task) / seconds_of(row, "ours") / statistics.median(row["ours"]["rate"])
+            lines.append(f"{task}: {share:.0%} of the rate of matrix products, measured beside it")
+    if "import" in result["rows"]:
+        alone, ours = (seconds_of(result["rows"]["import"], who) for who in ("torch alone", "ours"))
+        lines.append(f"import: {ours - alone:.2f} s more than torch alone ({alone:.2f} s)")
+    heads = ["", "ours, s", *(f"{who}, s | times" for who in peers), "GB, ours", *(f"GB, {who}" for who in peers)]
+    lines += ["", f"| {' | '.join(heads)} |", "|---" * (3 + 3 * len(peers)) + "|"]
+    for name, row in result["rows"].items():
+        ours = seconds_of(row, "ours")
+        cells = [name, f"{ours:.3g}"]
+        for who in peers:
+            cells += [f"{seconds_of(row, who):.3g}", f"{seconds_of(row, who) / ours:.2f}"] if who in row else ["–"] * 2
+        for who in ("ours", *peers):
+            cells.append(f"{statistics.median(row[who]['peak']) / 1e9:.2f}" if row.get(who, {}).get("peak") else "–")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(result: dict, file: Path) -> None:
+    """A bar for each peer and row: how many times ours it takes; a line from the least to the most of the rounds."""
+    import matplotlib.pyplot as plt
+
+    peers = [who for who in result["versions"] if who != "ours"]
+    rows = result["rows"]
+    figure, axis = plt.subplots(figsize=(8, 0.42 * len(rows) + 1), layout="constrained")
+    for number, who in enumerate(peers):
+        shift = 0.8 * ((number + 0.5) / len(peers) - 0.5)
+        for place, row in enumerate(rows.values()):
+            if who in row:
+                ratios = [a / b for a, b in zip(row[who]["seconds"], row["ours"]["seconds"], strict=True)]
+                middle = seconds_of(row, who) / seconds_of(row, "ours")
+                label = who if place == 0 else None
+                axis.barh(place + shift, middle, height=0.72 / len(peers), color=f"C{number}", label=label)
+                axis.plot([min(ratios), max(ratios)], [place + shift] * 2, color="black", linewidth=1)
+    axis.axvline(1, color="black", linewidth=1)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.invert_yaxis()
+    axis.set(xscale="log", xlim=(0.5, None), xlabel="seconds, where ours takes 1")
+    axis.set_title(f"{result['date']}, {result['machine']}, {result['versions']['ours']}", fontsize=9)
+    axis.set_xticks([0.5, 1, 2, 4, 8], ["½", "1", "2", "4", "8"])
+    axis.minorticks_off()
+    axis.legend(frameon=False, loc="lower right")
+    figure.savefig(file, dpi=150)
+
+
+def machine() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{os.cpu_count()} cores of {names[0] if names else platform.machine()}"
+
+
+def version(python: str) -> tuple[str, str]:
+    """Of transformers; and of all that matters."""
+    code = "import torch, transformers as t; print(t.__version__, torch.__version__, torch.get_num_threads())"
+    theirs, torchs, threads = subprocess.check_output([python, "-c", code], text=True).split()
+    return theirs, f"torch {torchs}, {threads} threads"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--peer", action="append", default=[], metavar="PYTHON", help="of a newer transformers")
+    parser.add_argument("--load", action="store_true", help="the loads of all of XL, too")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="WORD", help="rows whose names hold one of these")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the ratios into this file")
+    parser.add_argument("--contend", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.contend:
+        who, task, out = options.contend
+        contend(who, options.folder, task, out)
+        return
+    contenders, versions = {"ours": sys.executable}, {"ours": version(sys.executable)[1]}
+    for python in (sys.executable, *options.peer):
+        number, all_of_it = version(python)
+        contenders[f"transformers {number}"], versions[f"transformers {number}"] = python, all_of_it
+    tasks = {**TASKS, **(LOADS if options.load else {})}
+    wanted = [name for name in ("import", *tasks) if any(word in name for word in options.only)]
+    options.folder.mkdir(parents=True, exist_ok=True)
+    make_checkpoints(options.folder, {tasks[name][1] for name in wanted if name in tasks})
+    result = {
+        "date": str(date.today()),
+        "machine": machine(),
+        "versions": versions,
+        "limits": {"operations": product_rate(), "bytes": copy_rate()},
+        "rows": {},
+    }
+    for task in tqdm(wanted, unit="row"):
+        if task == "import":
+            row = imports(contenders, options.rounds)
+        else:  # transformers 5 has no relative positions
+            able = {who: python for who, python in contenders.items() if "relative" not in task or "s 5" not in who}
+            row = measure(task, options.folder, able, options.rounds)
+        result["rows"][task] = row
+        (options.folder / "against_peers.json").write_text(json.dumps(result, indent=1))
+    print(table(result))
+    if options.figure:
+        draw(result, options.figure)
+
+
+if __name__ == "__main__":
+    main()
