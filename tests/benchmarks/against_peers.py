@@ -2,17 +2,19 @@
 
     python tests/benchmarks/against_peers.py FOLDER --peer PYTHON --load --figure FILE
 
-PYTHON is the interpreter of an environment with a newer transformers. Every figure comes from a process of its own; the
-contenders take turns, and a row is the median of the rounds. What they compute is compared first: a row with another
-answer is an error, not a figure. Checkpoints with random weights of XL's width are made in FOLDER once (10 GB; with
---load, all of XL, 28 GB more, and it needs 20 GB of memory). Beside the contenders stand two limits of the machine,
-measured in the same run: how fast it multiplies matrices, and how fast it copies memory.
+PYTHON is the interpreter of an environment with a newer transformers. Every contender is a process of its own, and they
+do the work in turns, at once after one another, as a machine is not always equally fast; a row's ratio is the median of
+the turns' ratios. What they compute is compared first: a row with another answer is an error, not a figure. Checkpoints
+with random weights of XL's width are made in FOLDER once (10 GB; with --load, all of XL, 28 GB more, and it needs 20 GB
+of memory). Beside them stand two limits of the machine, measured in the same run: how fast it multiplies matrices
+(which takes its turns among the forward passes), and how fast it copies memory.
 
 Prints a table, and writes it with every single figure to FOLDER/against_peers.json.
 """
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -20,8 +22,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, redirect_stdout
 from datetime import date
+from functools import partial
+from operator import truediv
 from pathlib import Path
 
 import torch
@@ -42,7 +47,9 @@ CHECKPOINTS = {  # of XL's width, in float32
     "relative": {**XL, "vocab_size": 8002, "position_embedding_type": "relative_key_query"},
     "decoder": {**XL, "vocab_size": 250_880, "num_hidden_layers": 4, "is_decoder": True},
 }
-TURN_S = 2  # of repeating in one process, whose median counts
+PRODUCT = 2048, 4096, 4096  # rows, inner and columns of the matrix product that is the limit
+TURNS, TURNS_S = 5, 20  # at least so many, and for so many seconds, of contenders that are in memory together
+ROUNDS = 3  # of contenders that are not: each time a new process
 
 
 # ---- in a contender's process: each of these gives the work to be timed, which gives the numbers to be compared
@@ -163,6 +170,18 @@ def loading(who: str, path: Path) -> Callable:
     return work
 
 
+def products(who: str, path: Path) -> Callable:
+    """What a forward pass would do at best; no contender."""
+    rows, inner, columns = PRODUCT
+    a, b = torch.randn(rows, inner), torch.randn(inner, columns)
+
+    def work():
+        a @ b
+        return []
+
+    return work
+
+
 TASKS = {
     **{f"forward {b}×{t}": (forward, "encoder", b, t, False) for b, t in ((1, 12), (1, 128), (1, 512), (8, 512))},
     **{f"with attentions {b}×{t}": (forward, "encoder", b, t, True) for b, t in ((1, 12), (1, 128), (8, 512))},
@@ -177,6 +196,9 @@ LOADS = {
     "load XL: bfloat16, 37 files, to float32": (loading, "XL-shards"),
     "load XL: float32 file": (loading, "XL-float32"),
 }
+LIMIT = "matrix products"
+ALL = {**TASKS, **LOADS, LIMIT: (products, "")}
+APART = {*LOADS, "masked-LM training step 8×128"}  # too large to be in memory together
 
 
 def anonymous_memory() -> int:
@@ -205,8 +227,8 @@ class MemoryWatch:
 
 def product_rate() -> float:
     """Multiplications and additions per second in products of large float32 matrices; the best of five."""
-    a, b = torch.randn(2048, 4096), torch.randn(4096, 4096)
-    return 2 * a.numel() * b.shape[1] / min(timed(lambda: a @ b) for _ in range(5))
+    work = products("", Path())
+    return 2 * math.prod(PRODUCT) / min(timed(work) for _ in range(5))
 
 
 def copy_rate() -> float:
@@ -221,24 +243,22 @@ def timed(work: Callable) -> float:
     return time.perf_counter() - start
 
 
-def contend(who: str, folder: Path, task: str, out: str) -> None:
-    """Print seconds, and the memory of the first time; keep the answer."""
-    make, checkpoint, *arguments = {**TASKS, **LOADS}[task]
-    path = Path((folder / checkpoint).read_text()) if checkpoint == "tiny-decoder" else folder / checkpoint
-    work = make(who, path, *arguments)
-    with MemoryWatch() as watch:
-        start = time.perf_counter()
-        answer = work()
-        seconds = [time.perf_counter() - start]
-    torch.save(answer, out)
-    if task in TASKS:  # a load is done once; of the others, the first time warms up
-        seconds = []
-        while sum(seconds) < TURN_S:
-            seconds.append(timed(work))
-    numbers = {"seconds": statistics.median(seconds), "peak": watch.peak}
-    if who == "ours" and make is forward:
-        numbers["rate"] = product_rate()  # here and now: a virtual machine is not always equally fast
-    print(json.dumps(numbers))
+def contend(who: str, folder: Path, task: str, out: Path, orders: Iterable[str]) -> None:
+    """Do the task, keep the answer in `out`, print seconds and memory; then do it again for every line of `orders`."""
+    say = partial(print, file=sys.stdout, flush=True)
+    with redirect_stdout(sys.stderr):
+        make, checkpoint, *arguments = ALL[task]
+        path = Path((folder / checkpoint).read_text()) if checkpoint == "tiny-decoder" else folder / checkpoint
+        work = make(who, path, *arguments)
+        with MemoryWatch() as watch:
+            start = time.perf_counter()
+            answer = work()
+            seconds = time.perf_counter() - start
+        torch.save(answer, out)
+        del answer
+        say(json.dumps({"seconds": seconds, "peak": watch.peak}))
+        for _ in orders:
+            say(json.dumps({"seconds": timed(work)}))
 
 
 # ---- in this process: checkpoints, turns, the table
@@ -289,33 +309,75 @@ def environment() -> dict[str, str]:
     return {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def measure(task: str, folder: Path, contenders: dict[str, str], rounds: int) -> dict[str, dict]:
-    """{contender: seconds and peaks, one for each round}."""
-    found: dict[str, dict] = {who: {} for who in contenders}
-    for turn in range(rounds):
+class Contender:
+    """`with Contender(…) as one`: a process that has done its task once; `one.turn()`, once more."""
+
+    def __init__(self, who: str, python: str, folder: Path, task: str) -> None:
+        self.name, self.out, self.errors = f"{task} by {who}", folder / "answer.pt", folder / "errors.txt"
+        call = [python, __file__, str(folder), "--contend", who, task, str(self.out)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment()}
+        with open(self.errors, "w") as errors:
+            self.process = subprocess.Popen(call, stderr=errors, **pipes)
+
+    def __enter__(self):
+        self.first = self.heard()
+        self.answer = torch.load(self.out)
+        return self
+
+    def heard(self) -> dict[str, float]:
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.name}: {self.errors.read_text()[-1500:]}")
+        return json.loads(line)
+
+    def turn(self) -> float:
+        print(file=self.process.stdin, flush=True)
+        return self.heard()["seconds"]
+
+    def __exit__(self, *_):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def measure(task: str, folder: Path, contenders: dict[str, str]) -> dict[str, dict]:
+    """{contender: {"seconds": of every turn, "peak": bytes, of the first time}}; and of matrix products beside them."""
+    found: dict[str, dict] = {who: {"seconds": [], "peak": []} for who in contenders}
+    for turn in range(ROUNDS if task in APART else 0):
         answers = {}
         for who, python in contenders.items():
-            out = folder / "answer.pt"
-            call = [python, __file__, str(folder), "--contend", who, task, str(out)]
-            done = subprocess.run(call, capture_output=True, text=True, env=environment())
-            if done.returncode:
-                raise RuntimeError(f"{task} by {who}: {done.stderr[-1500:]}")
-            for name, value in json.loads(done.stdout.splitlines()[-1]).items():
-                found[who].setdefault(name, []).append(value)
-            answers[who] = torch.load(out)
+            with Contender(who, python, folder, task) as one:
+                answers[who] = one.answer
+                found[who]["peak"].append(one.first["peak"])
+                found[who]["seconds"].append(one.first["seconds"] if task in LOADS else one.turn())
         if turn == 0:
             compare(task, answers)
+    if task in APART:
+        return found
+    with ExitStack() as stack:
+        present = {who: stack.enter_context(Contender(who, contenders[who], folder, task)) for who in contenders}
+        compare(task, {who: one.answer for who, one in present.items()})
+        for who, one in present.items():
+            found[who]["peak"].append(one.first["peak"])
+            del one.answer
+        if operations(task):
+            found[LIMIT] = {"seconds": []}
+            present[LIMIT] = stack.enter_context(Contender(LIMIT, sys.executable, folder, LIMIT))
+        start, order = time.monotonic(), list(present)
+        while len(found["ours"]["seconds"]) < TURNS or time.monotonic() - start < TURNS_S:
+            for who in order:
+                found[who]["seconds"].append(present[who].turn())
+            order.reverse()
     return found
 
 
-def imports(contenders: dict[str, str], rounds: int) -> dict[str, dict]:
+def imports(contenders: dict[str, str]) -> dict[str, dict]:
     """Of the class for masked words; beside torch alone, which nobody can undercut."""
     calls = {"torch alone": (sys.executable, "import torch")}
     for who, python in contenders.items():
         package = "xlmrxl_min" if who == "ours" else "transformers"
         calls[who] = (python, f"from {package} import XLMRobertaXLForMaskedLM")
     found: dict[str, dict] = {who: {"seconds": [], "peak": []} for who in calls}
-    for turn in range(rounds + 1):
+    for turn in range(TURNS + 1):
         for who, (python, statement) in calls.items():
             call = {"args": [python, "-c", statement], "check": True, "env": environment(), "capture_output": True}
             seconds = timed(lambda call=call: subprocess.run(**call))
@@ -337,6 +399,12 @@ def seconds_of(row: dict[str, dict], who: str) -> float:
     return statistics.median(row[who]["seconds"])
 
 
+def times(row: dict[str, dict], who: str) -> tuple[float, float, float]:
+    """How many times as long as ours, turn by turn: first quartile, median, third."""
+    ratios = map(truediv, row[who]["seconds"], row["ours"]["seconds"])
+    return tuple(statistics.quantiles(ratios, n=4, method="inclusive"))
+
+
 def table(result: dict) -> str:
     """Seconds of every contender, how many times ours that is, and GB."""
     peers, limit = [who for who in result["versions"] if who != "ours"], result["limits"]
@@ -344,9 +412,9 @@ def table(result: dict) -> str:
     lines += [f"{who}: {said}" for who, said in result["versions"].items()]
     lines += [f"limits: {limit['operations'] / 1e9:.0f} GFLOP/s, {limit['bytes'] / 1e9:.1f} GB/s read and written"]
     for task, row in result["rows"].items():
-        if operations(task):
-            share = operations(task) / seconds_of(row, "ours") / statistics.median(row["ours"]["rate"])
-            lines.append(f"{task}: {share:.0%} of the rate of matrix products, measured beside it")
+        if LIMIT in row:
+            share = operations(task) / (2 * math.prod(PRODUCT)) * times(row, LIMIT)[1]
+            lines.append(f"{task}: {share:.0%} of the rate of matrix products that took turns with it")
     if "import" in result["rows"]:
         alone, ours = (seconds_of(result["rows"]["import"], who) for who in ("torch alone", "ours"))
         lines.append(f"import: {ours - alone:.2f} s more than torch alone ({alone:.2f} s)")
@@ -356,7 +424,7 @@ def table(result: dict) -> str:
         ours = seconds_of(row, "ours")
         cells = [name, f"{ours:.3g}"]
         for who in peers:
-            cells += [f"{seconds_of(row, who):.3g}", f"{seconds_of(row, who) / ours:.2f}"] if who in row else ["–"] * 2
+            cells += [f"{seconds_of(row, who):.3g}", f"{times(row, who)[1]:.2f}"] if who in row else ["–"] * 2
         for who in ("ours", *peers):
             cells.append(f"{statistics.median(row[who]['peak']) / 1e9:.2f}" if row.get(who, {}).get("peak") else "–")
         lines.append(f"| {' | '.join(cells)} |")
@@ -364,7 +432,7 @@ def table(result: dict) -> str:
 
 
 def draw(result: dict, file: Path) -> None:
-    """A bar for each peer and row: how many times ours it takes; a line from the least to the most of the rounds."""
+    """A bar for each peer and row: how many times ours it takes; a line from the first to the third quartile."""
     import matplotlib.pyplot as plt
 
     peers = [who for who in result["versions"] if who != "ours"]
@@ -374,11 +442,10 @@ def draw(result: dict, file: Path) -> None:
         shift = 0.8 * ((number + 0.5) / len(peers) - 0.5)
         for place, row in enumerate(rows.values()):
             if who in row:
-                ratios = [a / b for a, b in zip(row[who]["seconds"], row["ours"]["seconds"], strict=True)]
-                middle = seconds_of(row, who) / seconds_of(row, "ours")
+                low, middle, high = times(row, who)
                 label = who if place == 0 else None
                 axis.barh(place + shift, middle, height=0.72 / len(peers), color=f"C{number}", label=label)
-                axis.plot([min(ratios), max(ratios)], [place + shift] * 2, color="black", linewidth=1)
+                axis.plot([low, high], [place + shift] * 2, color="black", linewidth=1)
     axis.axvline(1, color="black", linewidth=1)
     axis.set_yticks(range(len(rows)), rows)
     axis.invert_yaxis()
@@ -409,13 +476,12 @@ def main() -> None:
     parser.add_argument("--peer", action="append", default=[], metavar="PYTHON", help="of a newer transformers")
     parser.add_argument("--load", action="store_true", help="the loads of all of XL, too")
     parser.add_argument("--only", nargs="+", default=[""], metavar="WORD", help="rows whose names hold one of these")
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the ratios into this file")
     parser.add_argument("--contend", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.contend:
         who, task, out = options.contend
-        contend(who, options.folder, task, out)
+        contend(who, options.folder, task, Path(out), sys.stdin)
         return
     contenders, versions = {"ours": sys.executable}, {"ours": version(sys.executable)[1]}
     for python in (sys.executable, *options.peer):
@@ -434,10 +500,10 @@ def main() -> None:
     }
     for task in tqdm(wanted, unit="row"):
         if task == "import":
-            row = imports(contenders, options.rounds)
+            row = imports(contenders)
         else:  # transformers 5 has no relative positions
             able = {who: python for who, python in contenders.items() if "relative" not in task or "s 5" not in who}
-            row = measure(task, options.folder, able, options.rounds)
+            row = measure(task, options.folder, able)
         result["rows"][task] = row
         (options.folder / "against_peers.json").write_text(json.dumps(result, indent=1))
     print(table(result))
