@@ -386,14 +386,22 @@ def batches_by_length(
     return batches(rows, tokenizer.pad_token_id, batch_size, device, progress)
 
 
+MOST_PADDING = 64  # tokens of it in a batch, all rows together: about what reading the weights once more costs
+
+
 def batches(
     rows: Sequence[list[Token]], pad: int, batch_size: int, device: torch.device, progress: bool
 ) -> Iterator[tuple[list[int], Encoding]]:
     """The longest first: what is too long, or too much for the memory, then shows at once."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]), reverse=True)
-    starts = range(0, len(order), batch_size)
-    for start in tqdm(starts, unit="batch", disable=not progress, delay=2):  # a bar only where there is time to see it
-        places = order[start : start + batch_size]
+    groups: list[list[int]] = []
+    padding = 0
+    for i in sorted(range(len(rows)), key=lambda i: len(rows[i]), reverse=True):
+        padding += len(rows[groups[-1][0]]) - len(rows[i]) if groups else 0
+        if not groups or len(groups[-1]) == batch_size or padding > MOST_PADDING:
+            groups.append([])
+            padding = 0
+        groups[-1].append(i)
+    for places in tqdm(groups, unit="batch", disable=not progress, delay=2):  # a bar only where there is time to see it
         ids = [torch.tensor([token for token, _ in rows[i]]) for i in places]
         tensors = {"input_ids": pad_sequence(ids, batch_first=True, padding_value=pad)}
         tensors["attention_mask"] = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)

@@ -48,7 +48,7 @@ CHECKPOINTS = {  # of XL's width, in float32
     "decoder": {**XL, "vocab_size": 250_880, "num_hidden_layers": 4, "is_decoder": True},
 }
 PRODUCT = 2048, 4096, 4096  # rows, inner and columns of the matrix product that is the limit
-TURNS, TURNS_S = 5, 20  # at least so many, and for so many seconds, of contenders that are in memory together
+TURNS, TURNS_S = 5, 15  # at least so many, and for so many seconds, of contenders that are in memory together
 ROUNDS = 3  # of contenders that are not: each time a new process
 
 
@@ -244,13 +244,13 @@ def timed(work: Callable) -> float:
 
 
 def contend(who: str, folder: Path, task: str, out: Path, orders: Iterable[str]) -> None:
-    """Do the task, keep the answer in `out`, print seconds and memory; then do it again for every line of `orders`."""
+    """Load, do the task, keep the answer in `out`, print seconds and memory; do it again for every line of `orders`."""
     say = partial(print, file=sys.stdout, flush=True)
     with redirect_stdout(sys.stderr):
         make, checkpoint, *arguments = ALL[task]
         path = Path((folder / checkpoint).read_text()) if checkpoint == "tiny-decoder" else folder / checkpoint
-        work = make(who, path, *arguments)
         with MemoryWatch() as watch:
+            work = make(who, path, *arguments)
             start = time.perf_counter()
             answer = work()
             seconds = time.perf_counter() - start
@@ -340,7 +340,7 @@ class Contender:
 
 
 def measure(task: str, folder: Path, contenders: dict[str, str]) -> dict[str, dict]:
-    """{contender: {"seconds": of every turn, "peak": bytes, of the first time}}; and of matrix products beside them."""
+    """{contender: {"seconds": of every turn, "peak": bytes}}; and of matrix products beside them."""
     found: dict[str, dict] = {who: {"seconds": [], "peak": []} for who in contenders}
     for turn in range(ROUNDS if task in APART else 0):
         answers = {}
