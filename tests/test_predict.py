@@ -323,8 +323,8 @@ def test_texts_of_like_length_share_a_batch(tokenizer):
     embed(ours, tokenizer, list(tokens), batch_size=2)
     assert shapes == [(2, 6), (2, 5), (2, 4)]
     shapes.clear()
-    embed(ours, tokenizer, ["a", "a " * 40, "a b", "a " * 30, "a b"])
-    assert shapes == [(2, 42), (3, 4)], "short texts are not padded to 42, though there is room in the batch"
+    embed(ours, tokenizer, ["a", "a " * 70, "a b", "a " * 60, "a b"])
+    assert shapes == [(2, 72), (3, 4)], "short texts are not padded to 72, though there is room in the batch"
 
 
 @pytest.mark.parametrize(("kind", "room"), [("absolute", 20), ("relative_key", 22)])
