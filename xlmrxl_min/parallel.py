@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -97,6 +98,9 @@ def ranks(tensor: int = 1, *, timeout_s: float = 600) -> Iterator[DeviceMesh]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+            # A thread of gloo lets go of its tensors a moment after it has reported them as done. Were the interpreter
+            # at its end by then, it would abort the process (https://github.com/pytorch/pytorch/pull/179291).
+            time.sleep(0.2)
 
 
 @contextmanager
