@@ -48,7 +48,7 @@ CHECKPOINTS = {  # of XL's width, in float32
     "decoder": {**XL, "vocab_size": 250_880, "num_hidden_layers": 4, "is_decoder": True},
 }
 PRODUCT = 2048, 4096, 4096  # rows, inner and columns of the matrix product that is the limit
-TURNS, TURNS_S = 5, 15  # at least so many, and for so many seconds, of contenders that are in memory together
+TURNS, TURNS_S = 5, 60  # at least so many, and for so many seconds, of contenders that are in memory together
 ROUNDS = 3  # of contenders that are not: each time a new process
 
 
