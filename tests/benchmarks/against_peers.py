@@ -4,10 +4,10 @@
 
 PYTHON is the interpreter of an environment with a newer transformers. Every contender is a process of its own, and they
 do the work in turns, at once after one another, as a machine is not always equally fast; a row's ratio is the median of
-the turns' ratios. What they compute is compared first: a row with another answer is an error, not a figure. Checkpoints
-with random weights of XL's width are made in FOLDER once (10 GB; with --load, all of XL, 28 GB more, and it needs 20 GB
-of memory). Beside them stand two limits of the machine, measured in the same run: how fast it multiplies matrices
-(which takes its turns among the forward passes), and how fast it copies memory.
+the turns' ratios, in three rounds of new processes. What they compute is compared first: a row with another answer is
+an error, not a figure. Checkpoints with random weights of XL's width are made in FOLDER once (10 GB; with --load, all
+of XL, 28 GB more, and it needs 20 GB of memory). Beside them stand two limits of the machine, measured in the same run:
+how fast it multiplies matrices (which takes its turns among the forward passes), and how fast it copies memory.
 
 Prints a table, and writes it with every single figure to FOLDER/against_peers.json.
 """
@@ -48,8 +48,8 @@ CHECKPOINTS = {  # of XL's width, in float32
     "decoder": {**XL, "vocab_size": 250_880, "num_hidden_layers": 4, "is_decoder": True},
 }
 PRODUCT = 2048, 4096, 4096  # rows, inner and columns of the matrix product that is the limit
-TURNS, TURNS_S = 5, 60  # at least so many, and for so many seconds, of contenders that are in memory together
-ROUNDS = 3  # of contenders that are not: each time a new process
+ROUNDS = 3  # each in new processes: one may be 3% faster than another of the same code, for as long as it lives
+TURNS, TURNS_S = 2, 20  # in a round: at least so many, and for so many seconds, of contenders in memory together
 
 
 # ---- in a contender's process: each of these gives the work to be timed, which gives the numbers to be compared
@@ -344,17 +344,23 @@ class Contender:
 def measure(task: str, folder: Path, contenders: dict[str, str]) -> dict[str, dict]:
     """{contender: {"seconds": of every turn, "peak": bytes}}; and of matrix products beside them."""
     found: dict[str, dict] = {who: {"seconds": [], "peak": []} for who in contenders}
-    for turn in range(ROUNDS if task in APART else 0):
+    for number in range(ROUNDS):
+        if task not in APART:
+            together(task, folder, contenders, found)
+            continue
         answers = {}
         for who, python in contenders.items():
             with Contender(who, python, folder, task) as one:
                 answers[who] = one.answer
                 found[who]["peak"].append(one.first["peak"])
                 found[who]["seconds"].append(one.first["seconds"] if task in LOADS else one.turn())
-        if turn == 0:
+        if number == 0:
             compare(task, answers)
-    if task in APART:
-        return found
+    return found
+
+
+def together(task: str, folder: Path, contenders: dict[str, str], found: dict[str, dict]) -> None:
+    """A round of all contenders in memory at once, and of matrix products; what it measures goes into `found`."""
     with ExitStack() as stack:
         present = {who: stack.enter_context(Contender(who, contenders[who], folder, task)) for who in contenders}
         compare(task, {who: one.answer for who, one in present.items()})
@@ -362,14 +368,14 @@ def measure(task: str, folder: Path, contenders: dict[str, str]) -> dict[str, di
             found[who]["peak"].append(one.first["peak"])
             del one.answer
         if operations(task):
-            found[LIMIT] = {"seconds": []}
+            found.setdefault(LIMIT, {"seconds": []})
             present[LIMIT] = stack.enter_context(Contender(LIMIT, sys.executable, folder, LIMIT))
-        start, order = time.monotonic(), list(present)
-        while len(found["ours"]["seconds"]) < TURNS or time.monotonic() - start < TURNS_S:
+        turns, start, order = 0, time.monotonic(), list(present)
+        while turns < TURNS or time.monotonic() - start < TURNS_S:
             for who in order:
                 found[who]["seconds"].append(present[who].turn())
             order.reverse()
-    return found
+            turns += 1
 
 
 def imports(contenders: dict[str, str]) -> dict[str, dict]:
@@ -379,7 +385,7 @@ def imports(contenders: dict[str, str]) -> dict[str, dict]:
         package = "xlmrxl_min" if who == "ours" else "transformers"
         calls[who] = (python, f"from {package} import XLMRobertaXLForMaskedLM")
     found: dict[str, dict] = {who: {"seconds": [], "peak": []} for who in calls}
-    for turn in range(TURNS + 1):
+    for turn in range(2 * ROUNDS + 1):
         for who, (python, statement) in calls.items():
             call = {"args": [python, "-c", statement], "check": True, "env": environment(), "capture_output": True}
             seconds = timed(lambda call=call: subprocess.run(**call))
