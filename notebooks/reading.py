@@ -5,6 +5,7 @@ Every page stands alone: no server, no network, no script. Formulas are MathML, 
 
 from __future__ import annotations
 
+import base64
 import html
 import os
 import re
@@ -74,6 +75,14 @@ def code(text: str, name: str = "cell.py") -> str:
     return highlight(text, lexer, CODE)
 
 
+def meant(url: str, file: Path) -> Path:
+    """The file that a link or a picture of `file` leads to."""
+    target = (file.parent / unquote(url)).resolve()
+    if not target.is_file():
+        raise ValueError(f"{file.name} leads to {url}, and there is no such file.")
+    return target
+
+
 class Renderer(IPythonRenderer):
     """Markdown of a file as HTML of a page: formulas as MathML, links as links between pages."""
 
@@ -83,6 +92,10 @@ class Renderer(IPythonRenderer):
 
     def link(self, text: str, url: str, title: str | None = None) -> str:
         return super().link(text, self.site.link(url, self.file, self.page), title)
+
+    def image(self, text: str, url: str, title: str | None = None) -> str:
+        picture = base64.b64encode(meant(url, self.file).read_bytes()).decode("ascii")
+        return super().image(text, f"data:image/png;base64,{picture}", title)
 
     def heading(self, text: str, level: int, **_: Any) -> str:
         name = anchor(html.unescape(re.sub(r"<[^>]+>", "", text)))
@@ -115,9 +128,7 @@ class Site:
         if re.match(r"[a-z]+:", url) or (url.startswith("#") and page == address(file)):
             return url
         path, _, end = url.partition("#")
-        target = (file.parent / unquote(path)).resolve() if path else file
-        if not target.is_file():
-            raise ValueError(f"{file.name} links to {url}, and there is no such file.")
+        target = meant(path, file) if path else file
         if target not in self.files:
             self.files.append(target)
         return os.path.relpath(address(target), os.path.dirname(page)) + (end and f"#{end}")

@@ -530,7 +530,12 @@ def toygpu():
     registration = torch.utils.backend_registration
     if not hasattr(registration, "_setup_privateuseone_for_python_backend"):
         pytest.skip(f"torch {torch.__version__} cannot pretend a device in Python")
-    registration._setup_privateuseone_for_python_backend("toygpu")
+
+    class Module(registration._DummyBackendModule):  # the tests after these have it in their process, too
+        def get_amp_supported_dtype(self):
+            return [torch.bfloat16]
+
+    registration._setup_privateuseone_for_python_backend("toygpu", Module())
     return torch.device("toygpu", 0)
 
 
