@@ -415,7 +415,7 @@ class Attention(nn.Module):
     def written_out(self, query, key, value, may_attend: Tensor | None, head_mask) -> tuple[Tensor, Tensor]:
         """Attention step by step, for whoever wants to see the weights or to mask heads."""
         bias = self.bias(query, key, key.shape[2] - query.shape[2], may_attend)
-        scores = einsum(query, key, "b h q d, b h k d -> b h q k") / math.sqrt(self.head_width)
+        scores = einsum(query / math.sqrt(self.head_width), key, "b h q d, b h k d -> b h q k")
         weights = (scores if bias is None else scores + bias).softmax(-1)
         weights = self.weights_dropout(weights)
         if head_mask is not None:
