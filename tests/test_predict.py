@@ -20,6 +20,7 @@ from xlmrxl_min import (
     classify,
     embed,
     fill_mask,
+    predict,
     tag,
 )
 from xlmrxl_min.__main__ import main
@@ -313,18 +314,51 @@ def test_wrong_class(task, tokenizer):
 TOY = {"vocab_size": 9, "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8}
 
 
-def test_texts_of_like_length_share_a_batch(tokenizer):
+@pytest.fixture
+def shapes():
+    """Of the embeddings of every model to which this is given as a hook: batch, tokens."""
+
+    class Shapes(list):
+        def __call__(self, module, args, out):
+            self.append(tuple(out.shape[:2]))
+
+    return Shapes()
+
+
+def test_texts_of_like_length_share_a_batch(tokenizer, shapes):
     """Of like length in tokens, not in characters. The longest batch comes first."""
-    _, ours = twins_for(tokenizer, "Model")
+    _, ours = twins_for(tokenizer, "ForSequenceClassification")
     tokens = {"a b": 4, "🧿" * 9: 4, "a b c": 5, "🧿" * 5 + " a": 5, "a b c d": 6, "🧿" * 30 + " a b": 6}
     assert [len(tokenizer.encode(text)) for text in tokens] == list(tokens.values())
-    shapes = []
-    ours.embeddings.register_forward_hook(lambda module, args, out: shapes.append(tuple(out.shape[:2])))
-    embed(ours, tokenizer, list(tokens), batch_size=2)
+    ours.base_model.embeddings.register_forward_hook(shapes)
+    classify(ours, tokenizer, list(tokens), batch_size=2)
     assert shapes == [(2, 6), (2, 5), (2, 4)]
     shapes.clear()
-    embed(ours, tokenizer, ["a", "a " * 70, "a b", "a " * 60, "a b"])
+    classify(ours, tokenizer, ["a", "a " * 70, "a b", "a " * 60, "a b"])
     assert shapes == [(2, 72), (3, 4)], "short texts are not padded to 72, though there is room in the batch"
+
+
+def test_embed_lays_texts_end_to_end(tokenizer, shapes, monkeypatch):
+    """As many as are allowed and as there is room for, in the model too; the longest first."""
+    _, ours = twins_for(tokenizer, "Model")
+    ours.embeddings.register_forward_hook(shapes)
+    texts = ["a", "a " * 70, "a b", "a " * 60, "a b"]
+    embed(ours, tokenizer, texts)
+    embed(ours, tokenizer, texts, batch_size=2)
+    embed(ours, tokenizer, texts * 2)
+    monkeypatch.setattr(predict, "ROW", 72)
+    embed(ours, tokenizer, texts)
+    lengths = [[72 + 62 + 4 + 4 + 3], [72 + 62, 4 + 4, 3], [72 + 72, 62 + 62 + 4 * 4 + 2 * 3], [72, 62 + 4 + 4, 3]]
+    assert shapes == [(1, tokens) for run in lengths for tokens in run]
+
+
+@pytest.mark.parametrize("kind", ["absolute", "relative_key", "relative_key_query"])
+@pytest.mark.parametrize("is_decoder", [False, True])
+def test_texts_end_to_end_do_not_see_each_other(kind, is_decoder, tokenizer, parity):
+    config = {"position_embedding_type": kind, "is_decoder": is_decoder, "use_cache": False}  # theirs errs with a cache
+    theirs, ours = twins_for(tokenizer, "Model", **config)
+    expected = [theirs_alone(theirs, tokenizer, text).last_hidden_state[0].mean(0) for text in MIXED]
+    parity(error(embed(ours, tokenizer, MIXED), torch.stack(expected)))
 
 
 @pytest.mark.parametrize(("kind", "room"), [("absolute", 20), ("relative_key", 22)])

@@ -1,9 +1,9 @@
 """Texts in, labelled results out: fill_mask, embed, classify, tag, choose, answer.
 
 All take one text, or a list of them in any order; one gives one result, a list a list. Texts of like length share a
-batch, so that little is padding. While they run, the model is in evaluation mode. A text that is longer than the model
-has room for is a ValueError, unless `truncation=True` asks for its end to be cut off. `batch_size` is the most texts at
-once; `progress` shows a bar where it takes more than two seconds.
+batch, so that little is padding; `embed` lays them end to end, and has none. While they run, the model is in evaluation
+mode. A text that is longer than the model has room for is a ValueError, unless `truncation=True` asks for its end to be
+cut off. `batch_size` is the most texts at once; `progress` shows a bar where it takes more than two seconds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from einops import einsum, rearrange
+from einops import rearrange
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
@@ -142,16 +142,14 @@ def embed(
     expect(model, PreTrainedModel, "a model of this library, such as XLMRobertaXLModel")
     refuse(pooling not in ("mean", "first"), f"pooling={pooling!r} is unknown: take 'mean' or 'first'.")
 
-    def run(batch: Encoding) -> Tensor:  # b t -> b e
-        hidden = model.base_model(**batch, use_cache=False).last_hidden_state.float()
-        if pooling == "first":
-            return hidden[:, 0].clone()  # a view would keep all the other tokens in memory
-        is_token = batch["attention_mask"].float()
-        return einsum(hidden, is_token, "b t e, b t -> b e") / is_token.sum(-1, keepdim=True)
-
-    found = in_order(model, tokenizer, plain(texts), run, batch_size, progress, truncation)
-    nothing = torch.empty(0, model.config.hidden_size, device=model.device)
-    return torch.stack([vector for _, vector in found]) if found else nothing
+    rows = tokenised(model, tokenizer, plain(texts), progress, truncation)
+    vectors = torch.empty(len(rows), model.config.hidden_size, device=model.device)
+    with evaluating(model):
+        for places, batch in end_to_end(model, rows, batch_size, progress):
+            hidden = model.base_model(**batch, use_cache=False).last_hidden_state[0].float()
+            for place, text in zip(places, hidden.split([len(rows[i]) for i in places]), strict=True):
+                vectors[place] = text[0] if pooling == "first" else text.mean(0)
+    return vectors
 
 
 def classify(
@@ -367,15 +365,25 @@ def in_order(
 ) -> list[tuple[list[Token], Any]]:
     """For each of `inputs`, in their order, its tokens, and what `run` gives for its row of a batch."""
     check_size("batch_size", batch_size)
-    room = model.config.most_tokens  # without truncation, the model itself says what is too long
-    bar = partial(tqdm, unit="text", disable=not progress, delay=2)
-    rows = [tokenizer.row(item, True, truncation, room if truncation else None) for item in bar(inputs)]
+    rows = tokenised(model, tokenizer, inputs, progress, truncation)
     results: list[Any] = [None] * len(rows)
     with evaluating(model):
         for places, batch in batches(rows, tokenizer.pad_token_id, batch_size, model.device, progress):
             for place, result in zip(places, run(batch), strict=True):
                 results[place] = result
     return list(zip(rows, results, strict=True))
+
+
+def tokenised(
+    model: PreTrainedModel,
+    tokenizer: XLMRobertaTokenizer,
+    inputs: Sequence[str | Pair],
+    progress: bool,
+    truncation: bool | str,
+) -> list[list[Token]]:
+    room = model.config.most_tokens if truncation else None  # without, the model itself says what is too long
+    bar = tqdm(inputs, unit="text", disable=not progress, delay=2)  # a bar only where there is time to see it
+    return [tokenizer.row(item, True, truncation, room) for item in bar]
 
 
 def batches_by_length(
@@ -392,17 +400,51 @@ MOST_PADDING = 64  # tokens of it in a batch, all rows together: about what read
 def batches(
     rows: Sequence[list[Token]], pad: int, batch_size: int, device: torch.device, progress: bool
 ) -> Iterator[tuple[list[int], Encoding]]:
-    """The longest first: what is too long, or too much for the memory, then shows at once."""
     groups: list[list[int]] = []
     padding = 0
-    for i in sorted(range(len(rows)), key=lambda i: len(rows[i]), reverse=True):
+    for i in longest_first(rows):
         padding += len(rows[groups[-1][0]]) - len(rows[i]) if groups else 0
         if not groups or len(groups[-1]) == batch_size or padding > MOST_PADDING:
             groups.append([])
             padding = 0
         groups[-1].append(i)
-    for places in tqdm(groups, unit="batch", disable=not progress, delay=2):  # a bar only where there is time to see it
+    for places in tqdm(groups, unit="batch", disable=not progress, delay=2):
         ids = [torch.tensor([token for token, _ in rows[i]]) for i in places]
         tensors = {"input_ids": pad_sequence(ids, batch_first=True, padding_value=pad)}
         tensors["attention_mask"] = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
         yield places, Encoding(tensors).to(device)
+
+
+ROW = 512  # tokens of texts laid end to end: fewer make less use of the machine, more pay for attention to nothing
+
+
+def end_to_end(
+    model: PreTrainedModel, rows: Sequence[list[Token]], batch_size: int, progress: bool
+) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    """Texts one after the other in one row, without padding: their numbers, and the row, `1 t`.
+
+    Each has its own positions, and a mask, `1 q k`, lets it see itself only; so its states are what they are alone.
+    """
+    check_size("batch_size", batch_size)
+    config, number = model.config, model.base_model.embeddings.number
+    groups: list[list[int]] = []
+    tokens, room = 0, min(ROW, config.most_tokens)
+    for i in longest_first(rows):
+        tokens += len(rows[i])
+        if not groups or len(groups[-1]) == batch_size or tokens > room:
+            groups.append([])
+            tokens = len(rows[i])
+        groups[-1].append(i)
+    for places in tqdm(groups, unit="batch", disable=not progress, delay=2):
+        texts = [torch.tensor([token for token, _ in rows[i]]) for i in places]
+        parts = {"input_ids": torch.cat(texts)}
+        if len(texts) > 1:
+            itself = torch.block_diag(*(torch.ones(len(ids), len(ids)) for ids in texts))
+            parts["attention_mask"] = itself.tril() if config.is_decoder else itself
+            parts["position_ids"] = torch.cat([number(ids != config.pad_token_id) for ids in texts])
+        yield places, {name: part[None].to(model.device) for name, part in parts.items()}
+
+
+def longest_first(rows: Sequence[list[Token]]) -> list[int]:
+    """The numbers of the rows: what is too long, or too much for the memory, then shows at once."""
+    return sorted(range(len(rows)), key=lambda i: len(rows[i]), reverse=True)
