@@ -148,7 +148,7 @@ class Site:
         for is_stream, outputs in groupby(cell["outputs"], lambda output: output["output_type"] == "stream"):
             if is_stream:
                 printed = "".join("".join(output["text"]) for output in outputs).strip("\n")
-                yield f"<pre>{html.escape(printed)}</pre>" if printed else ""
+                yield f"<pre>{html.escape(printed)}</pre>" if printed.strip() else ""
                 continue
             for data in ({kind: "".join(lines) for kind, lines in output["data"].items()} for output in outputs):
                 if "image/png" in data:

@@ -197,14 +197,15 @@ def test_what_is_forbidden_is_said():
 
 
 def test_what_is_given_may_be_written_to():
-    """A function that spoils its arguments is judged on fresh ones."""
+    """A function that spoils its arguments is judged on fresh ones, and told of it."""
 
     def careless(x, gamma, beta, eps):
         x -= x.mean(-1, keepdim=True)
         x /= (x.square().mean(-1, keepdim=True) + eps).sqrt()
         return x.mul_(gamma).add_(beta)
 
-    assert lessons.check_norm(careless) == lessons.check_norm(careless) == "Right!"
+    said = "Right numbers. But `x` is no longer what it was: work on a new one."
+    assert lessons.check_norm(careless) == lessons.check_norm(careless) == said
 
 
 # ---- compare

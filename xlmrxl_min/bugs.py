@@ -154,7 +154,7 @@ class FromZero(Embeddings):
     FromZero,
     "Text begins at row 2. Here every token stands two rows too early; the first two get rows that no text has used.",
     {
-        "the words": "without it, a row of the position table is left, to a thousandth: so it was the right one.",
+        "the words": "without them, a row of the position table is left, to a thousandth: so it was the right one.",
         "the token types": "there is one row of them, so it cannot differ from place to place.",
         "the order of the tokens": "the rows count up by one from place to place, as they should.",
     },
@@ -413,7 +413,7 @@ def hasty() -> Callable[[PreTrainedModel, Sequence[tuple[Tensor, Tensor]]], None
     return accumulated
 
 
-# ---- five more, for the tests that the learner writes
+# ---- seven more, for the tests that the learner writes
 
 
 class ByPlace(Embeddings):
@@ -438,6 +438,20 @@ class Leaky(Attention):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=low), None
 
 
+class Unending(Attention):
+    def fused(self, query, key, value, may_attend, head_mask):
+        if may_attend is not None:  # padding behind the text is taken for text
+            may_attend = may_attend | (may_attend.flip(-1).cumsum(-1).flip(-1) == 0)
+        return super().fused(query, key, value, may_attend, head_mask)
+
+
+class Modest(Attention):
+    def fused(self, query, key, value, may_attend, head_mask):
+        if query.shape[2] == 1 < key.shape[2]:  # one new token sees the past, and not itself
+            key, value = key[:, :, :-1], value[:, :, :-1]
+        return super().fused(query, key, value, may_attend, head_mask)
+
+
 class Rounding:
     """A cache in half the memory: keys and values are in bfloat16."""
 
@@ -455,6 +469,14 @@ class Thrifty(Attention):
 
 def leaky() -> XLMRobertaXLForMaskedLM:
     return infected(XLMRobertaXLForMaskedLM.from_pretrained("tiny"), Attention, Leaky)
+
+
+def unending() -> XLMRobertaXLForMaskedLM:
+    return infected(XLMRobertaXLForMaskedLM.from_pretrained("tiny"), Attention, Unending)
+
+
+def modest() -> XLMRobertaXLForCausalLM:
+    return infected(XLMRobertaXLForCausalLM.from_pretrained("tiny-decoder"), Attention, Modest)
 
 
 def thrifty() -> XLMRobertaXLForCausalLM:

@@ -56,7 +56,8 @@ def compare(mine: Any, reference: Any) -> Comparison:
     try:
         got = as_tensor(mine)
     except Exception:
-        return Comparison(f"It is {kind_of(mine)}, and should be {described(wanted)}.", False)
+        it = f"{kind_of(mine)} with more than numbers" if isinstance(mine, (list, tuple)) else kind_of(mine)
+        return Comparison(f"It is {it}, and should be {described(wanted)}.", False)
     if got.shape != wanted.shape:
         return Comparison(f"It is {described(got)}, and should be {described(wanted)}.", False)
     return compare_numbers(got, wanted)
@@ -206,7 +207,7 @@ class Exercise:
         """One sentence on `mine`: "Right!", or what is wrong. Raises nothing, whatever `mine` does."""
         if not callable(mine):
             return f"Hand over the function itself, without brackets behind it: this is {kind_of(mine)}."
-        cases = list(self.cases())
+        cases, changed = list(self.cases()), ""
         for case in cases:
             expected, given = self.solution(*copied(case)), copied(case)
             try:
@@ -220,9 +221,10 @@ class Exercise:
             if why := self.fault(got, expected, case, given):
                 known = "" if self.judge else self.recognised(mine, cases)
                 return f"Not quite. {known or why}"
+            changed = changed or self.changed(case, given)
         code = getattr(inspect.unwrap(mine), "__code__", None)
         used = "" if code is None else next((y for x, y in self.forbidden.items() if x in names_in(code)), "")
-        return f"Right numbers. {used}" if used else "Right!"
+        return f"Right numbers. {used or changed}" if used or changed else "Right!"
 
     def fault(self, got: Any, expected: Any, case: tuple, given: tuple) -> str:
         """What is wrong with a result; nothing if it is right."""
@@ -233,6 +235,13 @@ class Exercise:
                 return str(compare(got, expected))
         said = compare(got, expected)
         return "" if said else f"{self.called(case)}{said} {self.hint}".rstrip()
+
+    def changed(self, case: tuple, given: tuple) -> str:
+        """What was given is the caller's, who may need it as it was."""
+        for name, before, after in zip(inspect.signature(self.solution).parameters, case, given, strict=True):
+            if isinstance(before, (Tensor, list)) and not compare(after, before):
+                return f"But `{name}` is no longer what it was: work on a new one."
+        return ""
 
     def called(self, case: tuple) -> str:
         """With which arguments, as far as a few words can say it."""

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from einops import einsum, rearrange
 from safetensors.torch import save_file
 
-from .bugs import counted_by_place, leaky, patient, restarting, thrifty, top_left
+from .bugs import counted_by_place, leaky, modest, patient, restarting, thrifty, top_left, unending
 from .checks import Guess, compare, exercise, guess
 from .model import XLMRobertaXLConfig, XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM, XLMRobertaXLModel
 from .predict import fill_mask
@@ -289,7 +289,7 @@ check_fewest = fewest_pieces.check
 
 
 @exercise(
-    lambda: [(torch.arange(480).reshape(2, 3, 80), 5), (draw(1, 4, 6), 3)],
+    lambda: [(torch.arange(480.0).reshape(2, 3, 80), 5), (draw(1, 4, 6), 3)],
     forbidden={"rearrange": "Now without einops."},
     hint="Cut e first, then let two axes change places.",
 )
@@ -303,6 +303,7 @@ split_heads.slips = {
     "One reshape tears the tokens apart: cut e first, then let two axes change places.": (
         lambda x, d: x.reshape(len(x), -1, x.shape[1], d)
     ),
+    "The heads are in front of the texts: this is h b t d.": lambda x, d: torch.stack(x.split(d, dim=-1)),
     "A head owns d numbers that stand together, not every h-th one.": (
         lambda x, d: x.unflatten(-1, (d, -1)).permute(0, 3, 1, 2)
     ),
@@ -317,7 +318,8 @@ def attention_cases():
         may[..., 0], may[1, 0, 2] = True, False  # one query may attend to nothing
         query, key, value = draw(2, 3, q, 6), draw(2, 3, k, 6, seed=1), draw(2, 3, k, 6, seed=2)
         cases += [(query, key, value, torch.ones_like(may)), (query, key, value, may)]
-    return cases
+    low = (-100 * query.abs().double(), key.abs().double(), value.double(), may)  # all scores are far below 0
+    return [*cases, low]
 
 
 @exercise(attention_cases, forbidden={"scaled_dot_product_attention": "But SDPA did it: write it out."})
@@ -360,9 +362,6 @@ my_attention.slips = {
     "A query that may attend to nothing gets zeros, as from SDPA: here it spreads evenly.": attention_with(
         after=lambda weights, may: weights * may.any(-1, keepdim=True)
     ),
-    "A low number that is added must be so low that the scores vanish beside it; or use masked_fill.": attention_with(
-        hide=lambda scores, may: scores - 1e4 * ~may
-    ),
     "A score of 0 is not hidden, as e⁰ = 1: take a very low number.": attention_with(
         hide=lambda scores, may: scores * may
     ),
@@ -374,6 +373,29 @@ my_attention.slips = {
     ),
     "The mask is not used.": attention_with(hide=unhidden),
 }
+my_attention.slips |= {
+    f"{-low:,} is not low enough for all scores: take torch.finfo(scores.dtype).min.": attention_with(
+        hide=lambda scores, may, low=low: scores.masked_fill(~may, -low)
+    )
+    for low in (10, 20, 50, 100)
+}
+my_attention.slips |= {
+    f"Beside {-low:,.0f}, which is added, scores do not vanish, and a query that may see nothing does not spread "
+    "evenly: take a much lower number, or masked_fill.": attention_with(
+        hide=lambda scores, may, low=low: scores - low * ~may
+    )
+    for low in (1e3, 1e4, 1e5, 1e6, 1e7)
+}
+my_attention.slips["Divide by √d; this multiplies by it."] = attention_with(lambda q, k: q.shape[-1] ** -0.5)
+my_attention.slips["Another head may have another width: d is query.shape[-1], not 32."] = attention_with(
+    lambda q, k: 32**0.5
+)
+my_attention.slips["The values are mixed, not the keys."] = lambda query, key, value, may_attend: my_attention.solution(
+    query, key, key, may_attend
+)
+my_attention.slips["These are the weights; they have yet to mix the values."] = lambda query, key, value, may_attend: (
+    (query @ key.mT / query.shape[-1] ** 0.5).masked_fill(~may_attend, torch.finfo(query.dtype).min).softmax(-1)
+)
 my_attention.slips["The softmax is missing: scores are not yet weights."] = lambda query, key, value, may_attend: (
     (query @ key.mT / query.shape[-1] ** 0.5).masked_fill(~may_attend, torch.finfo(query.dtype).min) @ value
 )
@@ -452,7 +474,7 @@ check_rollout = my_rollout.check
 
 
 @exercise(
-    lambda: [(torch.arange(q * (q + k - 1)).reshape(q, -1), k) for q, k in ((4, 4), (3, 6), (5, 2), (1, 3))],
+    lambda: [(torch.arange(q * (q + k - 1)).reshape(q, -1), k) for q, k in ((4, 4), (3, 6), (5, 2), (2, 3))],
     hint="Row i moves left by q - 1 - i places.",
 )
 def my_skew(scores, columns):
@@ -467,11 +489,26 @@ def rows_from(start):
     )
 
 
+def one_shorter(scores):
+    """The rows laid end to end, without both ends, and cut one shorter: what is wanted begins every row."""
+    return scores.flatten()[len(scores) - 1 : -1].view(len(scores), -1)
+
+
 my_skew.slips = {
     "Row 0 has to move most, not least.": rows_from(lambda i, q: i),
     "Every row has moved one place too far.": rows_from(lambda i, q: q - i),
     "Nothing has moved.": rows_from(lambda i, q: 0),
     "All rows have moved equally far: only row 0 moves by q - 1.": rows_from(lambda i, q: q - 1),
+    "Cut off the rest: of each row only the first `columns` are wanted.": lambda scores, columns: one_shorter(scores),
+    "Of each row the first `columns` are wanted, not the last.": (
+        lambda scores, columns: one_shorter(scores)[:, -columns:]
+    ),
+    "Rows and columns have changed places: a row for each query.": lambda scores, columns: (
+        my_skew.solution(scores, columns).T
+    ),
+    "From right to left: the largest distance belongs to column 0.": (
+        lambda scores, columns: my_skew.solution(scores, columns).flip(-1)
+    ),
 }
 check_skew = my_skew.check
 
@@ -687,7 +724,7 @@ def span_cases():
     return [(start, end, 3), (end, start, 1), (*far, 2), (end, start, 3)]
 
 
-@exercise(span_cases, hint="Compare all pairs.")
+@exercise(span_cases, hint="Compare all pairs: the sum for i and j is start[i] + end[j], of the numbers as they are.")
 def my_span(start, end, longest):
     sums = start[:, None] + end[None, :]
     possible = torch.ones_like(sums).triu().tril(longest - 1) > 0
@@ -748,7 +785,7 @@ def choice_cases():
     return [(ids, encode, lambda x: x[:, :1] - 3 * x[:, 1:]) for ids in cases]
 
 
-@exercise(choice_cases, hint="Two rearrangements, each the other backwards.")
+@exercise(choice_cases, hint="Two rearrangements, each the other backwards, and between them encode and score alone.")
 def my_choice(ids, encode, score):
     first = encode(rearrange(ids, "b c t -> (b c) t"))
     return rearrange(score(first), "(b c) 1 -> b c", b=len(ids))
@@ -769,6 +806,10 @@ my_choice.slips = {
     "A number per choice, without a logarithm of a softmax.": lambda *inputs: choices(*inputs).log_softmax(-1),
     "The softmax is over the texts, and none is asked for.": lambda *inputs: choices(*inputs).softmax(0),
     "One axis too many: b c, without the 1.": lambda *inputs: choices(*inputs)[..., None],
+    "The numbers as `score` gives them, without a tanh.": lambda *inputs: choices(*inputs).tanh(),
+    "What `encode` gives goes to `score` as it is: a pooler, and its tanh, are no part of this.": (
+        lambda ids, encode, score: choices(ids, lambda texts: encode(texts).tanh(), score)
+    ),
 }
 check_choice = my_choice.check
 
@@ -1164,10 +1205,17 @@ def padding_cases():
         f"healthy {name}": XLMRobertaXLForMaskedLM.from_pretrained(name) for name in ("tiny", "tiny-relative-key")
     }
     ill = {"patient B": patient("B"), "an ill stranger": counted_by_place(), "another ill stranger": leaky()}
+    ill["a third ill stranger"] = unending()
     return [(model, torch.arange(100, 121)[None]) for model in named(healthy | ill)]
 
 
-@exercise(padding_cases, hint="Alone, padded behind, padded before: the same logits for the same tokens?")
+PADDING_HINT = (
+    "Alone, padded behind, padded before: the same logits for the same tokens? Padding has the id 1, and 0 in the "
+    "mask; rounding may be up to atol=1e-3; give back True or False, and raise nothing."
+)
+
+
+@exercise(padding_cases, hint=PADDING_HINT)
 def ignores_padding(model, ids):
     with torch.no_grad():
         alone = model(ids).logits
@@ -1209,7 +1257,10 @@ ignores_padding.slips = {
     "One ill model passes your test: its positions are wrong only where padding stands before the text.": (
         padding_with(sides=((0, 3),))
     ),
-    "Two ill models pass your test: with output_attentions=True another path computes, which is well.": (
+    "One ill model passes your test: it errs only where padding stands behind the text.": (
+        padding_with(sides=((3, 0),))
+    ),
+    "Three ill models pass your test: with output_attentions=True another path computes, which is well.": (
         padding_with(output_attentions=True)
     ),
     "Give True or False, not the difference: True where it is below 1e-3.": padding_with(as_number=True),
@@ -1227,12 +1278,18 @@ def decoder_cases():
         for name in ("tiny-decoder", "tiny-relative-key")
     }
     ill = {"patient K": patient("K"), "an ill stranger": restarting(), "another ill stranger": top_left()}
-    ill["a third ill stranger"] = thrifty()
+    ill |= {"a third ill stranger": thrifty(), "a fourth ill stranger": modest()}
     models = {f"healthy {name}": model for name, model in healthy.items()} | ill
     return [(model, torch.arange(100, 120)[None]) for model in named(models)]
 
 
-@exercise(decoder_cases, hint="Whole, in pieces of one token, in pieces of three: the same logits?")
+DECODER_HINT = (
+    "Whole, in pieces of one token, in pieces of three: the same logits? Every reading begins without a cache; "
+    "rounding may be up to atol=1e-3; give back True or False, and raise nothing."
+)
+
+
+@exercise(decoder_cases, hint=DECODER_HINT)
 def cached_equals_whole(model, ids):
     with torch.no_grad():
         whole = model(ids, use_cache=False).logits
@@ -1270,10 +1327,12 @@ cached_equals_whole.slips = {
     "Two ill models pass your test: one new token at a time they are right; pieces of several are where they err.": (
         cached_with(sizes=(1,))
     ),
-    "All ill models pass your test: read the text in several pieces, and compare the numbers closely.": (
+    "All ill models pass your test: compare the numbers, of logits, and closely.": cached_with(tolerance=1e9),
+    "All ill models pass your test: in one piece they are right, so read the text in several.": (
         cached_with(sizes=(20,))
     ),
-    "The healthy ones fail your test: hand the cache on from piece to piece, and allow for rounding, 1e-3.": (
+    "One ill model passes your test: it errs only where a single new token comes.": cached_with(sizes=(3,)),
+    "The healthy ones fail your test: begin without a cache, hand it from piece to piece, allow for rounding, 1e-3.": (
         cached_with(hand_on=False)
     ),
     "One ill model passes your test: its logits are off by a tenth only, so allow no more than 1e-3.": (
