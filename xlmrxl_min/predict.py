@@ -141,7 +141,7 @@ def embed(
     """
     expect(model, PreTrainedModel, "a model of this library, such as XLMRobertaXLModel")
     refuse(pooling not in ("mean", "first"), f"pooling={pooling!r} is unknown: take 'mean' or 'first'.")
-
+    check_size("batch_size", batch_size)
     rows = tokenised(model, tokenizer, plain(texts), progress, truncation)
     vectors = torch.empty(len(rows), model.config.hidden_size, device=model.device)
     with evaluating(model):
@@ -425,7 +425,6 @@ def end_to_end(
 
     Each has its own positions, and a mask, `1 q k`, lets it see itself only; so its states are what they are alone.
     """
-    check_size("batch_size", batch_size)
     config, number = model.config, model.base_model.embeddings.number
     groups: list[list[int]] = []
     tokens, room = 0, min(ROW, config.most_tokens)
