@@ -77,14 +77,14 @@ def fragment(heading: str) -> str:
 
 
 def figures(cell: dict[str, Any]) -> list[str]:
-    """For each figure of a cell its sentence: printed next, up to a blank line or a guess, or else before it."""
+    """For each figure of a cell its sentence: what is printed next, up to a blank line, or else what came before."""
     said, before = [], ""
     for output in reversed(cell.get("outputs", [])):
         if "image/png" in output.get("data", {}):
             said, before = [before, *said], ""
         before = "".join(output.get("text", [])) + before
     said = [text if text.strip() else before for text in said]
-    return [unwrapped(re.split(r"\n\s*\n|\n(?=No guess was made)", text.strip())[0]) for text in said]
+    return [unwrapped(re.split(r"\n\s*\n", text.strip())[0]) for text in said]
 
 
 def unwrapped(text: str) -> str:
