@@ -388,7 +388,8 @@ def test_a_few_steps_teach_the_examples_and_transformers_agrees(name, tokenizer,
     """Fine-tuned from `tiny`, every head answers better than chance on what it was shown; the saved checkpoint gives
     the same loss, logits and gradients in transformers."""
     torch.manual_seed(0)
-    job, options = JOBS[name], {"words": 6} if name.startswith("translation") else {}
+    words = {"article_identification": 12, "translation_choice": 6, "translation_finding": 6}
+    job, options = JOBS[name], {"words": words[name]} if name in words else {}
     examples = derive(name, articles=range(3, 8), **options)[:24]
     batches = labelled_batches(encode(job, tokenizer, examples), 1500, tokenizer.pad_token_id)
     with warnings.catch_warnings():

@@ -1280,7 +1280,7 @@ def decoder_cases():
     ill = {"patient K": patient("K"), "an ill stranger": restarting(), "another ill stranger": top_left()}
     ill |= {"a third ill stranger": thrifty(), "a fourth ill stranger": modest()}
     models = {f"healthy {name}": model for name, model in healthy.items()} | ill
-    return [(model, torch.arange(100, 120)[None]) for model in named(models)]
+    return [(model, torch.arange(100, 111)[None]) for model in named(models)]
 
 
 DECODER_HINT = (
