@@ -210,8 +210,8 @@ def tidy() -> None:
 
 
 def is_progress(output: dict[str, Any]) -> bool:
-    """A bar of tqdm: once it is done it tells nothing. A warning does."""
-    return output.get("name") == "stderr" and bool(re.search(r"\d%\|", output["text"]))
+    """A bar of tqdm, or the line's end that came after it: once it is done it tells nothing. A warning does."""
+    return output.get("name") == "stderr" and bool(re.search(r"\d%\||\A\s*\Z", output["text"]))
 
 
 def whole(outputs: list[Any]) -> list[Any]:
