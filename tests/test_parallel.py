@@ -240,10 +240,11 @@ def test_ranks_need_torchrun(monkeypatch):
         pass
 
 
-def test_command_line_says_what_is_wrong():
-    done = torchrun(2, "-m", "xlmrxl_min.parallel", "fill", "<mask>", "--tensor", "3", timeout=180)
+@pytest.mark.parametrize("arguments", [("--tensor", "3"), ("--model", "no such model")])
+def test_command_line_says_what_is_wrong(arguments):
+    done = torchrun(2, "-m", "xlmrxl_min.parallel", "fill", "<mask>", *arguments, timeout=180)
     assert done.returncode != 0
-    assert "2 ranks cannot stand in rows of 3" in done.stderr
+    assert ("cannot stand in rows of 3" if "--tensor" in arguments else "no such model") in done.stderr
 
 
 # ---- ranks that die
