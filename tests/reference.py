@@ -3,7 +3,6 @@
 import random
 
 import torch
-import transformers
 
 import xlmrxl_min
 from xlmrxl_min.names import hugging_face_name
@@ -32,6 +31,8 @@ SMALL = {
 
 def twins(task, seed=0, build=None, **config):
     """(theirs, ours) for one of TASKS, in evaluation mode, ours with their weights."""
+    import transformers  # here: ranks have no peer, and importing it takes seconds
+
     config = {**SMALL, **config}
     build = build or {}
     torch.manual_seed(seed)
