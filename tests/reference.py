@@ -29,6 +29,15 @@ SMALL = {
 }
 
 
+def uneven(model):
+    """The model itself; its norms and biases, ones and zeros at first, where mistakes could hide, are so no longer."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
 def twins(task, seed=0, build=None, **config):
     """(theirs, ours) for one of TASKS, in evaluation mode, ours with their weights."""
     import transformers  # here: ranks have no peer, and importing it takes seconds
@@ -37,11 +46,7 @@ def twins(task, seed=0, build=None, **config):
     build = build or {}
     torch.manual_seed(seed)
     their_config = transformers.XLMRobertaXLConfig(**config, attn_implementation="eager")
-    theirs = getattr(transformers, f"XLMRobertaXL{task}")(their_config, **build).eval()
-    with torch.no_grad():  # norms and biases start as ones and zeros, where some mistakes could hide
-        for parameter in theirs.parameters():
-            if parameter.dim() == 1:
-                parameter.add_(0.2 * torch.randn_like(parameter))
+    theirs = uneven(getattr(transformers, f"XLMRobertaXL{task}")(their_config, **build)).eval()
     ours = getattr(xlmrxl_min, f"XLMRobertaXL{task}")(xlmrxl_min.XLMRobertaXLConfig(**config), **build).eval()
     weights = theirs.state_dict()
     ours.load_state_dict({name: weights[hugging_face_name(name)] for name in ours.state_dict()})
