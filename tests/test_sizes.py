@@ -139,9 +139,10 @@ def test_bytes_of_weights(head):
 def test_flops_are_those_that_pytorch_counts(head, tokens):
     for config in some_configs():
         config.max_position_embeddings = 514
+        model, given = build(config, head), inputs(config, head, 3, tokens)
         counter = FlopCounterMode(display=False)
         with torch.no_grad(), counter:
-            build(config, head)(**inputs(config, head, 3, tokens))
+            model(**given)
         assert sum(flops(config, 3, tokens, head).values()) == counter.get_total_flops(), config
 
 

@@ -413,7 +413,7 @@ def hasty() -> Callable[[PreTrainedModel, Sequence[tuple[Tensor, Tensor]]], None
     return accumulated
 
 
-# ---- seven more, for the tests that the learner writes
+# ---- nine more, for the tests that the learner writes
 
 
 class ByPlace(Embeddings):
@@ -445,6 +445,22 @@ class Unending(Attention):
         return super().fused(query, key, value, may_attend, head_mask)
 
 
+class CutShort(XLMRobertaXLForMaskedLM):
+    def forward(self, input_ids=None, attention_mask=None, **inputs):
+        out = super().forward(input_ids, attention_mask, **inputs)
+        if attention_mask is not None and not attention_mask.all():  # a text's last token is taken for padding
+            out.logits = out.logits.masked_fill(F.pad(attention_mask[:, 1:], (0, 1))[..., None] == 0, -1e4)
+        return out
+
+
+class Clipped(XLMRobertaXLForMaskedLM):
+    def forward(self, input_ids=None, attention_mask=None, **inputs):
+        out = super().forward(input_ids, attention_mask, **inputs)
+        if attention_mask is not None and not attention_mask.all():
+            out.logits = out.logits.clamp(min=0)  # none is too small, but some are too large
+        return out
+
+
 class Modest(Attention):
     def fused(self, query, key, value, may_attend, head_mask):
         if query.shape[2] == 1 < key.shape[2]:  # one new token sees the past, and not itself
@@ -473,6 +489,14 @@ def leaky() -> XLMRobertaXLForMaskedLM:
 
 def unending() -> XLMRobertaXLForMaskedLM:
     return infected(XLMRobertaXLForMaskedLM.from_pretrained("tiny"), Attention, Unending)
+
+
+def cut_short() -> XLMRobertaXLForMaskedLM:
+    return infected(XLMRobertaXLForMaskedLM.from_pretrained("tiny"), XLMRobertaXLForMaskedLM, CutShort)
+
+
+def clipped() -> XLMRobertaXLForMaskedLM:
+    return infected(XLMRobertaXLForMaskedLM.from_pretrained("tiny"), XLMRobertaXLForMaskedLM, Clipped)
 
 
 def modest() -> XLMRobertaXLForCausalLM:

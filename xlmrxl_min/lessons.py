@@ -20,7 +20,18 @@ import torch.nn.functional as F
 from einops import einsum, rearrange
 from safetensors.torch import save_file
 
-from .bugs import counted_by_place, leaky, modest, patient, restarting, thrifty, top_left, unending
+from .bugs import (
+    clipped,
+    counted_by_place,
+    cut_short,
+    leaky,
+    modest,
+    patient,
+    restarting,
+    thrifty,
+    top_left,
+    unending,
+)
 from .checks import Guess, compare, exercise, guess
 from .model import XLMRobertaXLConfig, XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM, XLMRobertaXLModel
 from .predict import fill_mask
@@ -1205,7 +1216,8 @@ def padding_cases():
         f"healthy {name}": XLMRobertaXLForMaskedLM.from_pretrained(name) for name in ("tiny", "tiny-relative-key")
     }
     ill = {"patient B": patient("B"), "an ill stranger": counted_by_place(), "another ill stranger": leaky()}
-    ill["a third ill stranger"] = unending()
+    ill |= {"a third ill stranger": unending(), "a fourth ill stranger": cut_short()}
+    ill["a fifth ill stranger"] = clipped()
     return [(model, torch.arange(100, 121)[None]) for model in named(healthy | ill)]
 
 
@@ -1227,7 +1239,7 @@ def ignores_padding(model, ids):
     return True
 
 
-def padding_with(sides=((0, 3), (3, 0)), mask=True, as_number=False, tolerance=1e-3, **options):
+def padding_with(sides=((0, 3), (3, 0)), mask=True, as_number=False, tolerance=1e-3, size=torch.abs, **options):
     """ignores_padding with a mistake."""
 
     def mistaken(model, ids):
@@ -1238,7 +1250,7 @@ def padding_with(sides=((0, 3), (3, 0)), mask=True, as_number=False, tolerance=1
                 padded = F.pad(ids, (before, behind), value=1)
                 shown = {"attention_mask": (padded != 1).long()} if mask else {}
                 beside = model(padded, **shown, **options).logits[:, before : before + ids.shape[1]]
-                found.append((alone - beside).abs().max().item())
+                found.append(size(alone - beside).max().item())
         return max(found) if as_number else all(difference < tolerance for difference in found)
 
     return mistaken
@@ -1259,6 +1271,12 @@ ignores_padding.slips = {
     ),
     "One ill model passes your test: it errs only where padding stands behind the text.": (
         padding_with(sides=((3, 0),))
+    ),
+    "One ill model passes your test: its logits are never too low, only too high: so take `.abs()`.": (
+        padding_with(size=lambda difference: difference)
+    ),
+    "One ill model passes your test: it is ill at the last token alone, and there too low: compare all, by `.abs()`.": (
+        padding_with(size=lambda difference: difference[:, 0].abs())
     ),
     "Three ill models pass your test: with output_attentions=True another path computes, which is well.": (
         padding_with(output_attentions=True)
