@@ -445,20 +445,22 @@ class Unending(Attention):
         return super().fused(query, key, value, may_attend, head_mask)
 
 
-class CutShort(XLMRobertaXLForMaskedLM):
-    def forward(self, input_ids=None, attention_mask=None, **inputs):
-        out = super().forward(input_ids, attention_mask, **inputs)
-        if attention_mask is not None and not attention_mask.all():  # a text's last token is taken for padding
-            out.logits = out.logits.masked_fill(F.pad(attention_mask[:, 1:], (0, 1))[..., None] == 0, -1e4)
-        return out
-
-
-class Clipped(XLMRobertaXLForMaskedLM):
+class WhenPadded(XLMRobertaXLForMaskedLM):
     def forward(self, input_ids=None, attention_mask=None, **inputs):
         out = super().forward(input_ids, attention_mask, **inputs)
         if attention_mask is not None and not attention_mask.all():
-            out.logits = out.logits.clamp(min=0)  # none is too small, but some are too large
+            out.logits = self.spoiled(out.logits, attention_mask)
         return out
+
+
+class CutShort(WhenPadded):
+    def spoiled(self, logits, mask):  # a text's last token is taken for padding
+        return logits.masked_fill(F.pad(mask[:, 1:], (0, 1))[..., None] == 0, -1e4)
+
+
+class Clipped(WhenPadded):
+    def spoiled(self, logits, mask):
+        return logits.clamp(min=0)  # none is too low, but some are too high
 
 
 class Modest(Attention):

@@ -1215,9 +1215,14 @@ def padding_cases():
     healthy = {
         f"healthy {name}": XLMRobertaXLForMaskedLM.from_pretrained(name) for name in ("tiny", "tiny-relative-key")
     }
-    ill = {"patient B": patient("B"), "an ill stranger": counted_by_place(), "another ill stranger": leaky()}
-    ill |= {"a third ill stranger": unending(), "a fourth ill stranger": cut_short()}
-    ill["a fifth ill stranger"] = clipped()
+    ill = {
+        "patient B": patient("B"),
+        "an ill stranger": counted_by_place(),
+        "another ill stranger": leaky(),
+        "a third ill stranger": unending(),
+        "a fourth ill stranger": cut_short(),
+        "a fifth ill stranger": clipped(),
+    }
     return [(model, torch.arange(100, 121)[None]) for model in named(healthy | ill)]
 
 
