@@ -5,7 +5,7 @@ import random
 import torch
 
 import xlmrxl_min
-from xlmrxl_min.names import hugging_face_name
+from xlmrxl_min.checkpoints.names import hugging_face_name
 
 TASKS = (
     "Model",

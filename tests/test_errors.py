@@ -234,9 +234,9 @@ def test_models_that_cannot_do_their_task_warn():
         xlmrxl_min.XLMRobertaXLForCausalLM(XLMRobertaXLConfig(**SMALL))
 
 
-@pytest.mark.parametrize("want_weights", [True, False])
+@pytest.mark.parametrize("output_attentions", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_padding_does_not_overflow_in_half_precision(dtype, want_weights):
+def test_padding_does_not_overflow_in_half_precision(dtype, output_attentions):
     """The lowest number of float16 plus a score of -16 is -inf, and a row of -inf is not a number."""
     model = decoder()
     for layer in model.backbone.layers:
@@ -245,7 +245,7 @@ def test_padding_does_not_overflow_in_half_precision(dtype, want_weights):
     mask = torch.ones(2, 5)
     mask[0, :2] = 0
     with torch.no_grad():
-        assert bool(model.to(dtype)(IDS, mask, output_attentions=want_weights).logits.isfinite().all())
+        assert bool(model.to(dtype)(IDS, mask, output_attentions=output_attentions).logits.isfinite().all())
 
 
 def test_a_query_without_anything_to_see_is_finite():

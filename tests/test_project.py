@@ -15,8 +15,8 @@ from axis_lint import AXES, faults
 
 import xlmrxl_min
 from xlmrxl_min import model
-from xlmrxl_min.pretrained import HERE as PRETRAINED
-from xlmrxl_min.pretrained import udhr
+from xlmrxl_min.checkpoints.locate import PRETRAINED
+from xlmrxl_min.training.texts import udhr
 
 try:
     import tomllib

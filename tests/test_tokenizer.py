@@ -8,9 +8,9 @@ import torch
 import transformers
 
 from xlmrxl_min import XLMRobertaTokenizer
-from xlmrxl_min.pretrained import HERE as PRETRAINED
-from xlmrxl_min.pretrained import udhr
+from xlmrxl_min.checkpoints.locate import PRETRAINED
 from xlmrxl_min.tokenizer import VOCABULARY_FILE
+from xlmrxl_min.training.texts import udhr
 
 STRINGS = (
     "",

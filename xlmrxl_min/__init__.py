@@ -1,7 +1,7 @@
 """xlmrxl_min: understand XLM-RoBERTa-XL by one file and a course of notebooks, then load it for real."""
 
-from . import generation  # gives XLMRobertaXLForCausalLM its generate and stream
-from .checkpoint import CheckpointError
+from .checkpoints import CheckpointError
+from .inference.predict import answer, choose, classify, embed, fill_mask, tag
 from .model import (
     Cache,
     ModelOutput,
@@ -14,7 +14,6 @@ from .model import (
     XLMRobertaXLForTokenClassification,
     XLMRobertaXLModel,
 )
-from .predict import answer, choose, classify, embed, fill_mask, tag
 from .tokenizer import XLMRobertaTokenizer
 
 __version__ = "0.1.0"
@@ -36,6 +35,5 @@ __all__ = [
     "classify",
     "embed",
     "fill_mask",
-    "generation",
     "tag",
 ]

@@ -9,15 +9,16 @@ import torch
 
 import xlmrxl_min
 
-from .checkpoint import CONFIG_FILE, config_for, locate_weights
-from .explore import explore
-from .files import open_store
-from .model import XLMRobertaXLConfig, XLMRobertaXLForMaskedLM, refuse
-from .names import hugging_face_tensors
-from .predict import bars, fill_mask
-from .pretrained import folder_of
-from .sizes import BYTES, HEADS, report
-from .sizes import plan as plan_of
+from .checkpoints.config import CONFIG_FILE
+from .checkpoints.load import config_for, locate_weights
+from .checkpoints.locate import folder_of
+from .checkpoints.names import hugging_face_tensors
+from .checkpoints.readers import open_store
+from .inference.predict import bars, fill_mask
+from .interpret.explore import explore
+from .model import XLMRobertaXLConfig, XLMRobertaXLForMaskedLM
+from .scale.planner import BYTES, HEADS, report
+from .scale.planner import plan as plan_of
 from .tokenizer import XLMRobertaTokenizer
 
 
@@ -60,15 +61,16 @@ def config_and_head(source: str) -> tuple[XLMRobertaXLConfig, str]:
 def plan(options: argparse.Namespace) -> None:
     config, head = config_and_head(options.source)
     settings = {"dtype": options.dtype, "quantize": "int8" if options.int8 else None, "train": options.train}
-    tokens = min(512, config.most_tokens) if options.tokens is None else options.tokens
+    tokens = min(512, config.max_seq_len) if options.tokens is None else options.tokens
     planned = plan_of(config, head=head, batch=options.batch, tokens=tokens, **settings)
     how = f"{'int8 weights, the rest ' if options.int8 else ''}{options.dtype}"
     task = f"{'training' if options.train else 'forward pass'}, {options.batch} x {tokens} tokens"
     print(f"{options.source}: XLMRobertaXL{head}, {how}; {task}\n\n{report(planned)}")
     if options.ranks:
-        from . import parallel  # here, as PyTorch's engines take a second to import
+        from .scale import parallel  # here, as PyTorch's engines take a second to import
 
-        refuse(options.int8, "int8 weights are not divided among ranks: leave out --int8.")
+        if options.int8:
+            raise ValueError("int8 weights are not divided among ranks: leave out --int8.")
         settings = {"head": head, "dtype": options.dtype, "train": options.train, "batch": options.batch}
         print(f"\n{parallel.report(config, options.ranks, tokens=tokens, **settings)}")
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import sentencepiece
 
-from .pretrained import find
+from .checkpoints.locate import find
 
 VOCABULARY_FILE = "sentencepiece.bpe.model"
 FAIRSEQ_OFFSET = 1

@@ -114,17 +114,17 @@ def step(who: str, path: Path) -> Callable:
     drawn = torch.rand(ids.shape, generator=torch.Generator().manual_seed(0))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.masked_fill(drawn >= 0.15, -100)}
     if who == "ours":
-        from xlmrxl_min.train import adamw, loss_of
+        from xlmrxl_min.training.loop import adamw, compute_loss
 
         optimizer = adamw(model, 1e-9, 0.0)
     else:
-        optimizer = torch.optim.AdamW(model.parameters(), 1e-9, weight_decay=0.0, fused=True)
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-9, weight_decay=0.0, sdpa_attention=True)
 
-        def loss_of(model, batch):
+        def compute_loss(model, batch):
             return model(**batch).loss
 
     def work():
-        loss = loss_of(model, batch)
+        loss = compute_loss(model, batch)
         loss.backward()
         length = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         words = model.get_input_embeddings().weight.grad[ids[0, :8]].clone()
@@ -271,7 +271,8 @@ def make_checkpoints(folder: Path, names: set[str]) -> None:
     from full_size import make
 
     from xlmrxl_min import XLMRobertaTokenizer, XLMRobertaXLConfig, XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM
-    from xlmrxl_min.pretrained import HERE, udhr
+    from xlmrxl_min.checkpoints.locate import PRETRAINED
+    from xlmrxl_min.training.texts import udhr
 
     for name in sorted(names & set(CHECKPOINTS)):
         if not (folder / name / "config.json").exists():
@@ -280,7 +281,7 @@ def make_checkpoints(folder: Path, names: set[str]) -> None:
             model = cls(XLMRobertaXLConfig(**CHECKPOINTS[name]))
             model.save_pretrained(folder / name)
             del model
-    (folder / "tiny-decoder").write_text(str(HERE / "tiny-decoder"))
+    (folder / "tiny-decoder").write_text(str(PRETRAINED / "tiny-decoder"))
     texts = [row.text for row in udhr(["en", "fr", "de", "es"])][:64]
     rows = XLMRobertaTokenizer.from_pretrained("tiny")(texts, padding=True, return_tensors="pt").input_ids
     (folder / "texts.json").write_text(json.dumps({"texts": texts, "ids": rows.tolist()}), encoding="utf-8")

@@ -16,8 +16,8 @@ import transformers
 from tqdm import tqdm
 
 from xlmrxl_min import XLMRobertaTokenizer, XLMRobertaXLConfig, XLMRobertaXLModel, embed
-from xlmrxl_min.names import hugging_face_name
-from xlmrxl_min.pretrained import HERE as PRETRAINED
+from xlmrxl_min.checkpoints.locate import PRETRAINED
+from xlmrxl_min.checkpoints.names import hugging_face_name
 
 TEXTS, LONGEST, MEAN = 256, 128, 30  # lengths in tokens, <s> and </s> included
 

@@ -25,9 +25,9 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from xlmrxl_min import XLMRobertaXLConfig, XLMRobertaXLForMaskedLM
-from xlmrxl_min.checkpoint import allocate
-from xlmrxl_min.names import hugging_face_name
-from xlmrxl_min.sizes import parameters
+from xlmrxl_min.checkpoints.load import allocate
+from xlmrxl_min.checkpoints.names import hugging_face_name
+from xlmrxl_min.scale.planner import parameters
 
 ROUNDS = 3
 NUMBERS = ("seconds", "weights", "peak", "forward", "all")

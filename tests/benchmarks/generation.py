@@ -17,8 +17,8 @@ import transformers
 from tqdm import tqdm
 
 from xlmrxl_min import XLMRobertaXLConfig, XLMRobertaXLForCausalLM
-from xlmrxl_min.names import hugging_face_name
-from xlmrxl_min.pretrained import HERE
+from xlmrxl_min.checkpoints.locate import PRETRAINED
+from xlmrxl_min.checkpoints.names import hugging_face_name
 
 PROMPT, LENGTHS, SETTLED = 16, (16, 64, 128, 256, 448), 8
 WIDE = {"num_hidden_layers": 4, "is_decoder": True}
@@ -44,7 +44,7 @@ def wide() -> tuple:
 
 
 def tiny() -> tuple:
-    theirs = transformers.XLMRobertaXLForCausalLM.from_pretrained(HERE / "tiny-decoder", dtype=torch.float32)
+    theirs = transformers.XLMRobertaXLForCausalLM.from_pretrained(PRETRAINED / "tiny-decoder", dtype=torch.float32)
     return XLMRobertaXLForCausalLM.from_pretrained("tiny-decoder"), theirs.eval()
 
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from full_size import IDS, anonymous_memory
 
 from xlmrxl_min import XLMRobertaXLForMaskedLM
-from xlmrxl_min.parallel import held, load, ranks
+from xlmrxl_min.scale.parallel import held, load, ranks
 
 
 def on_a_rank(source: str, folder: Path) -> None:

@@ -20,8 +20,8 @@ from tqdm import tqdm
 from transformers.models.xlm_roberta_xl.modeling_xlm_roberta_xl import XLMRobertaXLAttention
 
 from xlmrxl_min import XLMRobertaXLConfig
+from xlmrxl_min.checkpoints.names import hugging_face_name
 from xlmrxl_min.model import Attention
-from xlmrxl_min.names import hugging_face_name
 
 TOKENS = 512
 KINDS, BATCHES = ("relative_key", "relative_key_query"), (1, 4)

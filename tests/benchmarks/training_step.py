@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from xlmrxl_min import XLMRobertaXLConfig, XLMRobertaXLForMaskedLM
-from xlmrxl_min.names import hugging_face_name
-from xlmrxl_min.train import adamw, loss_of
+from xlmrxl_min.checkpoints.names import hugging_face_name
+from xlmrxl_min.training.loop import adamw, compute_loss
 
 BATCH, TOKENS, SHARE, VOCABULARY, WIDTH = 8, 128, 0.15, 250_880, 2560
 CONFIG = {"num_hidden_layers": 2, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -69,7 +69,7 @@ def main() -> None:
     ids = torch.randint(5, 250_000, (BATCH, TOKENS))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     batch["labels"] = ids.masked_fill(torch.rand(BATCH, TOKENS) >= SHARE, -100)
-    losses = {"ours": lambda: loss_of(ours, batch), "transformers": lambda: theirs(**batch).loss}
+    losses = {"ours": lambda: compute_loss(ours, batch), "transformers": lambda: theirs(**batch).loss}
 
     found, logits = {}, {}
     for name, loss_now in losses.items():

@@ -1,0 +1,444 @@
+"""Folders go to transformers and come from it; what does not fit is refused whole; a failed save harms nothing."""
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+import transformers
+from reference import SMALL, TASKS, error, twins
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import xlmrxl_min
+from xlmrxl_min import CheckpointError, XLMRobertaXLConfig, XLMRobertaXLForMaskedLM, XLMRobertaXLModel
+from xlmrxl_min.checkpoints.load import atomic_write
+from xlmrxl_min.checkpoints.names import hugging_face_name
+
+DECODER = {"is_decoder": True, "add_cross_attention": True, "position_embedding_type": "relative_key_query"}
+KINDS = [*((task, {}) for task in TASKS if task != "ForCausalLM"), ("Model", DECODER), ("ForCausalLM", DECODER)]
+
+
+def class_of(library, task):
+    return getattr(library, f"XLMRobertaXL{task}")
+
+
+def answers(model, task):
+    """What the model says to a fixed input."""
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(2, 60, (2, 3, 6) if task == "ForMultipleChoice" else (2, 6), generator=generator)
+    across = {}
+    if model.config.is_decoder:
+        across["use_cache"] = False  # with one, the reference is wrong on relative positions
+    if model.config.add_cross_attention:
+        across["encoder_hidden_states"] = torch.randn(2, 4, 24, generator=generator)
+    with torch.no_grad():
+        return model(ids, **across)[0]
+
+
+@pytest.mark.parametrize(("task", "extra"), KINDS)
+def test_our_folder_loads_in_transformers(task, extra, tmp_path, parity):
+    _, ours = twins(task, **extra)
+    ours.save_pretrained(tmp_path)
+    theirs, report = class_of(transformers, task).from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    parity(error(answers(ours, task), answers(theirs, task)))
+    auto = transformers.AutoConfig.from_pretrained(tmp_path)
+    assert auto.model_type == "xlm-roberta-xl"
+    assert auto.architectures == [type(ours).__name__]
+
+
+@pytest.mark.parametrize(("task", "extra"), KINDS)
+def test_their_folder_loads_here(task, extra, tmp_path, parity):
+    theirs, _ = twins(task, num_labels=2 if task == "ForQuestionAnswering" else 4, **extra)
+    theirs.save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ours = class_of(xlmrxl_min, task).from_pretrained(tmp_path)
+    assert not ours.training
+    assert ours.config.num_labels == theirs.config.num_labels
+    parity(error(answers(ours, task), answers(theirs, task)))
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_round_trip_is_exact(tie, tmp_path):
+    _, ours = twins("ForMaskedLM", tie_word_embeddings=tie, id2label={0: "no", 1: "yes"})
+    ours.config.extra["a_key_of_somebody_else"] = [1, 2]
+    ours.save_pretrained(tmp_path)
+    again = XLMRobertaXLForMaskedLM.from_pretrained(tmp_path)
+    assert torch.equal(answers(ours, "ForMaskedLM"), answers(again, "ForMaskedLM"))
+    assert (again.lm_head.decoder.weight is again.backbone.embeddings.word.weight) == tie
+    assert again.config.a_key_of_somebody_else == [1, 2]
+    assert again.config.id2label == {0: "no", 1: "yes"}
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert ("lm_head.decoder.weight" in file.keys()) != tie  # noqa: SIM118
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_pruned_models_make_the_round_trip(tmp_path, parity):
+    theirs, ours = twins("ForMaskedLM", num_attention_heads=4)
+    ours.prune_heads({1: [0, 2]})
+    ours.save_pretrained(tmp_path)
+    again = XLMRobertaXLForMaskedLM.from_pretrained(tmp_path)
+    assert again.backbone.layers[1].attention.heads == [1, 3]
+    theirs = transformers.XLMRobertaXLForMaskedLM.from_pretrained(tmp_path)
+    for model in (again, theirs):
+        parity(error(answers(model, "ForMaskedLM"), answers(ours, "ForMaskedLM")))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_kept_on_disk_and_widened_on_loading(dtype, tmp_path):
+    _, ours = twins("ForMaskedLM")
+    ours.to(dtype).save_pretrained(tmp_path)
+    assert {t.dtype for t in load_file(tmp_path / "model.safetensors").values()} == {dtype}
+    assert XLMRobertaXLForMaskedLM.from_pretrained(tmp_path).dtype == torch.float32
+    assert XLMRobertaXLForMaskedLM.from_pretrained(tmp_path, dtype=dtype).dtype == dtype
+    assert XLMRobertaXLForMaskedLM.from_pretrained(tmp_path, dtype="bfloat16").dtype == torch.bfloat16
+    assert XLMRobertaXLForMaskedLM.from_pretrained(tmp_path, torch_dtype=dtype).dtype == dtype
+
+
+def rewrite(folder, change):
+    """Apply `change` to the tensors of the folder's file."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors = change(tensors) or tensors
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    _, ours = twins("ForMaskedLM")
+    ours.save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("prefix", ["", "encoder.model.roberta.", "model."])
+def test_the_prefix_is_found_not_assumed(prefix, folder):
+    expected = answers(XLMRobertaXLForMaskedLM.from_pretrained(folder), "ForMaskedLM")
+    outer = prefix.removesuffix("roberta.")
+    rewrite(
+        folder,
+        lambda tensors: {
+            prefix + n.removeprefix("roberta.") if n.startswith("roberta.") else outer + n: t
+            for n, t in tensors.items()
+        },
+    )
+    assert torch.equal(answers(XLMRobertaXLForMaskedLM.from_pretrained(folder), "ForMaskedLM"), expected)
+
+
+@pytest.mark.parametrize("held", ["word", "decoder", "both"])
+@pytest.mark.parametrize("bias", ["lm_head.bias", "lm_head.decoder.bias"])
+def test_either_member_of_a_tied_pair_will_do(held, bias, folder):
+    expected = answers(XLMRobertaXLForMaskedLM.from_pretrained(folder), "ForMaskedLM")
+
+    def change(tensors):
+        words = tensors["roberta.embeddings.word_embeddings.weight"]
+        if held != "word":
+            tensors["lm_head.decoder.weight"] = words.clone()
+        if held == "decoder":
+            del tensors["roberta.embeddings.word_embeddings.weight"]
+        tensors[bias] = tensors.pop("lm_head.bias")
+
+    rewrite(folder, change)
+    assert torch.equal(answers(XLMRobertaXLForMaskedLM.from_pretrained(folder), "ForMaskedLM"), expected)
+
+
+def test_legacy_buffers_are_skipped(folder):
+    rewrite(folder, lambda tensors: {**tensors, "roberta.embeddings.position_ids": torch.arange(40)[None]})
+    XLMRobertaXLForMaskedLM.from_pretrained(folder)
+
+
+def test_a_missing_head_is_initialised_and_one_warning_says_so(folder):
+    with pytest.warns(UserWarning, match="holds no classifier") as caught:
+        model = xlmrxl_min.XLMRobertaXLForSequenceClassification.from_pretrained(folder, num_labels=5)
+    assert len(caught) == 1
+    assert model.config.num_labels == 5
+    assert model.classifier.out_proj.weight.shape == (5, 24)
+    assert abs(model.classifier.dense.weight.std().item() - SMALL["initializer_range"]) < 0.05
+    assert not model.classifier.dense.bias.any()
+    words = XLMRobertaXLForMaskedLM.from_pretrained(folder).backbone.embeddings.word.weight
+    assert torch.equal(model.backbone.embeddings.word.weight, words)
+
+
+def test_the_bare_model_comes_with_a_new_pooler_or_none(folder):
+    with pytest.warns(UserWarning, match="holds no pooler"):
+        assert XLMRobertaXLModel.from_pretrained(folder).pooler is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert XLMRobertaXLModel.from_pretrained(folder, add_pooling_layer=False).pooler is None
+
+
+def test_a_new_head_is_the_same_in_every_process():
+    """What a seed decides, the order of a set must not change: that differs from one run of Python to the next."""
+    code = """if True:
+        import warnings, torch, xlmrxl_min
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        head = xlmrxl_min.XLMRobertaXLForSequenceClassification.from_pretrained("tiny").classifier
+        print(head.dense.weight.sum().item(), head.out_proj.weight.sum().item())"""
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            capture_output=True,
+            text=True,
+        ).stdout
+        for seed in (0, 1)
+    ]
+    assert len(set(runs)) == 1, runs
+    assert runs[0].strip()
+
+
+def test_a_new_lm_head_is_tied_and_complete(tmp_path):
+    _, bare = twins("Model")
+    bare.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="holds no lm_head"):
+        model = XLMRobertaXLForMaskedLM.from_pretrained(tmp_path)
+    assert torch.equal(model.backbone.embeddings.word.weight, bare.embeddings.word.weight)
+    assert model.lm_head.decoder.weight is model.backbone.embeddings.word.weight
+    assert bool((model.lm_head.norm.weight == 1).all())
+
+
+def test_all_that_does_not_fit_is_listed(folder):
+    def change(tensors):
+        del tensors["roberta.encoder.layer.0.attention.self.query.weight"]
+        del tensors["lm_head.dense.bias"]  # a head that is there in part is not a head that is missing
+        tensors["roberta.encoder.layer.7.LayerNorm.bias"] = torch.zeros(24)
+        tensors["roberta.encoder.LayerNorm.weight"] = torch.zeros(25)
+
+    rewrite(folder, change)
+    with pytest.raises(CheckpointError) as caught:
+        XLMRobertaXLForMaskedLM.from_pretrained(folder)
+    message = str(caught.value)
+    for part in (
+        "model.safetensors",
+        "missing: lm_head.dense.bias, roberta.encoder.layer.0.attention.self.query.weight.",
+        "unexpected: roberta.encoder.layer.7.LayerNorm.bias.",
+        "roberta.encoder.LayerNorm.weight is (25,), the model needs (24,)",
+    ):
+        assert part in message
+
+
+def test_another_number_of_labels_is_another_shape(tmp_path):
+    _, ours = twins("ForSequenceClassification", num_labels=3)
+    ours.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"classifier.out_proj.weight is \(3, 24\), the model needs \(4, 24\)"):
+        xlmrxl_min.XLMRobertaXLForSequenceClassification.from_pretrained(tmp_path, num_labels=4)
+
+
+def test_files_that_are_not_what_they_should_be(folder):
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"not a checkpoint at all"):
+        path.write_bytes(content)
+        with pytest.raises(
+            CheckpointError,
+            match=r"model.safetensors (has 24414 bytes, but|is empty|is cut short)",
+        ):
+            XLMRobertaXLForMaskedLM.from_pretrained(folder)
+    save_file({"some.other.model.weight": torch.zeros(3)}, path)
+    with pytest.raises(CheckpointError, match=r"model.safetensors does not fit .*unexpected: some.other.model.weight"):
+        XLMRobertaXLForMaskedLM.from_pretrained(folder)
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"holds no model.safetensors"):
+        XLMRobertaXLForMaskedLM.from_pretrained(folder)
+
+
+def test_configs_that_are_not_what_they_should_be(folder):
+    path = folder / "config.json"
+    values = json.loads(path.read_text())
+    for content, words in (
+        (json.dumps({**values, "model_type": "xlm-roberta"}), "model_type 'xlm-roberta'"),
+        (json.dumps({**values, "model_type": None}), "model_type None"),
+        (json.dumps({**values, "num_attention_heads": 5}), "hidden_size=24 is impossible"),
+        (json.dumps({**values, "layer_norm_eps": "1e-5"}), "layer_norm_eps='1e-5' is impossible"),
+        (json.dumps({**values, "pruned_heads": {"0": 5}}), "makes no model"),
+        ("{", "not the JSON of a config"),
+        ("[1]", "not the JSON of a config"),
+    ):
+        path.write_text(content)
+        with pytest.raises(CheckpointError, match=words) as caught:
+            XLMRobertaXLForMaskedLM.from_pretrained(folder)
+        assert "config.json" in str(caught.value)
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"holds no config.json"):
+        XLMRobertaXLConfig.from_pretrained(folder)
+
+
+def test_unknown_sources_and_options_are_refused(folder, monkeypatch):
+    with pytest.raises(CheckpointError, match="no-such-model is no folder, and none of what this package holds"):
+        XLMRobertaXLForMaskedLM.from_pretrained("no-such-model")
+    import huggingface_hub
+
+    def offline(*_):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
+    with pytest.raises(CheckpointError, match=r"config.json could not be had .*ConnectionError: no network"):
+        XLMRobertaXLForMaskedLM.from_pretrained("somebody/something")
+    with pytest.raises(ValueError, match="got nmu_labels, which is no option"):
+        XLMRobertaXLForMaskedLM.from_pretrained(folder, nmu_labels=3)
+    with pytest.raises(ValueError, match="dtype='float13' is unknown"):
+        XLMRobertaXLForMaskedLM.from_pretrained(folder, dtype="float13")
+
+
+def test_a_hub_id_is_fetched_file_by_file(folder, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+    monkeypatch.setattr(
+        huggingface_hub, "hf_hub_download", lambda source, name: asked.append((source, name)) or str(folder / name)
+    )
+    XLMRobertaXLForMaskedLM.from_pretrained("somebody/something")
+    assert list(dict.fromkeys(asked)) == [("somebody/something", name) for name in ("config.json", "model.safetensors")]
+
+
+def test_the_files_of_a_hub_index_are_fetched_and_none_from_elsewhere(folder, monkeypatch):
+    import huggingface_hub
+
+    XLMRobertaXLForMaskedLM.from_pretrained(folder).save_pretrained(folder, max_shard_size="20KB")
+    index = folder / "model.safetensors.index.json"
+    shards, asked = sorted(path.name for path in folder.glob("*.safetensors")), []
+
+    def download(source, name):
+        asked.append(name)
+        if not (folder / name).exists():
+            raise FileNotFoundError(name)
+        return str(folder / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    XLMRobertaXLForMaskedLM.from_pretrained("somebody/something")
+    assert len(shards) > 2
+    assert [name for name in asked if name in shards] == shards
+    asked.clear()
+    index.write_text(index.read_text().replace(shards[0], "../" + shards[0]))
+    with pytest.raises(CheckpointError, match="no file beside it: do not trust it"):
+        XLMRobertaXLForMaskedLM.from_pretrained("somebody/something")
+    assert not any(name.endswith(shards[0]) for name in asked)
+
+
+def test_a_failed_save_leaves_the_old_files(folder, monkeypatch):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    _, other = twins("ForMaskedLM", seed=1)
+
+    def full_disk(*_, **__):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(xlmrxl_min.checkpoints.load, "save_file", full_disk)
+    with pytest.raises(CheckpointError, match=r"could not be written .No space left on device."):
+        other.save_pretrained(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    other.config.hidden_act = torch.sin
+    with pytest.raises(ValueError, match="hidden_act is a function"):
+        other.save_pretrained(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def interrupt(_):
+    raise KeyboardInterrupt
+
+
+def test_drafts_never_stay(tmp_path):
+    with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / "a", tmp_path / "b") as (a, _):
+        interrupt(a.write_text("half"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_config_makes_the_round_trip(tmp_path):
+    config = XLMRobertaXLConfig.xxl(id2label={0: "a", 1: "b", 2: "c"}, classifier_dropout=0.3, is_decoder=True)
+    config.save_pretrained(tmp_path)
+    assert XLMRobertaXLConfig.from_pretrained(tmp_path) == config
+    theirs = transformers.XLMRobertaXLConfig.from_pretrained(tmp_path)
+    for name in (
+        "hidden_size",
+        "num_hidden_layers",
+        "intermediate_size",
+        "id2label",
+        "classifier_dropout",
+        "is_decoder",
+    ):
+        assert getattr(theirs, name) == config[name], name
+
+
+def test_names_of_labels_stay_unless_their_number_changes(tmp_path):
+    XLMRobertaXLConfig(id2label={0: "no", 1: "yes"}).save_pretrained(tmp_path)
+    assert XLMRobertaXLConfig.from_pretrained(tmp_path, num_labels=2).id2label == {0: "no", 1: "yes"}
+    assert XLMRobertaXLConfig.from_pretrained(tmp_path, num_labels=3).id2label[2] == "LABEL_2"
+    assert XLMRobertaXLConfig.from_pretrained(tmp_path, id2label={0: "a"}).num_labels == 1
+
+
+def test_a_given_config_is_copied(folder):
+    config = XLMRobertaXLConfig.from_pretrained(folder)
+    a, b = (XLMRobertaXLForMaskedLM.from_pretrained(folder, config=config) for _ in range(2))
+    a.prune_heads({0: [1]})
+    a.resize_token_embeddings(70)
+    assert (b.config.pruned_heads, b.config.vocab_size, config.vocab_size) == ({}, 61, 61)
+    b.save_pretrained(folder)
+    XLMRobertaXLForMaskedLM.from_pretrained(folder)
+
+
+def test_the_precision_on_disk_is_the_one_on_record(folder):
+    """transformers reads it from the config, under either of two names."""
+    theirs = transformers.XLMRobertaXLForMaskedLM.from_pretrained(folder)
+    theirs.save_pretrained(folder)
+    XLMRobertaXLForMaskedLM.from_pretrained(folder).half().save_pretrained(folder)
+    assert transformers.XLMRobertaXLForMaskedLM.from_pretrained(folder, dtype="auto").dtype == torch.float16
+
+
+def test_a_tie_against_the_config_is_not_saved(folder):
+    model = XLMRobertaXLForMaskedLM.from_pretrained(folder)
+    model.lm_head.decoder.weight = torch.nn.Parameter(model.lm_head.decoder.weight.detach().clone())
+    with pytest.raises(ValueError, match="are two, against tie_word_embeddings=True"):
+        model.save_pretrained(folder)
+    model.tie_weights()
+    model.config.tie_word_embeddings = False
+    with pytest.raises(ValueError, match="are one, against tie_word_embeddings=False"):
+        model.save_pretrained(folder)
+
+
+def test_the_second_name_of_a_pair_must_fit_too(folder):
+    rewrite(folder, lambda tensors: {**tensors, "lm_head.decoder.weight": torch.zeros(7, 3)})
+    with pytest.raises(CheckpointError, match=r"lm_head.decoder.weight is \(7, 3\), the model needs \(61, 24\)"):
+        XLMRobertaXLForMaskedLM.from_pretrained(folder)
+    rewrite(folder, lambda tensors: {n: t for n, t in tensors.items() if n != "lm_head.decoder.weight"})
+    rewrite(folder, lambda tensors: {**tensors, "roberta.encoder.layer.0.classifier.junk": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=r"unexpected: roberta.encoder.layer.0.classifier.junk"):
+        XLMRobertaXLForMaskedLM.from_pretrained(folder)
+
+
+def test_our_own_names_are_not_a_file_format(folder):
+    rewrite(
+        folder, lambda tensors: {n.replace("roberta.encoder.LayerNorm", "backbone.norm"): t for n, t in tensors.items()}
+    )
+    with pytest.raises(CheckpointError, match=r"missing: roberta.encoder.LayerNorm.bias"):
+        XLMRobertaXLForMaskedLM.from_pretrained(folder)
+
+
+def test_a_path_is_not_taken_for_a_name(folder, monkeypatch):
+    (folder / "tiny").mkdir()
+    monkeypatch.chdir(folder)
+    with pytest.raises(CheckpointError, match=r"tiny holds no config.json"):
+        XLMRobertaXLConfig.from_pretrained("./tiny")
+    assert XLMRobertaXLConfig.from_pretrained(".").hidden_size == 24
+    assert XLMRobertaXLConfig.from_pretrained("tiny").hidden_size == 256
+
+
+def test_config_has_every_default_of_the_reference():
+    ours, theirs = XLMRobertaXLConfig(), transformers.XLMRobertaXLConfig().to_dict()
+    for name in vars(ours):
+        if name != "extra":
+            assert ours[name] == theirs.get(name, ours[name]), name
+    named = transformers.XLMRobertaXLConfig.__init__.__code__.co_varnames[1:]
+    assert set(named) - {"kwargs"} <= set(vars(ours))
+
+
+def test_every_parameter_has_a_name_in_transformers():
+    for task in TASKS:
+        theirs, ours = twins(task, **(DECODER if task in ("Model", "ForCausalLM") else {}))
+        assert {hugging_face_name(n) for n in ours.state_dict()} | {"lm_head.bias"} == {
+            *theirs.state_dict(),
+            "lm_head.bias",
+        }

@@ -1,0 +1,335 @@
+"""The notebooks as one course: in order, within budget, linked, tidy, and readable without Jupyter."""
+
+import html
+import inspect
+import json
+import posixpath
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
+from nbconvert.filters.markdown_mistune import markdown2html_mistune
+from nbval.plugin import comment_markers, metadata_tags
+
+from xlmrxl_min import model
+from xlmrxl_min.course import notebooks as course
+from xlmrxl_min.course.notebooks import GLOSSARY, ROOT, anchor, figures, headings, load, notebooks, prose, source
+
+README = ROOT / "README.md"
+NOTEBOOKS = notebooks()
+SECONDS = {"07_heads": 450}  # every head is fine-tuned, from three starts
+TIDY = "run `python -m xlmrxl_min.course.notebooks tidy`"
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+each_page = pytest.mark.parametrize("path", [*NOTEBOOKS, GLOSSARY, README], ids=lambda path: path.stem)
+
+
+def code_cells(path):
+    return [cell for cell in load(path)["cells"] if cell["cell_type"] == "code"]
+
+
+def outputs(path):
+    return [output for cell in code_cells(path) for output in cell["outputs"]]
+
+
+# ---- each notebook: whole, small, of no particular machine
+
+
+@each_notebook
+def test_it_was_run_from_top_to_bottom(path):
+    cells = code_cells(path)
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1)), "run it from top to bottom"
+    assert not [out for out in outputs(path) if out["output_type"] == "error" or out.get("name") == "stderr"]
+
+
+@each_notebook
+def test_it_keeps_to_the_budget(path):
+    assert len(load(path)["cells"]) <= 40
+    assert max(len(source(cell).splitlines()) for cell in code_cells(path)) <= 20
+    assert path.stat().st_size <= 500_000
+
+
+@each_notebook
+def test_it_was_timed(path):
+    took = load(path)["metadata"].get("xlmrxl_min", {}).get("run_seconds")
+    assert took is not None, f"nobody knows how long it runs: `python -m xlmrxl_min.course.notebooks run {path.stem}`"
+    assert 0 < took <= SECONDS.get(path.stem, 100), f"{took} s on two cores"
+
+
+@each_page
+def test_headings_are_in_order(path):
+    text = path.read_text(encoding="utf-8")
+    notebook = {"cells": [{"cell_type": "markdown", "source": [text]}]} if path == README else load(path)
+    levels = [level for level, _ in headings(notebook)]
+    names = [name for _, name in headings(notebook)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels)), "a level is skipped"
+    assert len(set(names)) == len(names), "two headings with one anchor"
+
+
+@each_notebook
+def test_every_figure_has_its_sentence(path):
+    for i, cell in enumerate(load(path)["cells"]):
+        for sentence in figures(cell):
+            assert 20 <= len(sentence) <= 900, f"the figure of cell {i} has this under it: {sentence!r}"
+        shown = cell.get("outputs", [])
+        for figure, below in pairwise([*shown, {}]):
+            if "image/png" in figure.get("data", {}):
+                assert below.get("name") == "stdout", f"the figure of cell {i} has nothing printed under it"
+
+
+@each_page
+def test_nothing_from_outside_and_of_no_machine(path):
+    raw = path.read_text(encoding="utf-8")
+    machine = r"(?<![\w.])/(?:home|root|tmp|usr|work|Users)/|[A-Za-z]:\\+Users"
+    assert not re.search(machine, raw), "a path of the machine it ran on"
+    assert not re.search(r"<(?:script|link)\b|<style[^>]+(?:src|href)|@import", raw), "nothing from outside"
+    if path.suffix == ".ipynb":
+        shown = json.dumps(outputs(path))
+        assert not re.search(r"(?:src|href)\s*=\W*http|url\(\W*http", shown), "an output that needs the network"
+
+
+@each_notebook
+def test_markers_are_those_that_nbval_knows(path):
+    for cell in code_cells(path):
+        for line in source(cell).splitlines():
+            if re.match(r"#\s*(?:nbval|pytest_validate)", line.strip(), flags=re.IGNORECASE):
+                assert line.strip("# ") in comment_markers, line
+        for tag in cell["metadata"].get("tags", []):
+            assert tag in metadata_tags or not tag.lower().startswith("nbval"), tag
+
+
+# ---- the course: everything leads somewhere
+
+
+def anchors(path):
+    """Of a notebook as Jupyter makes them, of Markdown as GitHub does."""
+    if path.suffix == ".ipynb":
+        return {anchor(name) for _, name in headings(load(path))}
+    names = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w-]", "", name.replace(" ", "-")).lower() for name in names}
+
+
+def links(path):
+    text = path.read_text(encoding="utf-8") if path.suffix == ".md" else "\n".join(prose(load(path)))
+    text = re.sub(r"^```.*?^```|`[^`\n]+`", "", text, flags=re.DOTALL | re.MULTILINE)
+    return re.findall(r"\]\(([^)\s]+)\)", text)
+
+
+@each_page
+def test_links_lead_to_files_and_headings(path):
+    for link in links(path):
+        if not link.startswith(("https://", "http://")):
+            file, _, end = link.partition("#")
+            target = path.parent / file if file else path
+            assert target.is_file(), link
+            assert not end or unquote(end) in anchors(target), link
+
+
+def test_anchors_are_those_of_jupyter():
+    for path in [*NOTEBOOKS, GLOSSARY]:
+        for _, name in headings(load(path)):
+            made = re.search(r'id="([^"]*)"', markdown2html_mistune(f"# {name}"))[1]
+            assert unquote(html.unescape(made)) == anchor(name)
+
+
+def test_readme_and_map_list_every_notebook():
+    readme = README.read_text(encoding="utf-8")
+    rows = re.findall(r"^\|.*?(\d\d_\w+).*$", readme, flags=re.MULTILINE)
+    assert [row[:2] for row in rows] == [f"{i:02}" for i in range(13)]
+    for line in readme.splitlines():
+        listed = re.match(r"^\|.*?(\d\d_\w+)", line)
+        if listed:
+            assert (course.HERE / f"{listed[1]}.ipynb").exists(), line
+    assert f"notebooks/{GLOSSARY.name}" in links(README)
+    assert "python -m xlmrxl_min.course.notebooks read" in readme
+    assert {path.name for path in NOTEBOOKS[1:]} <= set(links(NOTEBOOKS[0])), "the map of the course, in 00"
+
+
+CLASSES = [cls for cls in vars(model).values() if inspect.isclass(cls) and cls.__module__ == model.__name__]
+INSIDE = {"ModelOutput", "LayerCache", "PreTrainedModel"}  # what models return, and two that others are made of
+
+
+@pytest.mark.parametrize("cls", [cls for cls in CLASSES if cls.__name__ not in INSIDE], ids=lambda cls: cls.__name__)
+def test_every_component_is_in_the_notebook_that_it_names(cls):
+    named = [course.HERE / f"{stem}.ipynb" for stem in re.findall(r"notebooks/(\w+)\.ipynb", cls.__doc__)]
+    assert named or not issubclass(cls, model.nn.Module), f"{cls.__name__} names no notebook"
+    assert set(named) <= set(NOTEBOOKS), f"{cls.__name__} names a notebook that is not there"
+    shown = {path: course.LINKED.sub(r"\1", "\n".join(map(source, load(path)["cells"]))) for path in named or NOTEBOOKS}
+    found = [path for path in shown if re.search(rf"\b{cls.__name__}\b", shown[path])]
+    assert found == named if named else found, f"{cls.__name__} is neither used nor shown in the notebook that it names"
+
+
+# ---- tidy
+
+
+@each_notebook
+def test_it_is_tidy(path):
+    assert course.tidied(path) == path.read_text(encoding="utf-8"), TIDY
+
+
+def test_glossary_is_in_order_and_used():
+    names = [name for level, name in headings(load(GLOSSARY)) if level == 3]
+    assert names == sorted(names, key=str.casefold)
+    assert names == list(course.glossary())
+    spellings = [spelling for some in course.glossary().values() for spelling in some]
+    assert len(set(spellings)) == len(spellings), "one spelling for two terms"
+    used = {name for path in NOTEBOOKS for name in course.terms_of(load(path))}
+    assert not set(names) - used, f"linked nowhere; {TIDY}, or leave them out"
+    for entry in re.split(r"^### ", "\n".join(prose(load(GLOSSARY))), flags=re.MULTILINE)[1:]:
+        assert re.search(r"→ \[\d\d, .+\]\(\d\d_\w+\.ipynb#.+\)", entry), entry
+
+
+def test_glossary_has_the_axes_of_the_model():
+    table = dict(re.findall(r"^\| ([a-z]) \| (.+) \|$", prose(load(GLOSSARY))[0], flags=re.MULTILINE))
+    said = re.split(r"\s{2,}", model.__doc__.split("Axes,")[1].split("An e is")[0].split(":", 1)[1].strip())
+    assert table == dict(entry.split(" ", 1) for entry in said)
+
+
+@pytest.mark.parametrize(
+    ("text", "linked"),
+    [
+        ("A cache. A cache.", "A [cache](#Cache). A cache."),
+        ("All caches", "All [caches](#Cache)"),
+        ("uncached, cache-like, recache", "uncached, cache-like, recache"),
+        ("`cache` $cache$ cache", "`cache` $cache$ [cache](#Cache)"),
+        (
+            "# Cache\n| cache |\n<cache>[cache](x) Cache",
+            "# Cache\n| cache |\n<cache>[cache](x) [Cache](#Cache)",
+        ),
+        ("```\ncache\n```\n<summary>cache</summary>", "```\ncache\n```\n<summary>cache</summary>"),
+        (
+            "a cross\ncache and a cache",
+            "a [cross\ncache](#Cross-cache) and a [cache](#Cache)",
+        ),
+        ("a key, **keys**", "a key, **[keys](#Key)**"),
+        ("queries", "[queries](#Query)"),
+    ],
+)
+def test_the_first_use_is_linked(text, linked):
+    terms = {"Cache": ["cache"], "Cross-cache": ["cross cache"], "Key": ["*key*"], "Query": ["query"]}
+    assert course.with_terms([text], terms) == [linked.replace("(#", "(glossary.ipynb#")]
+
+
+def test_a_card_without_a_row_is_refused():
+    path = NOTEBOOKS[2]
+    text = prose(load(path))[0].replace("**You need**", "**You want**")
+    with pytest.raises(ValueError, match=r"02_attention\.ipynb has the rows .*You want.* it needs"):
+        course.with_card(path, text, [])
+
+
+# ---- run
+
+
+def test_run_keeps_the_seconds_and_no_times(tmp_path, monkeypatch):
+    cell = {"cell_type": "code", "id": "a", "metadata": {"execution": {}}, "source": ["6 * 7"], "outputs": []}
+    notebook = {"cells": [cell | {"execution_count": None}], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    (tmp_path / "00_small.ipynb").write_text(course.dumped(notebook))
+    monkeypatch.setattr(course, "HERE", tmp_path)
+    course.run(["00"])
+    done = load(tmp_path / "00_small.ipynb")
+    assert done["cells"][0]["outputs"][0]["data"]["text/plain"] == ["42"]
+    assert done["cells"][0]["metadata"] == {}
+    assert 0 < done["metadata"]["xlmrxl_min"]["run_seconds"] < 60
+    assert (tmp_path / "00_small.ipynb").read_text() == course.dumped(done)
+    with pytest.raises(ValueError, match="There is no notebook '99'; there are 00 small"):
+        course.run(["99"])
+
+
+# ---- read
+
+
+class Page(HTMLParser):
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.ids, self.hrefs, self.images = [], [], [], []
+        self.formulas, self.in_formula = [], False
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_data(self, text):
+        self.formulas += [text] if self.in_formula else []
+
+    def handle_endtag(self, tag):
+        self.in_formula = self.in_formula and tag != "math"
+
+    def handle_starttag(self, tag, attributes):
+        self.in_formula = self.in_formula or tag == "math"
+        attributes = dict(attributes)
+        self.tags.append((tag, attributes))
+        self.ids += [attributes["id"]] if "id" in attributes else []
+        self.hrefs += [attributes["href"]] if tag == "a" else []
+        self.images += [attributes] if tag == "img" else []
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    from xlmrxl_min.course.reading import read
+
+    folder = tmp_path_factory.mktemp("course") / "pages"
+    for _ in range(2):  # the second time in place of the first
+        read(folder)
+    assert [path.name for path in folder.parent.iterdir()] == ["pages"], "nothing is left over"
+    return {path.relative_to(folder): Page(path) for path in folder.rglob("*.html")}
+
+
+def test_every_notebook_has_its_page_and_its_sheet(pages):
+    expected = {Path("index.html"), Path("glossary.html"), Path("source/README.md.html")}
+    expected |= {Path(f"{path.stem}.html") for path in NOTEBOOKS}
+    expected |= {Path("recap", f"{path.stem}.html") for path in NOTEBOOKS}
+    assert expected <= set(pages)
+
+
+def test_links_of_pages_lead_to_pages_and_places(pages):
+    for name, page in pages.items():
+        assert len(set(page.ids)) == len(page.ids), f"an id twice in {name}"
+        for href in page.hrefs:
+            parts = urlsplit(href)
+            if parts.scheme:
+                assert parts.scheme in ("https", "mailto"), f"{href} in {name}"
+                continue
+            target = Path(posixpath.normpath(posixpath.join(name.parent, parts.path))) if parts.path else name
+            assert target in pages, f"{href} in {name}"
+            assert not parts.fragment or unquote(parts.fragment) in pages[target].ids, f"{href} in {name}"
+
+
+def test_pages_stand_alone(pages):
+    for name, page in pages.items():
+        assert dict(page.tags)["html"] == {"lang": "en"}
+        assert not [formula for formula in page.formulas if "\\" in formula], f"TeX that is no MathML in {name}"
+        assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}, name
+        assert not [attribute for _, some in page.tags for attribute in some if attribute.startswith("on")], name
+        for image in page.images:
+            assert image["src"].startswith("data:"), name
+            assert len(image["alt"]) >= 20, name
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    from xlmrxl_min.course.reading import read
+
+    (tmp_path / "mine" / "recap").mkdir(parents=True)
+    (tmp_path / "mine" / "index.html").write_text("<title>My own pages</title> About Understanding XLM-RoBERTa-XL")
+    (tmp_path / "mine" / "text").write_text("keep me")
+    with pytest.raises(ValueError, match="is there already and is no reading version; name a new folder"):
+        read(tmp_path / "mine")
+    assert (tmp_path / "mine" / "text").read_text() == "keep me"
+
+
+# ---- badges
+
+
+def test_badges_lead_to_binder_and_colab():
+    first, *others = course.badges("someone/xlmrxl_min").splitlines()
+    binder = urlsplit(re.fullmatch(r"\[!\[Binder\]\(https://\S+\.svg\)\]\((\S+)\)", first)[1])
+    assert (binder.netloc, binder.path) == ("mybinder.org", "/v2/gh/someone/xlmrxl_min/HEAD")
+    assert parse_qs(binder.query) == {"urlpath": ["lab/tree/notebooks/00_start_here.ipynb"]}
+    assert len(others) == len(NOTEBOOKS)
+    for line, path in zip(others, NOTEBOOKS, strict=True):
+        colab = "https://colab.research.google.com/github/someone/xlmrxl_min/blob/main/notebooks/"
+        assert line.endswith(f"]({colab}{path.name})")
+    for wrong in ("xlmrxl_min", "https://github.com/a/b", "a/b/c"):
+        with pytest.raises(ValueError, match="has the form OWNER/NAME"):
+            course.badges(wrong)

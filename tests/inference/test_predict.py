@@ -1,0 +1,535 @@
+"""Texts in, results out: transformers' numbers for each text alone, in the order asked; `tiny`; the command line."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+from reference import error, twins
+
+from xlmrxl_min import (
+    XLMRobertaTokenizer,
+    XLMRobertaXLConfig,
+    XLMRobertaXLForMaskedLM,
+    XLMRobertaXLModel,
+    answer,
+    choose,
+    classify,
+    embed,
+    fill_mask,
+    tag,
+)
+from xlmrxl_min.__main__ import main
+from xlmrxl_min.checkpoints.locate import PRETRAINED
+from xlmrxl_min.inference import predict
+from xlmrxl_min.training.loop import masked_accuracy
+from xlmrxl_min.training.texts import udhr
+
+# The same sentence in ten languages: where the mask stands, and the word it hides.
+SENTENCES = {
+    "All human beings are born <mask> and equal in dignity and rights.": "free",
+    "Tous les êtres humains naissent <mask> et égaux en dignité et en droits.": "libres",
+    "Alle Menschen sind <mask> und gleich an Würde und Rechten geboren.": "frei",
+    "Todos los seres humanos nacen <mask> e iguales en dignidad y derechos": "libres",
+    "Tutti gli esseri umani nascono liberi ed <mask> in dignità e diritti.": "eguali",
+    "Alle mensen worden <mask> en gelijk in waardigheid en rechten geboren.": "vrij",
+    "Όλοι οι άνθρωποι γεννιούνται ελεύθεροι και ίσοι στην <mask> και τα δικαιώματα.": "αξιοπρέπεια",
+    "Bütün insanlar hür, <mask> ve haklar bakımından eşit doğarlar.": "haysiyet",
+    "人人生而自由,在<mask>权利上一律平等。": "尊严和",
+    "Semua orang dilahirkan merdeka dan mempunyai <mask> dan hak-hak yang sama.": "martabat",
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return XLMRobertaTokenizer.from_pretrained("tiny")
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return XLMRobertaXLForMaskedLM.from_pretrained("tiny")
+
+
+@pytest.fixture
+def random_model(tokenizer):
+    """With a vocabulary larger than the tokenizer's, as XL's is."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    config = XLMRobertaXLConfig(
+        vocab_size=len(tokenizer) + 500, initializer_range=0.2, hidden_dropout_prob=0.5, **sizes
+    )
+    return XLMRobertaXLForMaskedLM(config)
+
+
+TEXTS = [
+    "<mask> is long enough to make the other texts of this batch need a lot of padding, all of it ignored",
+    "one <mask>",
+    "two <mask> and <mask>",
+    "<mask><mask><mask>",
+    "of the same length <mask>",
+]
+
+
+def test_probabilities_are_the_models_own(random_model, tokenizer):
+    results = fill_mask(random_model, tokenizer, TEXTS, top_k=7, batch_size=2)
+    assert random_model.training, "the mode is put back"
+    random_model.eval()
+    assert [len(result) for result in results] == [1, 1, 2, 3, 1]
+    for text, result in zip(TEXTS, results, strict=True):
+        ids = torch.tensor([tokenizer.encode(text)])
+        with torch.no_grad():
+            probabilities = random_model(ids).logits.softmax(-1)[ids == tokenizer.mask_token_id]
+        for place, predictions in zip(probabilities, result, strict=True):
+            expected = place[: len(tokenizer)].topk(7)
+            assert [p.token_id for p in predictions] == expected.indices.tolist()
+            assert [p.probability for p in predictions] == pytest.approx(expected.values.tolist(), abs=1e-6)
+            for p in predictions:
+                assert p.text == (tokenizer.decode([p.token_id]) or " ")
+
+
+def test_one_text_gives_what_it_gives_in_a_list(random_model, tokenizer):
+    [alone] = [fill_mask(random_model, tokenizer, TEXTS[2])]
+    [listed] = fill_mask(random_model, tokenizer, [TEXTS[2]])
+    assert alone == listed
+    assert len(alone[0]) == 5
+    assert fill_mask(random_model, tokenizer, []) == []
+
+
+def test_only_tokens_that_exist_are_offered(random_model, tokenizer):
+    with torch.no_grad():
+        random_model.lm_head.decoder.bias[len(tokenizer) :] = 50.0  # the filler rows would win everything
+    [[*predictions]] = fill_mask(random_model, tokenizer, "a <mask>")
+    assert max(p.token_id for p in predictions) < len(tokenizer)
+    assert sum(p.probability for p in predictions) < 1e-6, "probabilities are over the model's whole vocabulary"
+
+
+def test_frozen_parts_stay_in_their_mode(random_model, tokenizer):
+    random_model.train().backbone.layers[0].eval()
+    fill_mask(random_model, tokenizer, "a <mask>")
+    assert random_model.training
+    assert random_model.backbone.layers[1].training
+    assert not random_model.backbone.layers[0].training
+
+
+# ---- embed, classify, tag, choose, answer, beside transformers
+
+ROWS = [row.text for row in udhr(["en", "ru", "zh"]) if row.article in (1, 3, 4, 5)]
+MIXED = [*ROWS, "", "short", " ", "an emoji 🧿 is unknown", "  spaces  at both ends  ", "a <mask> and a </s> inside"]
+NAMES = {0: "one", 1: "two", 2: "three"}
+QUESTIONS = ["Who is born free?", "", "Что?", "谁?"]
+LENGTHS = {1, 3, 100}  # of batches
+
+
+def twins_for(tokenizer, task, **config):
+    config = {"vocab_size": len(tokenizer), "max_position_embeddings": 160, **config}
+    return twins(task, **config)
+
+
+def theirs_alone(theirs, tokenizer, *texts):
+    """Their output for one text or pair, without padding."""
+    with torch.no_grad():
+        return theirs(**tokenizer([texts if len(texts) == 2 else texts[0]], return_tensors="pt"))
+
+
+@pytest.mark.parametrize("batch_size", LENGTHS)
+@pytest.mark.parametrize("pooling", ["mean", "first"])
+@pytest.mark.parametrize("task", ["Model", "ForMaskedLM", "ForQuestionAnswering", "ForMultipleChoice"])
+def test_embed(task, pooling, batch_size, tokenizer, parity):
+    theirs, ours = twins_for(tokenizer, task)
+    got = embed(ours, tokenizer, MIXED, pooling=pooling, batch_size=batch_size)
+    hidden = [theirs_alone(theirs.base_model, tokenizer, text).last_hidden_state[0] for text in MIXED]
+    parity(error(got, torch.stack([rows.mean(0) if pooling == "mean" else rows[0] for rows in hidden])))
+    parity(error(embed(ours, tokenizer, MIXED[0], pooling=pooling), got[:1]))
+
+
+def test_embed_counts_what_is_attended_not_what_is_no_padding(tokenizer, parity):
+    """A `<pad>` that someone wrote is a token of the text; one that fills a batch is none."""
+    theirs, ours = twins_for(tokenizer, "Model")
+    [got, _] = embed(ours, tokenizer, ["one <pad> two", MIXED[0]])
+    parity(error(got, theirs_alone(theirs, tokenizer, "one <pad> two").last_hidden_state[0].mean(0)))
+
+
+def test_embeddings_can_be_learned_from(tokenizer):
+    _, ours = twins_for(tokenizer, "Model")
+    assert embed(ours, tokenizer, []).shape == (0, 24)
+    vectors = embed(ours.to(torch.bfloat16), tokenizer, ["one", "two"])
+    assert vectors.dtype == torch.float32
+    assert not vectors.requires_grad
+    probe = torch.nn.Linear(24, 1)
+    probe(vectors).sum().backward()  # a tensor made in inference mode would refuse
+    torch.testing.assert_close(probe.weight.grad[0], vectors.sum(0))
+
+
+@pytest.mark.parametrize("batch_size", LENGTHS)
+@pytest.mark.parametrize(
+    ("problem", "names", "score"),
+    [
+        (None, NAMES, lambda logits: logits.softmax(-1)),
+        ("single_label_classification", NAMES, lambda logits: logits.softmax(-1)),
+        ("multi_label_classification", NAMES, lambda logits: 1 / (1 + (-logits).exp())),
+        ("multi_label_classification", {0: "one"}, lambda logits: 1 / (1 + (-logits).exp())),
+        ("regression", NAMES, lambda logits: logits),
+        ("regression", {0: "grade"}, lambda logits: logits),
+        (None, {0: "grade"}, lambda logits: logits),
+    ],
+)
+def test_classify(problem, names, score, batch_size, tokenizer):
+    config = {"problem_type": problem, "id2label": names, "num_labels": len(names), "initializer_range": 0.5}
+    theirs, ours = twins_for(tokenizer, "ForSequenceClassification", **config)
+    inputs = [*MIXED, (ROWS[0], ROWS[1]), ("", "pair"), (ROWS[2], "")]
+    winners = set()
+    for item, got in zip(inputs, classify(ours, tokenizer, inputs, batch_size=batch_size), strict=True):
+        expected = score(theirs_alone(theirs, tokenizer, *([item] if isinstance(item, str) else item)).logits[0])
+        assert [x.score for x in got] == sorted((x.score for x in got), reverse=True)
+        assert {x.label: x.score for x in got} == pytest.approx(
+            {names[i]: value for i, value in enumerate(expected.tolist())}, abs=1e-5
+        )
+        winners.add(got[0].label)
+    assert len(winners) > 1 or len(names) == 1, "the texts differ enough to tell them apart"
+    pair = (ROWS[0], ROWS[1])
+    assert classify(ours, tokenizer, pair, top_k=1)[0] == pytest.approx(classify(ours, tokenizer, [pair])[0][0])
+
+
+def slow_words(text):
+    """[start, end) of what stands between spaces and special tokens."""
+    return [found.span() for found in re.finditer(r"\S+", text.replace("<mask>", " " * 6).replace("</s>", " " * 4))]
+
+
+@pytest.mark.parametrize("batch_size", LENGTHS)
+def test_tag(batch_size, tokenizer):
+    theirs, ours = twins_for(tokenizer, "ForTokenClassification", id2label=NAMES, initializer_range=0.4)
+    words = tag(ours, tokenizer, MIXED, batch_size=batch_size)
+    pieces = tag(ours, tokenizer, MIXED, batch_size=batch_size, by_word=False)
+    joined, labels = 0, set()
+    for text, by_word, by_token in zip(MIXED, words, pieces, strict=True):
+        tokens = tokenizer(text, return_offsets_mapping=True)
+        probabilities = theirs_alone(theirs, tokenizer, text).logits[0].softmax(-1)
+        at = dict(enumerate(tokens.offset_mapping))
+        kept = [i for i in at if tokens.input_ids[i] in range(3, tokenizer.mask_token_id)]
+        assert [(span.text, span.start, span.end) for span in by_token] == [(text[slice(*at[i])], *at[i]) for i in kept]
+        expected = [probabilities[i].max(0) for i in kept]
+        assert [span.score for span in by_token] == pytest.approx([p.values.item() for p in expected], abs=1e-5)
+        assert [span.label for span in by_token] == [NAMES[p.indices.item()] for p in expected]
+
+        assert [(span.start, span.end) for span in by_word] == slow_words(text)
+        for span in by_word:
+            assert span.text == text[span.start : span.end]
+            inside = [i for i in kept if span.start <= at[i][0] and at[i][1] <= span.end and at[i][0] < span.end]
+            mean = sum(probabilities[i] for i in inside) / len(inside)
+            assert span.score == pytest.approx(mean.max().item(), abs=1e-5)
+            assert span.label == NAMES[mean.argmax().item()]
+            joined += len(inside) > 1
+            labels.add(span.label)
+    assert joined > 50
+    assert len(labels) > 1
+    [alone] = tag(ours, tokenizer, "short")
+    assert alone[:4] == words[MIXED.index("short")][0][:4]
+
+
+@pytest.mark.parametrize("batch_size", LENGTHS)
+def test_choose(batch_size, tokenizer):
+    theirs, ours = twins_for(tokenizer, "ForMultipleChoice")
+    questions = QUESTIONS
+    options = [ROWS[:4], ["yes", ""], ["only one"], [*ROWS[4:7], "short"]]
+    results = choose(ours, tokenizer, questions, options, batch_size=batch_size)
+    firsts = set()
+    for question, offered, got in zip(questions, options, results, strict=True):
+        together = tokenizer([(question, option) for option in offered], padding=True, return_tensors="pt")
+        with torch.no_grad():
+            scores = theirs(**{name: x[None] for name, x in together.items()}).logits[0].softmax(-1)
+        assert [choice.index for choice in got] == scores.argsort(descending=True).tolist()
+        assert [choice.text for choice in got] == [offered[choice.index] for choice in got]
+        assert [choice.score for choice in got] == pytest.approx(scores.sort(descending=True).values.tolist(), abs=1e-5)
+        firsts.add(got[0].index)
+    assert len(firsts) > 1, "the best is not always at the same place"
+    [first, *_] = choose(ours, tokenizer, questions[0], options[0])
+    assert first == pytest.approx(results[0][0])
+
+
+@pytest.mark.parametrize(("batch_size", "longest"), [(1, 64), (3, 5), (100, 1)])
+def test_answer(batch_size, longest, tokenizer):
+    theirs, ours = twins_for(tokenizer, "ForQuestionAnswering", initializer_range=0.4)
+    questions, passages = [*QUESTIONS, "a </s> in it"], [ROWS[0], ROWS[5], "", "a", "  two words "]
+    results = answer(ours, tokenizer, questions, passages, top_k=7, longest=longest, batch_size=batch_size)
+    for question, passage, got in zip(questions, passages, results, strict=True):
+        out = theirs_alone(theirs, tokenizer, question, passage)
+        at = tokenizer(passage, return_offsets_mapping=True, add_special_tokens=False).offset_mapping
+        first = out.start_logits.shape[1] - 1 - len(at)  # the passage is the end of the input, but for one </s>
+        spans = []
+        for start in range(len(at)):
+            for end in range(start, min(start + longest, len(at))):
+                logit = out.start_logits[0, first + start] + out.end_logits[0, first + end]
+                spans.append((logit.exp().item(), at[start][0], at[end][1]))
+        total, best = sum(span[0] for span in spans), sorted(spans, reverse=True)[:7]
+        assert [(a.start, a.end) for a in got] == [(start, end) for _, start, end in best]
+        assert [a.text for a in got] == [passage[start:end] for _, start, end in best]
+        assert [a.score for a in got] == pytest.approx([weight / total for weight, *_ in best], abs=1e-5)
+    assert [len(got) for got in results[2:4]] == [0, 1], "as many as there are"
+    [alone] = answer(ours, tokenizer, questions[0], passages[0], longest=longest)
+    assert alone == pytest.approx(results[0][0])
+
+
+# ---- what all of them share
+
+CALLS = {
+    "ForMaskedLM": lambda *model, **options: fill_mask(*model, ["<mask> a", "a", "<mask> b"][::2], **options),
+    "Model": lambda *model, **options: embed(*model, ["a", "b"], **options),
+    "ForSequenceClassification": lambda *model, **options: classify(*model, ["a", "b"], **options),
+    "ForTokenClassification": lambda *model, **options: tag(*model, ["a", "b"], **options),
+    "ForMultipleChoice": lambda *model, **options: choose(*model, "a", ["b", "c"], **options),
+    "ForQuestionAnswering": lambda *model, **options: answer(*model, ["a", "b"], ["c", "d"], **options),
+}
+
+
+@pytest.mark.parametrize("task", CALLS)
+def test_modes(task, tokenizer):
+    """Evaluation and inference mode while it runs; before and after, the mode it was in, even if it fails."""
+    _, ours = twins_for(tokenizer, task)
+    ours.train().base_model.layers[1].eval()
+    modes = []
+
+    def look(*_):
+        modes.append((torch.is_inference_mode_enabled(), any(module.training for module in ours.modules())))
+
+    ours.base_model.embeddings.register_forward_hook(look)
+    CALLS[task](ours, tokenizer, batch_size=1)
+    assert modes == [(True, False)] * 2
+    ours.base_model.embeddings.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        CALLS[task](ours, tokenizer)
+    assert not torch.is_inference_mode_enabled()
+    assert [ours.training, *(layer.training for layer in ours.base_model.layers)] == [True, True, False]
+
+
+@pytest.mark.parametrize("task", CALLS)
+def test_wrong_class(task, tokenizer):
+    other = torch.nn.Linear(2, 2) if task == "Model" else XLMRobertaXLModel(XLMRobertaXLConfig(**TOY))
+    with pytest.raises(ValueError, match=rf"needs .*XLMRobertaXL{task}, but .* {type(other).__name__}: [^.]*\.$"):
+        CALLS[task](other, tokenizer)
+
+
+TOY = {"vocab_size": 9, "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8}
+
+
+@pytest.fixture
+def shapes():
+    """Of the embeddings of every model to which this is given as a hook: batch, tokens."""
+
+    class Shapes(list):
+        def __call__(self, module, args, out):
+            self.append(tuple(out.shape[:2]))
+
+    return Shapes()
+
+
+def test_texts_of_like_length_share_a_batch(tokenizer, shapes):
+    """Of like length in tokens, not in characters. The longest batch comes first."""
+    _, ours = twins_for(tokenizer, "ForSequenceClassification")
+    tokens = {"a b": 4, "🧿" * 9: 4, "a b c": 5, "🧿" * 5 + " a": 5, "a b c d": 6, "🧿" * 30 + " a b": 6}
+    assert [len(tokenizer.encode(text)) for text in tokens] == list(tokens.values())
+    ours.base_model.embeddings.register_forward_hook(shapes)
+    classify(ours, tokenizer, list(tokens), batch_size=2)
+    assert shapes == [(2, 6), (2, 5), (2, 4)]
+    shapes.clear()
+    classify(ours, tokenizer, ["a", "a " * 70, "a b", "a " * 60, "a b"])
+    assert shapes == [(2, 72), (3, 4)], "short texts are not padded to 72, though there is room in the batch"
+
+
+def test_embed_lays_texts_end_to_end(tokenizer, shapes, monkeypatch):
+    """As many as are allowed and as there is room for, in the model too; the longest first."""
+    _, ours = twins_for(tokenizer, "Model")
+    ours.embeddings.register_forward_hook(shapes)
+    texts = ["a", "a " * 70, "a b", "a " * 60, "a b"]
+    embed(ours, tokenizer, texts)
+    embed(ours, tokenizer, texts, batch_size=2)
+    embed(ours, tokenizer, texts * 2)
+    monkeypatch.setattr(predict, "ROW", 72)
+    embed(ours, tokenizer, texts)
+    lengths = [[72 + 62 + 4 + 4 + 3], [72 + 62, 4 + 4, 3], [72 + 72, 62 + 62 + 4 * 4 + 2 * 3], [72, 62 + 4 + 4, 3]]
+    assert shapes == [(1, tokens) for run in lengths for tokens in run]
+
+
+@pytest.mark.parametrize("kind", ["absolute", "relative_key", "relative_key_query"])
+@pytest.mark.parametrize("is_decoder", [False, True])
+def test_texts_end_to_end_do_not_see_each_other(kind, is_decoder, tokenizer, parity):
+    config = {"position_embedding_type": kind, "is_decoder": is_decoder, "use_cache": False}  # theirs errs with a cache
+    theirs, ours = twins_for(tokenizer, "Model", **config)
+    expected = [theirs_alone(theirs, tokenizer, text).last_hidden_state[0].mean(0) for text in MIXED]
+    parity(error(embed(ours, tokenizer, MIXED), torch.stack(expected)))
+
+
+@pytest.mark.parametrize(("kind", "room"), [("absolute", 20), ("relative_key", 22)])
+def test_truncation_is_asked_for(kind, room, tokenizer, parity):
+    """Else what is too long is refused before anything has been computed."""
+    theirs, ours = twins_for(tokenizer, "Model", max_position_embeddings=22, position_embedding_type=kind)
+    texts = ["short", ROWS[0]]
+    calls = []
+    ours.embeddings.register_forward_hook(lambda *_: calls.append(1))
+    with pytest.raises(ValueError, match=rf"tokens are too many: there is room for {room}, so cut the text \(trunc"):
+        embed(ours, tokenizer, texts, batch_size=1)
+    assert not calls
+    ids = torch.tensor([[*tokenizer.encode(ROWS[0])[: room - 1], tokenizer.eos_token_id]])
+    with torch.no_grad():
+        expected = theirs(ids).last_hidden_state.mean(1)
+    parity(error(embed(ours, tokenizer, texts, truncation=True)[1:], expected))
+
+
+@pytest.mark.parametrize("task", CALLS)
+def test_all_take_truncation(task, tokenizer):
+    _, ours = twins_for(tokenizer, task, max_position_embeddings=22)
+    long = " ".join("a" * 30)
+    calls = {
+        "ForMaskedLM": lambda **options: fill_mask(ours, tokenizer, "<mask> " + long + " <mask>", **options),
+        "Model": lambda **options: embed(ours, tokenizer, long, **options),
+        "ForSequenceClassification": lambda **options: classify(ours, tokenizer, (long, long), **options),
+        "ForTokenClassification": lambda **options: tag(ours, tokenizer, long, **options),
+        "ForMultipleChoice": lambda **options: choose(ours, tokenizer, long, ["a", "b"], **options),
+        "ForQuestionAnswering": lambda **options: answer(
+            ours, tokenizer, long[:23], long[:19], longest=1, top_k=99, **options
+        ),
+    }
+    with pytest.raises(ValueError, match="too many: there is room for 20"):
+        calls[task]()
+    result = calls[task](truncation=True)
+    if task == "ForMaskedLM":
+        assert len(result) == 1, "the mask that was cut off has no entry"
+    if task == "ForTokenClassification":
+        assert [span.start for span in result] == [2 * i for i in range(18)]
+    if task == "ForQuestionAnswering":  # <s> question </s></s> passage </s>: 12 tokens, not cut, leave room for 4 of 10
+        assert sorted(span.start for span in result) == [0, 2, 4, 6]
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "words"),
+    [
+        ("nothing hidden", {}, "nothing to fill in 'nothing hidden': put <mask>"),
+        (["<mask>", ""], {}, "nothing to fill in ''"),
+        ([3], {}, "nothing to fill in 3"),
+        ("<mask>", {"top_k": 0}, "top_k=0 is impossible: take 1 to 8002"),
+        ("<mask>", {"top_k": 9000}, "top_k=9000 is impossible"),
+        ("<mask>", {"top_k": "3"}, "top_k='3' is impossible"),
+        (None, {}, "nothing to fill in None"),
+        ("<mask>", {"batch_size": 0}, "batch_size=0 is impossible: take 1 or more"),
+        ("<mask>" * 600, {}, "602 tokens are too many: there is room for 512"),
+    ],
+)
+def test_bad_input(text, options, words, random_model, tokenizer):
+    with pytest.raises(ValueError, match=words):
+        fill_mask(random_model, tokenizer, text, **options)
+
+
+@pytest.mark.parametrize(
+    ("task", "call", "words"),
+    [
+        ("Model", lambda *m: embed(*m, "a", pooling="max"), "pooling='max' is unknown: take 'mean' or 'first'"),
+        ("Model", lambda *m: embed(*m, 3), "3 is no text: pass a str, or a list of them"),
+        ("Model", lambda *m: embed(*m, [("a", "b")]), r"\('a', 'b'\) is no text"),
+        ("Model", lambda *m: embed(*m, "a", batch_size=-1), "batch_size=-1 is impossible: take 1 or more"),
+        ("ForTokenClassification", lambda *m: tag(*m, ["a", None]), "None is no text"),
+        ("ForSequenceClassification", lambda *m: classify(*m, "a", top_k=3), "top_k=3 is impossible: take 1 to 2"),
+        ("ForSequenceClassification", lambda *m: classify(*m, ("a", "b", "c")), "3 texts for one input"),
+        ("ForSequenceClassification", lambda *m: classify(*m, [3]), "text of type int"),
+        ("ForMultipleChoice", lambda *m: choose(*m, "a", []), r"the options of 'a' are \[\], but must be a list of"),
+        ("ForMultipleChoice", lambda *m: choose(*m, "a", "b"), "the options of 'a' are 'b', but must be a list of"),
+        ("ForMultipleChoice", lambda *m: choose(*m, ["a", "b"], ["c", "d"]), "the options of 'a' are 'c', but must"),
+        ("ForMultipleChoice", lambda *m: choose(*m, ["a", "b"], [["c"]]), "2 questions but 1 lists of options: each"),
+        ("ForMultipleChoice", lambda *m: choose(*m, "a", [3]), "text of type int"),
+        ("ForQuestionAnswering", lambda *m: answer(*m, ["a", "b"], "c"), "2 questions but 1 passages: each question"),
+        ("ForQuestionAnswering", lambda *m: answer(*m, "a", ["b", "c"]), "1 questions but 2 passages"),
+        ("ForQuestionAnswering", lambda *m: answer(*m, "a", "b", top_k=0), "top_k=0 is impossible: take 1 or more"),
+        ("ForQuestionAnswering", lambda *m: answer(*m, "a", "b", longest=0), "longest=0 is impossible: take 1 or more"),
+    ],
+)
+def test_bad_input_of_the_others(task, call, words, tokenizer):
+    _, ours = twins_for(tokenizer, task)
+    with pytest.raises(ValueError, match=words):
+        call(ours, tokenizer)
+
+
+def test_no_texts_no_results(tokenizer):
+    for task, call in {
+        "ForSequenceClassification": classify,
+        "ForTokenClassification": tag,
+        "ForMultipleChoice": lambda *m: choose(*m, []),
+        "ForQuestionAnswering": lambda *m: answer(*m, []),
+    }.items():
+        assert call(twins_for(tokenizer, task)[1], tokenizer, []) == []
+
+
+# ---- the checkpoint that ships
+
+
+def test_tiny_finds_the_right_word_in_most_languages(tiny, tokenizer):
+    results = fill_mask(tiny, tokenizer, list(SENTENCES), top_k=1)
+    right = [result[0][0].text == word for result, word in zip(results, SENTENCES.values(), strict=True)]
+    assert sum(right) >= 8, dict(zip(SENTENCES.values(), right, strict=True))
+    assert right[0]
+
+
+def test_tiny_knows_its_own_text(tiny, tokenizer):
+    """On three of its languages; the record beside it holds all fifteen, and the article that it has not studied."""
+    rows = [row.text for row in udhr(["en", "ru", "zh"]) if row.article != 17]
+    assert masked_accuracy(tiny, tokenizer, rows)["accuracy"] > 0.85
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-relative-key", "tiny-relative-key-query"])
+def test_the_checkpoints_load_in_transformers(name, tokenizer, parity):
+    ours = XLMRobertaXLForMaskedLM.from_pretrained(name)
+    theirs = transformers.AutoModelForMaskedLM.from_pretrained(PRETRAINED / name, attn_implementation="eager").float()
+    encoding = tokenizer([row.text for row in udhr(["en", "hi"])[:12]], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        got, expected = (model(**encoding, output_hidden_states=True) for model in (ours, theirs))
+    parity(error(got.logits, expected.logits))
+    parity(error(got.hidden_states, expected.hidden_states))
+    with torch.no_grad():  # logits reach 27, where float32 itself rounds to 2e-6; without that they are the same
+        got, expected = (model.double()(**encoding).logits for model in (ours, theirs))
+    parity((got - expected).abs().max().item(), limit=1e-10)
+
+
+def test_their_pipeline_agrees_with_fill_mask(tiny, tokenizer):
+    theirs = transformers.AutoModelForMaskedLM.from_pretrained(PRETRAINED / "tiny").float()
+    their_tokenizer = transformers.XLMRobertaTokenizer(str(PRETRAINED / "tiny" / "sentencepiece.bpe.model"))
+    pipeline = transformers.pipeline("fill-mask", model=theirs, tokenizer=their_tokenizer, device="cpu")
+    for text in list(SENTENCES)[:4]:
+        [ours] = fill_mask(tiny, tokenizer, text)
+        expected = pipeline(text)
+        assert [p.token_id for p in ours] == [p["token"] for p in expected]
+        assert [p.probability for p in ours] == pytest.approx([p["score"] for p in expected], abs=1e-5)
+
+
+# ---- the command line
+
+
+def test_fill_prints_words_and_bars(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "reconfigure", lambda **_: None, raising=False)
+    assert main(["fill", "All human beings are born <mask> and equal in <mask> and rights.", "--top-k", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("<mask>")] == ["<mask> 1", "<mask> 2"]
+    assert "free" in lines[1]
+    assert "%" in lines[1]
+    assert len(lines) == 6
+
+
+def test_fill_says_in_one_line_what_is_wrong(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "reconfigure", lambda **_: None, raising=False)
+    for arguments, words in (
+        (["no mask"], "nothing to fill"),
+        (["<mask>", "--model", "nowhere"], "none of what this package holds (tiny, tiny-decoder, tiny-relative-key,"),
+        (["<mask>", "--model", "xlm-roberta-xl"], "without its model.safetensors, unlike tiny, tiny-decoder"),
+    ):
+        assert main(["fill", *arguments]) == 2
+        out = capsys.readouterr()
+        assert words in out.err
+        assert out.err.count("\n") == 1
+        assert not out.out
+
+
+def test_fill_writes_any_script_to_a_terminal_that_says_it_is_ascii():
+    command = [sys.executable, "-m", "xlmrxl_min", "fill", "人人生而自由,在<mask>权利上一律平等。", "--top-k", "1"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = subprocess.run(command, capture_output=True, env=environment, check=True)
+    assert any("\u4e00" <= letter <= "\u9fff" for letter in done.stdout.decode("utf-8")), "Chinese, as written"
+    assert not done.stderr

@@ -1,0 +1,1 @@
+"""Use a model: fill_mask, embed, classify, tag, choose, answer; generation."""

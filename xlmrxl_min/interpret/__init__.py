@@ -1,0 +1,1 @@
+"""Look inside a model: metrics, interventions, saliency, their figures, and the attention explorer."""

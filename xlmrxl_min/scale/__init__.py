@@ -1,0 +1,1 @@
+"""Large models: the memory planner, tensor parallelism and FSDP."""
