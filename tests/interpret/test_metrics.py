@@ -209,7 +209,7 @@ def test_value_norms_are_what_a_head_would_add(model, ids):
     """With all weight on key k, the head adds out(value of k): done with the model's own mixing."""
     attention = model.backbone.layers[1].attention
     hidden = model(ids, output_hidden_states=True).hidden_states[1]
-    value = attention.split(attention.value(attention.norm(hidden)))
+    value = attention.split_heads(attention.value(attention.norm(hidden)))
     norms = value_norms(attention, hidden)
     for head in range(3):
         for k in range(5):
@@ -374,7 +374,7 @@ def test_ablation_by_mean_by_hand(model):
             attention, stream = block.attention, block.attention.norm(hidden[layer])
             weights = attention(hidden[layer], output_attentions=True)[1]
             for head in range(3):
-                value = attention.split(attention.value(stream))[0, head]
+                value = attention.split_heads(attention.value(stream))[0, head]
                 sums[layer, head] += (weights[0, head] @ value).sum(0).detach()
     torch.testing.assert_close(means, sums / 7)
 
@@ -383,7 +383,7 @@ def test_ablation_by_mean_by_hand(model):
         hidden = model.backbone.embeddings(texts[0][None], None, None, torch.tensor([[2, 3, 4, 5]]))
         attention = model.backbone.layers[0].attention
         stream = attention.norm(hidden)
-        mixed = attention(hidden, output_attentions=True)[1] @ attention.split(attention.value(stream))
+        mixed = attention(hidden, output_attentions=True)[1] @ attention.split_heads(attention.value(stream))
         mixed[:, 2] = means[0, 2]
         hidden = hidden + attention.out(mixed.transpose(1, 2).flatten(2))
         hidden = model.backbone.layers[1](model.backbone.layers[0].feed_forward(hidden))[0]

@@ -153,7 +153,7 @@ def value_norms(attention: Attention, hidden: Tensor) -> Tensor:  # b t e -> b h
 
     `hidden` is what goes into the layer: of the model's hidden_states, the one with the layer's own number.
     """
-    value = attention.split(attention.value(attention.norm(hidden)))
+    value = attention.split_heads(attention.value(attention.norm(hidden)))
     out = rearrange(attention.out.weight, "e (h d) -> h e d", d=attention.head_dim)
     return torch.stack([(value[:, i] @ out[i].mT).norm(dim=-1) for i in range(len(out))], dim=1)  # a head at a time
 
