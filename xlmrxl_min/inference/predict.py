@@ -415,7 +415,7 @@ def pack_sequences(
 
     Each has its own positions, and a mask, `1 q k`, lets it see itself only; so its states are what they are alone.
     """
-    config, number = model.config, model.base_model.embeddings.number
+    config, make_position_ids = model.config, model.base_model.embeddings.make_position_ids
     groups: list[list[int]] = []
     tokens, room = 0, min(ROW, config.max_seq_len)
     for i in longest_first(rows):
@@ -430,7 +430,7 @@ def pack_sequences(
         if len(texts) > 1:
             itself = torch.block_diag(*(torch.ones(len(ids), len(ids)) for ids in texts))
             parts["attention_mask"] = itself.tril() if config.is_decoder else itself
-            parts["position_ids"] = torch.cat([number(ids != config.pad_token_id) for ids in texts])
+            parts["position_ids"] = torch.cat([make_position_ids(ids != config.pad_token_id) for ids in texts])
         yield places, {name: part[None].to(model.device) for name, part in parts.items()}
 
 
