@@ -14,6 +14,7 @@ import warnings
 import weakref
 from collections import Counter
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -113,7 +114,7 @@ def test_shard_sizes_that_are_none(size, theirs, tmp_path):
 # ---- fairseq
 
 
-def fairseq_state(theirs, sdpa_attention=False, old=False, head=None):
+def fairseq_state(theirs, fused=False, old=False, head=None):
     """Their tensors under fairseq's names: written out here once more, from fairseq's own modules."""
     state, hf = {"encoder.sentence_encoder.version": torch.tensor([3.0])}, theirs.state_dict()
     for name, tensor in hf.items():
@@ -143,7 +144,7 @@ def fairseq_state(theirs, sdpa_attention=False, old=False, head=None):
             state[f"encoder.{name}"] = tensor
         elif name.startswith("classifier."):
             state[name.replace("classifier", f"classification_heads.{head}")] = tensor
-    if sdpa_attention:
+    if fused:
         for name in [name for name in state if ".q_proj." in name]:
             thirds = [state.pop(name.replace("q_proj", f"{letter}_proj")) for letter in "qkv"]
             state[name.replace("q_proj.", "in_proj_")] = torch.cat(thirds)
@@ -206,7 +207,7 @@ def test_other_fairseq_models_are_refused(tmp_path):
 @pytest.mark.parametrize("wanted", [torch.float32, torch.bfloat16, torch.float16])
 def test_types(stored, wanted, theirs, tmp_path, monkeypatch):
     """Converted part by part, by several threads, the weights are those that `.to()` gives."""
-    monkeypatch.setattr(checkpoint, "PART", 500)
+    monkeypatch.setattr(load, "PART", 500)
     theirs.to(stored).save_pretrained(tmp_path / "it")
     ours = XLMRobertaXLForMaskedLM.from_pretrained(tmp_path / "it", dtype=wanted)
     assert ours.dtype == wanted
@@ -240,8 +241,8 @@ def test_training_on_mapped_weights_leaves_the_file_alone(theirs, tmp_path):
 def test_what_does_not_fit_is_said_before_anything_is_read(free, cure, theirs, tmp_path, monkeypatch):
     theirs.to(torch.bfloat16).save_pretrained(tmp_path / "one")
     count = sum(parameter.numel() for parameter in theirs.parameters())
-    monkeypatch.setattr(checkpoint, "free_memory", lambda device: int(free * count))
-    monkeypatch.setattr(checkpoint, "fill", lambda *args: pytest.fail("it began to load"))
+    monkeypatch.setattr(load, "free_memory", lambda device: int(free * count))
+    monkeypatch.setattr(load, "fill", lambda *args: pytest.fail("it began to load"))
     words = rf"weights need 0\.0 GB and cpu has 0\.0 GB free, 0\.0 GB too little: {cure}"
     with pytest.raises(CheckpointError, match=words):
         XLMRobertaXLForMaskedLM.from_pretrained(tmp_path / "one")
@@ -279,7 +280,13 @@ def test_nothing_is_in_memory_twice(tmp_path):
         before = anonymous_memory()
         same = XLMRobertaXLForMaskedLM.from_pretrained({str(tmp_path)!r}, dtype="bfloat16", progress=False)
         print(anonymous_memory() - before)"""
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=os.path.dirname(__file__))
+    here = Path(__file__).resolve().parent
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (here, here.parent)))},
+    )
     assert run.returncode == 0, run.stderr
     peak, weights, mapped = map(int, run.stdout.split())
     assert weights <= peak < 1.1 * weights + 20_000_000
@@ -314,8 +321,8 @@ def test_rows_in_parts_are_rows_of_the_whole():
 @pytest.mark.parametrize("part", [24 * 7, 1 << 24])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_int8_models_are_the_models_of_their_rounded_weights(dtype, part, theirs, tmp_path, monkeypatch):
-    monkeypatch.setattr(quantize, "PART", part)
-    monkeypatch.setattr(checkpoint, "PART", 500)
+    monkeypatch.setattr(int8, "PART", part)
+    monkeypatch.setattr(load, "PART", 500)
     ours = XLMRobertaXLForMaskedLM.from_pretrained(tmp_path / "one", quantize="int8", dtype=dtype)
     rounded = XLMRobertaXLForMaskedLM.from_pretrained(tmp_path / "one", dtype=dtype)
     with torch.no_grad():
@@ -552,10 +559,10 @@ def pretending(monkeypatch):
         with lock, fake, ledger:
             real_carry(self, target, rows, values)
 
-    monkeypatch.setattr(checkpoint, "allocate", allocate)
+    monkeypatch.setattr(load, "allocate", allocate)
     monkeypatch.setattr(load.HostToDeviceCopier, "carry", carry)
-    monkeypatch.setattr(checkpoint, "free_memory", lambda device: None)
-    monkeypatch.setattr(checkpoint, "READERS", 1)  # fake tensors do not know of threads
+    monkeypatch.setattr(load, "free_memory", lambda device: None)
+    monkeypatch.setattr(load, "READERS", 1)  # fake tensors do not know of threads
     yield ledger
 
 
@@ -600,7 +607,7 @@ def test_full_size_streams_onto_a_device(size, quantise, expected, toygpu, tmp_p
     parameters = sparse_checkpoint(tmp_path, config)
     if quantise:
         monkeypatch.setattr(
-            checkpoint, "quantized", lambda rows: (rows.new_empty(rows.shape, dtype=torch.int8), torch.empty(len(rows)))
+            load, "quantized", lambda rows: (rows.new_empty(rows.shape, dtype=torch.int8), torch.empty(len(rows)))
         )
     with pretending(monkeypatch) as ledger:
         model = XLMRobertaXLForMaskedLM.from_pretrained(
@@ -649,10 +656,10 @@ def test_pinned_buffers_carry_the_same_bytes(theirs, tmp_path, monkeypatch):
     Module.Event = Event
 
     empty = torch.empty
-    monkeypatch.setattr(checkpoint, "PART", 500)
+    monkeypatch.setattr(load, "PART", 500)
     monkeypatch.setattr(torch, "get_device_module", lambda device: Module)
     monkeypatch.setattr(torch, "empty", lambda *args, pin_memory=False, **kwargs: empty(*args, **kwargs))
-    monkeypatch.setattr(checkpoint, "is_mapped", lambda *args: False)
+    monkeypatch.setattr(load, "is_mapped", lambda *args: False)
     make = load.HostToDeviceCopier.__init__
     monkeypatch.setattr(
         load.HostToDeviceCopier, "__init__", lambda self, device: (make(self, device), vars(self).update(pins=True))[0]
@@ -668,7 +675,7 @@ def test_pinned_buffers_carry_the_same_bytes(theirs, tmp_path, monkeypatch):
 
 def test_each_thread_is_told_which_gpu_is_its_own(monkeypatch):
     told = []
-    monkeypatch.setattr(checkpoint, "pins", lambda device: True)
+    monkeypatch.setattr(load, "pins", lambda device: True)
     monkeypatch.setattr(torch, "get_device_module", lambda device: SimpleNamespace(set_device=told.append))
     for device in ("cuda:1", "cuda"):
         load.HostToDeviceCopier(torch.device(device)).board()
