@@ -242,7 +242,7 @@ def test_the_recipe_is_the_one_on_record(name):
     record = json.loads((PRETRAINED / name / "record.json").read_text())
     assert record["history"][-1]["step"] == recipe.steps // 250 * 250, "kept once in 250 steps"
     config = XLMRobertaXLConfig.from_pretrained(name)
-    assert all(config[name] == value for name, value in recipe.config.items())
+    assert all(getattr(config, name) == value for name, value in recipe.config.items())
     assert record["parameters"] == sum(p.numel() for p in XLMRobertaXLForCausalLM.from_pretrained(name).parameters())
 
 
