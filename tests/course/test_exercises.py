@@ -16,7 +16,7 @@ from xlmrxl_min.course import exercises
 from xlmrxl_min.course.checks import BLANK, Exercise, compare, guess, names_in
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("[0-9]*.ipynb"))
-EXERCISES = {name: value for name, value in vars(lessons).items() if isinstance(value, Exercise)}
+EXERCISES = {name: value for name, value in vars(exercises).items() if isinstance(value, Exercise)}
 CELLS = {path.stem: json.loads(path.read_text(encoding="utf-8"))["cells"] for path in NOTEBOOKS}
 
 
@@ -70,7 +70,7 @@ def test_blank_and_crash_are_met_gently(name):
 def test_notebook_shows_the_solution_a_blank_and_the_check(name):
     """The solution as it stands in exercises.py; a stub of the same name, which the check meets gently."""
     exercise = EXERCISES[name]
-    check = next(key for key, value in vars(lessons).items() if value == exercise.check)
+    check = next(key for key, value in vars(exercises).items() if value == exercise.check)
     where = [stem for stem, cells in CELLS.items() if any(f"{check}({name})" in source(cell) for cell in cells)]
     assert len(where) == 1, f"{check}({name}) is in {where}"
     cells = CELLS[where[0]]
@@ -100,7 +100,7 @@ def test_notebook_shows_the_solution_a_blank_and_the_check(name):
 @pytest.mark.parametrize("name", EXERCISES)
 def test_notebook_has_what_the_solution_needs(name):
     exercise = EXERCISES[name]
-    needed = {used for used in names_in(exercise.solution.__code__) if used in vars(lessons)}
+    needed = {used for used in names_in(exercise.solution.__code__) if used in vars(exercises)}
     cells = next(cells for cells in CELLS.values() if any(f"({name}))" in source(cell) for cell in cells))
     code = "\n".join(source(cell) for cell in cells if cell["cell_type"] == "code")
     lines = [node for node in ast.parse(code).body if isinstance(node, (ast.Import, ast.ImportFrom))]
@@ -177,7 +177,7 @@ def test_a_mistake_is_recognised_though_the_code_stops_elsewhere():
     ],
 )
 def test_the_sentence_says_with_what(check, mine, says):
-    assert getattr(lessons, f"check_{check}")(mine).lower().startswith(says.lower())
+    assert getattr(exercises, f"check_{check}")(mine).lower().startswith(says.lower())
 
 
 def test_masks_of_the_attention_cases_differ():

@@ -130,6 +130,13 @@ def test_links_lead_to_files_and_headings(path):
             assert not end or unquote(end) in anchors(target), link
 
 
+@each_page
+def test_source_files_that_are_named_exist(path):
+    text = path.read_text(encoding="utf-8") if path.suffix == ".md" else "\n".join(prose(load(path)))
+    for name in re.findall(r"(?<![\w/])(?:xlmrxl_min|tests|notebooks)/[\w/.-]+\.\w+", text):
+        assert (ROOT / name).is_file(), name
+
+
 def test_anchors_are_those_of_jupyter():
     for path in [*NOTEBOOKS, GLOSSARY]:
         for _, name in headings(load(path)):
@@ -186,8 +193,8 @@ def test_glossary_is_in_order_and_used():
 
 def test_glossary_has_the_axes_of_the_model():
     table = dict(re.findall(r"^\| ([a-z]) \| (.+) \|$", prose(load(GLOSSARY))[0], flags=re.MULTILINE))
-    said = re.split(r"\s{2,}", model.__doc__.split("Axes,")[1].split("An e is")[0].split(":", 1)[1].strip())
-    assert table == dict(entry.split(" ", 1) for entry in said)
+    axes = model.__doc__.split("Axes,")[1].split(":", 1)[1].split("\n\n")[1]
+    assert table == dict(entry.split(" ", 1) for entry in re.split(r"\s{2,}", axes.strip()))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from einops import einsum
 from torch import Tensor, nn
 
+from ..base import LayerCache
 from ..model import (
     Attention,
     Embeddings,
@@ -144,8 +145,8 @@ def upside_down() -> XLMRobertaXLForMaskedLM:
 
 
 class FromZero(Embeddings):
-    def number(self, is_token, seen=0):
-        return (is_token.cumsum(-1) + seen - 1) * is_token
+    def make_position_ids(self, is_token, num_cached=0):
+        return (is_token.cumsum(-1) + num_cached - 1) * is_token
 
 
 @case(
@@ -316,7 +317,7 @@ def untied() -> XLMRobertaXLForMaskedLM:
 
 
 class AlwaysEight(Attention):
-    def split(self, hidden):  # b t e -> b h t d
+    def split_heads(self, hidden):  # b t e -> b h t d
         batch, tokens, width = hidden.shape
         return hidden.view(batch, tokens, 8, width // 8).transpose(1, 2)
 
@@ -366,10 +367,10 @@ def far_sighted() -> XLMRobertaXLForCausalLM:
 
 
 class AllAtTheEnd(Attention):
-    def position_bias(self, query, key, ahead):
+    def position_bias(self, query, key, query_offset):
         last = key.shape[2] - 1
         if last < query.shape[2]:  # no past
-            return super().position_bias(query, key, ahead)
+            return super().position_bias(query, key, query_offset)
         rows = [super(AllAtTheEnd, self).position_bias(row, key, last) for row in query.split(1, dim=2)]
         return torch.cat(rows, dim=2)
 
@@ -419,13 +420,13 @@ def hasty() -> Callable[[PreTrainedModel, Sequence[tuple[Tensor, Tensor]]], None
 
 
 class ByPlace(Embeddings):
-    def number(self, is_token, seen=0):
-        return torch.ones_like(is_token).cumsum(-1) + seen + 1  # padding is counted as well
+    def make_position_ids(self, is_token, num_cached=0):
+        return torch.ones_like(is_token).cumsum(-1) + num_cached + 1  # padding is counted as well
 
 
 class Restarting(Embeddings):
-    def number(self, is_token, seen=0):
-        return super().number(is_token)  # every piece begins at 2
+    def make_position_ids(self, is_token, num_cached=0):
+        return super().make_position_ids(is_token)  # every piece begins at 2
 
 
 class TopLeft(Attention):
@@ -472,19 +473,16 @@ class Modest(Attention):
         return super().sdpa_attention(query, key, value, attention_mask, head_mask)
 
 
-class Rounding:
-    """A cache in half the memory: keys and values are in bfloat16."""
-
-    def __init__(self, cache):
-        self.cache = cache
-
-    def extend(self, key, value):
-        return self.cache.extend(key.bfloat16().float(), value.bfloat16().float())
+class RoundedCache(LayerCache):
+    def extend(self, key, value):  # half the memory, were it kept so
+        return super().extend(key.bfloat16().float(), value.bfloat16().float())
 
 
 class Thrifty(Attention):
-    def forward(self, hidden, *args, cache=None, **options):
-        return super().forward(hidden, *args, cache=None if cache is None else Rounding(cache), **options)
+    def forward(self, hidden, states, attention_mask, head_mask, cache, output_attentions):
+        if cache is not None:
+            cache.__class__ = RoundedCache
+        return super().forward(hidden, states, attention_mask, head_mask, cache, output_attentions)
 
 
 def leaky() -> XLMRobertaXLForMaskedLM:

@@ -837,13 +837,13 @@ def some_attention(heads):
 def step_cases():
     attention, hidden = some_attention(3), draw(2, 5, 24)
     past = attention.norm(hidden[:, :-1])
-    return [(attention, hidden[:, -1:], attention.split(attention.key(past)), attention.split(attention.value(past)))]
+    return [(attention, hidden[:, -1:], attention.split_heads(attention.key(past)), attention.split_heads(attention.value(past)))]
 
 
 @exercise(step_cases, hint="Give three things: the new stream, the keys, the values.")
 def my_step(attention, hidden, keys, values):
     stream = attention.norm(hidden)
-    query, key, value = (attention.split(f(stream)) for f in (attention.query, attention.key, attention.value))
+    query, key, value = (attention.split_heads(f(stream)) for f in (attention.query, attention.key, attention.value))
     keys, values = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
     mixed = F.scaled_dot_product_attention(query, keys, values)  # the last token may look at everything: no mask
     return hidden + attention.out(rearrange(mixed, "b h q d -> b q (h d)")), keys, values
@@ -854,7 +854,7 @@ def step_with(normed=True, joined=True, causal=False, residual=True, kept=True, 
 
     def mistaken(attention, hidden, keys, values):
         stream = attention.norm(hidden) if normed else hidden
-        query, *new = (attention.split(f(stream)) for f in (attention.query, attention.key, attention.value))
+        query, *new = (attention.split_heads(f(stream)) for f in (attention.query, attention.key, attention.value))
         parts = zip((keys, values), new, strict=True)
         both = [torch.cat([b, a] if first else [a, b], dim=2) for a, b in parts]
         seen = both if joined else (keys, values)
@@ -1085,18 +1085,18 @@ check_row = my_row.check
 
 
 @exercise(lambda: [(torch.arange(54.0).view(9, 6),), (draw(12, 4),)], hint="Three parts of its rows.")
-def my_split(sdpa_attention):
-    return sdpa_attention.chunk(3)
+def my_split(fused):
+    return fused.chunk(3)
 
 
 my_split.misconceptions = {
-    "These are every third row: query's rows come first, all of them.": lambda sdpa_attention: tuple(
-        sdpa_attention[i::3] for i in range(3)
+    "These are every third row: query's rows come first, all of them.": lambda fused: tuple(
+        fused[i::3] for i in range(3)
     ),
-    "Cut the rows, not the columns.": lambda sdpa_attention: sdpa_attention.chunk(3, dim=1),
-    "The order is query, key, value.": lambda sdpa_attention: sdpa_attention.chunk(3)[::-1],
-    "Key comes before value.": lambda sdpa_attention: tuple(sdpa_attention.chunk(3)[i] for i in (0, 2, 1)),
-    "The three are turned: rows stay rows.": lambda sdpa_attention: tuple(part.T for part in sdpa_attention.chunk(3)),
+    "Cut the rows, not the columns.": lambda fused: fused.chunk(3, dim=1),
+    "The order is query, key, value.": lambda fused: fused.chunk(3)[::-1],
+    "Key comes before value.": lambda fused: tuple(fused.chunk(3)[i] for i in (0, 2, 1)),
+    "The three are turned: rows stay rows.": lambda fused: tuple(part.T for part in fused.chunk(3)),
 }
 check_split = my_split.check
 
