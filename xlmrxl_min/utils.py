@@ -1,4 +1,4 @@
-"""What several folders need: writing files whole, evaluation mode, and texts of similar length in one batch."""
+"""Helpers for several folders: atomic writes, evaluation mode, size checks, batches of rows of similar length."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import nn
 
 @contextmanager
 def atomic_write(*files: Path) -> Iterator[tuple[Path, ...]]:
-    """Yield a draft for each of `files`: when all are written they take their names, after an error none does."""
+    """Yield a temporary path for each of `files`; without an error they are renamed to `files`, else deleted."""
     drafts = tuple(file.with_name(f".{file.name}.draft") for file in files)
     try:
         for file in files:
@@ -30,9 +30,10 @@ def atomic_write(*files: Path) -> Iterator[tuple[Path, ...]]:
 
 @contextmanager
 def eval_mode(model: nn.Module, *, gradients: bool = False) -> Iterator[None]:
-    """Switch dropout off, and gradients too unless asked for; afterwards every module is in the mode it was in."""
+    """Turn off dropout, and gradients unless `gradients`; afterwards put each module back into its own mode."""
     were_training = [module for module in model.modules() if module.training]  # some may be frozen in evaluation mode
-    model.eval()
+    if were_training:
+        model.eval()
     try:
         with torch.enable_grad() if gradients else torch.inference_mode():
             yield
@@ -43,7 +44,7 @@ def eval_mode(model: nn.Module, *, gradients: bool = False) -> Iterator[None]:
 
 def check_size(name: str, value: Any, largest: int | None = None) -> None:
     """Raise ValueError unless `value` is an integer from 1 to `largest` (None: without a limit)."""
-    if not isinstance(value, Integral) or value < 1 or (largest is not None and value > largest):
+    if not isinstance(value, Integral) or int(value) < 1 or (largest is not None and int(value) > largest):
         allowed = "1 or more" if largest is None else f"1 to {largest}"
         raise ValueError(f"{name}={value!r} is impossible: take {allowed}.")
 
@@ -51,39 +52,35 @@ def check_size(name: str, value: Any, largest: int | None = None) -> None:
 def group_by_length(
     lengths: Sequence[int],
     *,
-    max_rows: int | None = None,
+    batch_size: int | None = None,
     max_tokens: int | None = None,
     max_padding: int | None = None,
+    packed: bool = False,
     generator: torch.Generator | None = None,
 ) -> list[list[int]]:
-    """Batches of rows of similar length, as lists of row numbers; the longest rows come first.
+    """Put rows of similar length into the same batch, the longest rows first; return each batch's row indices.
 
-    max_rows: rows per batch. max_tokens: tokens per batch, padding included; a longer row is a batch of its own.
-    max_padding: padding tokens per batch. generator: batches in random order, and rows mixed with others of almost the
-    same length, differently each time.
+    lengths: tokens of each row. batch_size: rows per batch. max_tokens: tokens per batch, including padding unless
+    `packed`; a longer row is a batch of its own. max_padding: padding tokens per batch. None: without a limit.
+    generator: shuffle the batches, and vary which rows of nearly the same length meet. ValueError for a limit below 1.
     """
-    for name, value in (("max_rows", max_rows), ("max_tokens", max_tokens)):
-        if value is not None:
-            check_size(name, value)
-    jitter = [0.0] * len(lengths)
+    limits = {"batch_size": batch_size, "max_tokens": max_tokens, "max_padding": max_padding}
+    for name, limit in limits.items():
+        if limit is not None:
+            check_size(name, limit)
+    keys = torch.tensor(lengths, dtype=torch.float)
     if generator is not None:
-        jitter = (torch.rand(len(lengths), generator=generator) * 10).tolist()
+        keys += 10 * torch.rand(len(lengths), generator=generator)  # up to 10 tokens out of order
     batches: list[list[int]] = []
-    longest = padding = 0
-    for i in sorted(range(len(lengths)), key=lambda i: lengths[i] + jitter[i], reverse=True):
-        rows = len(batches[-1]) if batches else 0
-        padded_to = max(longest, lengths[i])
-        padding = (padded_to - longest) * rows + padding + padded_to - lengths[i]
-        is_full = (
-            rows == max_rows
-            or (max_tokens is not None and padded_to * (rows + 1) > max_tokens)
-            or (max_padding is not None and padding > max_padding)
-        )
-        if not batches or is_full:
+    longest = tokens = 0  # of the current batch; tokens without padding
+    for i in keys.argsort(descending=True, stable=True).tolist():
+        longest, tokens, rows = max(longest, lengths[i]), tokens + lengths[i], len(batches[-1]) + 1 if batches else 0
+        padded = longest * rows
+        sizes = {"batch_size": rows, "max_tokens": tokens if packed else padded, "max_padding": padded - tokens}
+        if not batches or any(limit is not None and sizes[name] > limit for name, limit in limits.items()):
             batches.append([])
-            padded_to, padding = lengths[i], 0
-        longest = padded_to
+            longest = tokens = lengths[i]
         batches[-1].append(i)
-    if generator is None:
-        return batches
-    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+    if generator is not None:
+        batches = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+    return batches
