@@ -73,7 +73,8 @@ def group_by_length(
         keys += 10 * torch.rand(len(lengths), generator=generator)  # up to 10 tokens out of order
     batches: list[list[int]] = []
     longest = tokens = 0  # of the current batch; tokens without padding
-    for i in keys.argsort(descending=True, stable=True).tolist():
+    # With a generator the shortest rows come first: the order in which the bundled checkpoints were trained.
+    for i in keys.argsort(descending=generator is None, stable=True).tolist():
         longest, tokens, rows = max(longest, lengths[i]), tokens + lengths[i], len(batches[-1]) + 1 if batches else 0
         padded = longest * rows
         sizes = {"batch_size": rows, "max_tokens": tokens if packed else padded, "max_padding": padded - tokens}
