@@ -45,9 +45,10 @@ def torchrun(count, *arguments, timeout=300, gpu=False):
         str(count),
         *arguments,
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **({} if gpu else {"CUDA_VISIBLE_DEVICES": ""})}
+    path = {"PYTHONPATH": str(HERE.parent)}  # on_ranks.py imports reference.py
+    environment = {**os.environ, **path, "OMP_NUM_THREADS": "1", **({} if gpu else {"CUDA_VISIBLE_DEVICES": ""})}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, env=environment, cwd=HERE.parent, start_new_session=True, **pipes)
+    process = subprocess.Popen(command, env=environment, cwd=HERE.parents[1], start_new_session=True, **pipes)
     try:
         out, err = process.communicate(timeout=timeout)
     finally:

@@ -17,12 +17,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import xlmrxl_min
 from xlmrxl_min import XLMRobertaXLConfig
-from xlmrxl_min import model as model_module
+from xlmrxl_min import base as model_module
 from xlmrxl_min.__main__ import main
 from xlmrxl_min.checkpoints.int8 import with_int8
-from xlmrxl_min.model import POSITION_TYPES
+from xlmrxl_min.base import POSITION_EMBEDDING_TYPES as POSITION_TYPES
+from xlmrxl_min.checkpoints import memory
+from xlmrxl_min.checkpoints.memory import free_memory
 from xlmrxl_min.scale import planner
-from xlmrxl_min.scale.planner import bytes_of_weights, fits, flops, free_memory, parameters, plan, report
+from xlmrxl_min.scale.planner import bytes_of_weights, fits, flops, parameters, plan, report
 from xlmrxl_min.training.loop import adamw
 
 SMALL = {"vocab_size": 300, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -380,7 +382,7 @@ def pretend_system(root, files):
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
-    return planner.free_ram(root)
+    return memory.free_ram(root)
 
 
 MEMINFO = {"proc/meminfo": "MemTotal: 9000 kB\nMemFree: 10 kB\nMemAvailable:    4000 kB\n"}
@@ -416,7 +418,7 @@ def test_free_memory_asks_the_device(monkeypatch):
     assert free_memory("cuda:1") == 123
     monkeypatch.setattr(torch, "get_device_module", lambda device: object())
     assert free_memory("mps") is None
-    assert free_memory("cpu") == pytest.approx(planner.free_ram(), rel=0.2)
+    assert free_memory("cpu") == pytest.approx(memory.free_ram(), rel=0.2)
 
 
 @pytest.mark.cuda

@@ -265,7 +265,7 @@ def shard_heads(attention: Attention, mesh: DeviceMesh) -> None:
     attention.heads = attention.heads[first : first + count]
     attention.register_forward_hook(lambda module, args, out: (out[0], all_heads(out[1], mesh)))
     attention.mesh = mesh
-    for name in ("eager_attention", "fused"):
+    for name in ("eager_attention", "sdpa_attention"):
         setattr(attention, name, partial(own_draws, attention, getattr(attention, name)))
     if attention.position_embedding_type != "absolute":
         attention.position_bias = MethodType(position_bias, attention)
@@ -293,15 +293,15 @@ def all_heads(weights: Tensor | None, mesh: DeviceMesh) -> Tensor | None:
     return None if weights is None else DTensor.from_local(weights, mesh, [Shard(1)], run_check=False).full_tensor()
 
 
-def position_bias(attention: Attention, query: Tensor, key: Tensor, ahead: int) -> Tensor:
+def position_bias(attention: Attention, query: Tensor, key: Tensor, query_offset: int) -> Tensor:
     """Attention's own, but for gradients: the table of distances is on all ranks, and each finds its heads' summand."""
     if not torch.is_grad_enabled():
-        return Attention.position_bias(attention, query, key, ahead)
+        return Attention.position_bias(attention, query, key, query_offset)
     table = DTensor.from_local(attention.distance.weight, attention.mesh, [Replicate()], run_check=False)
     table = table.to_local(grad_placements=[Partial()])  # the same numbers; on the way back, summed over the ranks
     width, kind = attention.head_dim, attention.position_embedding_type
     whole = SimpleNamespace(head_dim=width, position_embedding_type=kind, distance=SimpleNamespace(weight=table))
-    return Attention.position_bias(whole, query, key, ahead)
+    return Attention.position_bias(whole, query, key, query_offset)
 
 
 def tie(model: PreTrainedModel) -> None:
