@@ -138,7 +138,7 @@ def test_offsets_point_at_what_the_pieces_stand_for(both):
         previous = 0
         for token, (begin, end) in zip(encoding.input_ids, encoding.offset_mapping, strict=True):
             if token in (0, 1, 2, 3, ours.mask_token_id):
-                assert text[begin:end] in ("", *ours.special_ids) or token == 3
+                assert text[begin:end] in ("", *ours.special_token_ids) or token == 3
                 continue
             assert previous <= end <= len(text)
             assert text[begin:end] == text[begin:end].lstrip(), "the space before a word is no part of it"
@@ -154,7 +154,7 @@ def test_decoding_gives_the_text_back():
     tokenizer = XLMRobertaTokenizer.from_pretrained("xlm-roberta-xl")
     for row in udhr(["en", "ru", "hi", "th", "zh", "ar"]):
         text = tokenizer.decode(tokenizer.encode(row.text), skip_special_tokens=True)
-        expected = " ".join(tokenizer.pieces.normalize(row.text).replace("▁", " ").split())
+        expected = " ".join(tokenizer.sp_model.normalize(row.text).replace("▁", " ").split())
         assert text == expected or "<unk>" in tokenizer.tokenize(row.text)
     assert tokenizer.decode(tokenizer.encode("a <mask> b")) == "<s> a <mask> b </s>"
     assert tokenizer.batch_decode([[0, 35378, 2]], skip_special_tokens=True) == ["Hello"]
@@ -196,7 +196,7 @@ def test_a_missing_or_broken_vocabulary_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=VOCABULARY_FILE):
         XLMRobertaTokenizer.from_pretrained(tmp_path)
     (tmp_path / VOCABULARY_FILE).write_bytes(b"this is no vocabulary")
-    with pytest.raises(ValueError, match="no SentencePiece model"):
+    with pytest.raises(ValueError, match="not a SentencePiece model"):
         XLMRobertaTokenizer.from_pretrained(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"tiny, .*xlm-roberta-xl"):
         XLMRobertaTokenizer.from_pretrained("no-such-vocabulary")

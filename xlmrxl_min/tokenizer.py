@@ -1,9 +1,8 @@
-"""Text <-> ids: SentencePiece under fairseq's numbering. Walked through in notebooks/01_tokens_and_embeddings.ipynb.
+"""Text <-> ids: SentencePiece with fairseq's numbering. Walked through in notebooks/01_tokens_and_embeddings.ipynb.
 
-SentencePiece numbers its pieces `<unk>` 0, `<s>` 1, `</s>` 2, then the vocabulary. fairseq begins with `<s>` 0,
-`<pad>` 1, `</s>` 2, `<unk>` 3 instead, so every other piece moves up by one, and `<mask>` comes last (fairseq's
-dictionary.py and masked_lm.py; Hugging Face's tokenization_xlm_roberta.py). One text becomes `<s> A </s>`, a pair
-`<s> A </s></s> B </s>`.
+SentencePiece numbers its pieces `<unk>` 0, `<s>` 1, `</s>` 2, then the vocabulary. fairseq starts with `<s>` 0,
+`<pad>` 1, `</s>` 2, `<unk>` 3, so every other id is one higher, and `<mask>` comes last (fairseq's dictionary.py and
+masked_lm.py; Hugging Face's tokenization_xlm_roberta.py). A text becomes `<s> A </s>`, a pair `<s> A </s></s> B </s>`.
 """
 
 from __future__ import annotations
@@ -12,8 +11,9 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, overload
 
 import sentencepiece
 
@@ -24,16 +24,20 @@ FAIRSEQ_OFFSET = 1
 TRUNCATIONS = (None, False, True, "longest_first", "only_first", "only_second")
 PADDINGS = (False, True, "longest", "max_length")
 
-Token = tuple[int, tuple[int, int]]  # id, and where its characters begin and end in the text
+
+class Token(NamedTuple):
+    id: int
+    start: int = 0  # its characters are text[start:end]; special tokens that were added have none
+    end: int = 0
 
 
 class Encoding(dict):
-    """input_ids, attention_mask and what else was asked for; also as attributes. `model(**encoding)` takes it whole."""
+    """input_ids, attention_mask and what else was asked for, as keys and as attributes; use as `model(**encoding)`."""
 
     def __getattr__(self, name: str) -> Any:
         if name in self:
             return self[name]
-        raise AttributeError(f"this encoding has no {name!r}: it holds {', '.join(self)}.")
+        raise AttributeError(f"this encoding has no {name!r}: it has {', '.join(self)}.")
 
     def to(self, device: Any) -> Encoding:
         """Move every tensor to `device`, in place as Hugging Face does."""
@@ -44,8 +48,8 @@ class Encoding(dict):
 class XLMRobertaTokenizer:
     """The XLM-R tokenizer. Call it on a text, a pair of texts, or lists of them.
 
-    Ids 0 to 3 are `<s>`, `<pad>`, `</s>`, `<unk>`, the last is `<mask>`; written out in a text they become their ids.
-    `vocabulary` is the path of a SentencePiece model; FileNotFoundError or ValueError where there is none.
+    Ids 0 to 3 are `<s>`, `<pad>`, `</s>`, `<unk>`, the last is `<mask>`; a special token written in a text becomes its
+    id. `vocab_file` is the path of a SentencePiece model. FileNotFoundError, or ValueError for another kind of file.
     """
 
     bos_token, pad_token, eos_token, unk_token, mask_token = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
@@ -53,32 +57,32 @@ class XLMRobertaTokenizer:
     cls_token, sep_token, cls_token_id, sep_token_id = bos_token, eos_token, bos_token_id, eos_token_id
     model_max_length = 512
 
-    def __init__(self, vocabulary: str | os.PathLike[str]) -> None:
-        self.vocabulary = Path(vocabulary)
-        if not self.vocabulary.is_file():
-            raise FileNotFoundError(f"{vocabulary} is no file: a tokenizer is read from its {VOCABULARY_FILE}.")
+    def __init__(self, vocab_file: str | os.PathLike[str]) -> None:
+        self.vocab_file = Path(vocab_file)
+        if not self.vocab_file.is_file():
+            raise FileNotFoundError(f"{vocab_file} is not a file: a tokenizer is loaded from {VOCABULARY_FILE}.")
         try:
-            self.pieces = sentencepiece.SentencePieceProcessor(model_file=str(vocabulary))
+            self.sp_model = sentencepiece.SentencePieceProcessor(model_file=str(vocab_file))
         except RuntimeError as error:
-            raise ValueError(f"{vocabulary} is no SentencePiece model: is the download complete?") from error
-        self.mask_token_id = len(self.pieces) + FAIRSEQ_OFFSET
+            raise ValueError(f"{vocab_file} is not a SentencePiece model: is the download complete?") from error
+        self.mask_token_id = len(self.sp_model) + FAIRSEQ_OFFSET
         names = (self.bos_token, self.pad_token, self.eos_token, self.unk_token, self.mask_token)
-        self.special_ids = dict(zip(names, (*range(4), self.mask_token_id), strict=True))
-        self.special_tokens = {i: name for name, i in self.special_ids.items()}
+        self.special_token_ids = dict(zip(names, (*range(4), self.mask_token_id), strict=True))
+        self.special_tokens = {i: token for token, i in self.special_token_ids.items()}
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str]) -> XLMRobertaTokenizer:
-        """source: a name in `xlmrxl_min/pretrained/` ("tiny", …), a folder, a hub id. FileNotFoundError."""
+        """Load the tokenizer of a bundled checkpoint ("tiny", …), a folder or a hub id. Raises FileNotFoundError."""
         return cls(find(source, VOCABULARY_FILE))
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Copy the vocabulary into `folder`, so that from_pretrained finds it there."""
+        """Copy the vocabulary file into `folder`, where from_pretrained finds it."""
+        from .utils import atomic_write  # imports torch, which only some uses of a tokenizer need
+
         target = Path(folder) / VOCABULARY_FILE
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if not (target.exists() and target.samefile(self.vocabulary)):
-            half_done = target.with_suffix(".tmp")
-            shutil.copyfile(self.vocabulary, half_done)
-            os.replace(half_done, target)
+        if not (target.exists() and target.samefile(self.vocab_file)):
+            with atomic_write(target) as (draft,):
+                shutil.copyfile(self.vocab_file, draft)
 
     def __len__(self) -> int:
         return self.mask_token_id + 1
@@ -91,43 +95,44 @@ class XLMRobertaTokenizer:
     def all_special_ids(self) -> list[int]:
         return list(self.special_tokens)
 
-    # ---- one text: text <-> pieces <-> ids
+    # ---- one text: text <-> tokens <-> ids
 
-    def tokens_with_offsets(self, text: str) -> list[Token]:
-        """Ids of `text` without `<s>` and `</s>`, each with the [begin, end) of its characters in `text`."""
+    def tokenize_with_offsets(self, text: str) -> Iterator[Token]:
+        """Yield the tokens of `text`, without `<s>` and `</s>` around them."""
         if not isinstance(text, str):
-            raise ValueError(f"got a text of type {type(text).__name__}, but a text is a str, and a pair two of them.")
-        tokens, begin = [], 0
-        # Space before <mask> needs no care: sentencepiece drops it at the end of what comes before.
-        for special in re.finditer("|".join(self.special_ids), text):
-            tokens += self.plain(text, begin, special.start())
-            tokens.append((self.special_ids[special[0]], special.span()))
-            begin = special.end()
-        return [*tokens, *self.plain(text, begin, len(text))]
+            raise ValueError(f"got a text of type {type(text).__name__}, but a text is a str, a pair two of them.")
+        start = 0
+        for special in re.finditer("|".join(self.special_token_ids), text):
+            yield from self.tokenize_segment(text, start, special.start())  # sentencepiece strips the space before it
+            yield Token(self.special_token_ids[special[0]], *special.span())
+            start = special.end()
+        yield from self.tokenize_segment(text, start, len(text))
 
-    def plain(self, text: str, begin: int, end: int) -> Iterator[Token]:
-        part = text[begin:end]
-        _, origin = self.pieces.normalize(part, with_offsets=True)  # the pieces, joined, are the normalized text
-        at = 0
-        for piece in self.pieces.encode(part, out_type=str):
-            first, last = origin[at], origin[at + len(piece)]
-            blank = len(part[first:last]) - len(
-                part[first:last].lstrip()
-            )  # the space that became ▁ is no part of a word
-            yield self.convert_tokens_to_ids(piece), (begin + first + blank, begin + last)
-            at += len(piece)
+    def tokenize_segment(self, text: str, start: int, end: int) -> Iterator[Token]:
+        """Yield the tokens of text[start:end], a part without special tokens."""
+        segment, at = text[start:end], 0
+        _, offsets = self.sp_model.normalize(segment, with_offsets=True)  # of each normalized character in `segment`
+        for subword in self.sp_model.encode(segment, out_type=str):  # joined, they are the normalized text
+            first, last = offsets[at], offsets[at + len(subword)]
+            spaces = len(segment[first:last]) - len(segment[first:last].lstrip())  # ▁ is not a character of the word
+            yield Token(self.convert_tokens_to_ids(subword), start + first + spaces, start + last)
+            at += len(subword)
 
-    def id_of_piece(self, piece: int) -> int:
-        return piece + FAIRSEQ_OFFSET if piece else self.unk_token_id
+    def add_fairseq_offset(self, sp_id: int) -> int:
+        return sp_id + FAIRSEQ_OFFSET if sp_id else self.unk_token_id
 
     def tokenize(self, text: str) -> list[str]:
-        """The pieces of `text`, `▁` for a space; a character unknown to the vocabulary shows as `<unk>`."""
-        return self.convert_ids_to_tokens([i for i, _ in self.tokens_with_offsets(text)])
+        """Split `text` into subwords, `▁` for a space; a character unknown to the vocabulary becomes `<unk>`."""
+        return self.convert_ids_to_tokens([token.id for token in self.tokenize_with_offsets(text)])
 
     def encode(self, text: str, text_pair: str | None = None, **options: Any) -> list[int]:
         """The input_ids of one text or pair; options as in a call."""
         return self(text, text_pair, **options)["input_ids"]
 
+    @overload
+    def convert_ids_to_tokens(self, ids: int) -> str: ...
+    @overload
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]: ...
     def convert_ids_to_tokens(self, ids: int | Sequence[int]) -> str | list[str]:
         """ValueError for an id beyond the vocabulary, such as the 878 filler rows at the end of XL's embeddings."""
         if hasattr(ids, "tolist"):
@@ -135,28 +140,31 @@ class XLMRobertaTokenizer:
         if not isinstance(ids, int):
             return [self.convert_ids_to_tokens(i) for i in ids]
         if not 0 <= ids < len(self):
-            raise ValueError(f"{ids} is no token: this vocabulary has ids 0 to {len(self) - 1}.")
-        return self.special_tokens[ids] if ids in self.special_tokens else self.pieces.id_to_piece(ids - FAIRSEQ_OFFSET)
+            raise ValueError(f"{ids} is not a token: this vocabulary has ids 0 to {len(self) - 1}.")
+        return self.special_tokens.get(ids) or self.sp_model.id_to_piece(ids - FAIRSEQ_OFFSET)
 
-    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> int | list[int]:
-        """The id of each piece; `<unk>`'s for what is no piece."""
+    @overload
+    def convert_tokens_to_ids(self, tokens: str) -> int: ...
+    @overload
+    def convert_tokens_to_ids(self, tokens: list[str] | tuple[str, ...]) -> list[int]: ...
+    def convert_tokens_to_ids(self, tokens: str | list[str] | tuple[str, ...]) -> int | list[int]:
+        """The id of each token; that of `<unk>` for a token that is not in the vocabulary."""
         if not isinstance(tokens, str):
             return [self.convert_tokens_to_ids(token) for token in tokens]
-        if tokens in self.special_ids:
-            return self.special_ids[tokens]
-        return self.id_of_piece(self.pieces.piece_to_id(tokens))
+        if tokens in self.special_token_ids:
+            return self.special_token_ids[tokens]
+        return self.add_fairseq_offset(self.sp_model.piece_to_id(tokens))
 
     def decode(self, ids: int | Sequence[int], skip_special_tokens: bool = False) -> str:
-        """Pieces joined to text again, special tokens set apart by spaces, or left out."""
-        tokens = self.convert_ids_to_tokens(ids)
-        text, parts = [], []
-        for token in [tokens] if isinstance(tokens, str) else tokens:
-            if token not in self.special_ids:
-                text.append(token)
+        """Join the tokens to a text again; special tokens are separated by spaces, or skipped."""
+        segments = [""]
+        for token in self.convert_ids_to_tokens([ids] if isinstance(ids, int) else ids):
+            if token not in self.special_token_ids:
+                segments[-1] += token
             elif not skip_special_tokens:
-                parts, text = [*parts, "".join(text), token], []
-        words = (part.replace("▁", " ").strip() for part in [*parts, "".join(text)])
-        return " ".join(word for word in words if word)
+                segments += [token, ""]
+        texts = (segment.replace("▁", " ").strip() for segment in segments)
+        return " ".join(text for text in texts if text)
 
     def batch_decode(self, rows: Iterable[Sequence[int]], skip_special_tokens: bool = False) -> list[str]:
         return [self.decode(row, skip_special_tokens) for row in rows]
@@ -178,10 +186,10 @@ class XLMRobertaTokenizer:
     ) -> Encoding:
         """Texts -> input_ids and attention_mask (1 = token, 0 = padding): lists, or with return_tensors="pt" `b t`.
 
-        A list gives a batch, and so does a list of (text, text_pair). padding: True or "longest", "max_length";
-        truncation: True or "longest_first", "only_first", "only_second", to max_length (default 512), special tokens
-        included, and also where only max_length is given; return_offsets_mapping adds offset_mapping, the [begin, end)
-        of each token in its own text, (0, 0) for special ones. ValueError for options that are none of these.
+        A list gives a batch, and so does a list of (text, text_pair). padding: True or "longest", "max_length".
+        truncation: True or "longest_first", "only_first", "only_second", to max_length (default 512), including special
+        tokens; also where only max_length is given. return_offsets_mapping adds offset_mapping: the [start, end) of
+        each token in its own text, (0, 0) for added special tokens. ValueError for any other value of an option.
         """
         for name, value, allowed in (
             ("padding", padding, PADDINGS),
@@ -191,55 +199,85 @@ class XLMRobertaTokenizer:
         ):
             if value not in allowed:
                 raise ValueError(f"{name}={value!r} is unknown: take one of {', '.join(map(repr, allowed))}.")
-        one = isinstance(text, str)
-        texts = list(text) if isinstance(text, (list, tuple)) else [text]
+        texts: list[Any] = list(text) if isinstance(text, (list, tuple)) else [text]
         if text_pair is not None:
             pairs = [text_pair] if isinstance(text_pair, str) else list(text_pair)
             if len(pairs) != len(texts):
-                raise ValueError(f"got {len(texts)} texts but {len(pairs)} in text_pair: each needs its partner.")
+                raise ValueError(f"got {len(texts)} texts but {len(pairs)} in text_pair: give one for each text.")
             texts = list(zip(texts, pairs, strict=True))
         if truncation is None:  # a max_length alone can only mean one thing
             truncation = max_length is not None and not padding
         limit = (max_length or self.model_max_length) if truncation else None
-        rows = [self.row(item, add_special_tokens, truncation, limit) for item in texts]
-        length = max(map(len, rows), default=0)
+        rows = [self.encode_with_offsets(item, limit, truncation, add_special_tokens) for item in texts]
+        length = max(map(len, rows), default=0) if padding else 0
         if padding == "max_length":
             length = max(length, max_length or self.model_max_length)
-        blank = (self.pad_token_id, (0, 0), 0)
-        padded = []
-        for row in rows:
-            fill = [blank] * (length - len(row) if padding else 0)
-            marked = [(i, at, 1) for i, at in row]
-            padded.append(marked + fill if padding_side == "right" else fill + marked)
-        names = ("input_ids", "offset_mapping", "attention_mask")
-        columns = {name: [[token[k] for token in row] for row in padded] for k, name in enumerate(names)}
-        if not return_offsets_mapping:
-            del columns["offset_mapping"]
+
+        def pad(values: list, fill: Any) -> list:
+            missing = [fill] * (length - len(values))
+            return values + missing if padding_side == "right" else missing + values
+
+        encoding = Encoding(input_ids=[pad([token.id for token in row], self.pad_token_id) for row in rows])
+        if return_offsets_mapping:
+            encoding["offset_mapping"] = [pad([(token.start, token.end) for token in row], (0, 0)) for row in rows]
+        encoding["attention_mask"] = [pad([1] * len(row), 0) for row in rows]
         if return_tensors is None:
-            return Encoding({name: rows[0] if one else rows for name, rows in columns.items()})
-        if len({len(row) for row in padded}) > 1:
-            raise ValueError("the texts have different lengths, and a tensor is a rectangle: pass padding=True.")
+            return Encoding({name: rows[0] if isinstance(text, str) else rows for name, rows in encoding.items()})
+        if len({len(row) for row in encoding.input_ids}) > 1:
+            raise ValueError("the texts have different lengths, and a tensor is rectangular: pass padding=True.")
         import torch  # only for those who ask for tensors
 
-        return Encoding({name: torch.tensor(rows, dtype=torch.long) for name, rows in columns.items()})
+        return Encoding({name: torch.tensor(rows, dtype=torch.long) for name, rows in encoding.items()})
 
-    def row(self, item: str | tuple[str, str], special: bool, truncation: bool | str, limit: int | None) -> list[Token]:
-        """One text or pair -> its tokens: encoded, cut to `limit`, put into the template."""
-        texts = item if isinstance(item, (list, tuple)) else [item]
-        parts = [self.tokens_with_offsets(text) for text in texts]
+    def encode_with_offsets(
+        self,
+        text: str | tuple[str, str],
+        max_length: int | None = None,
+        truncation: bool | str = True,
+        add_special_tokens: bool = True,
+    ) -> list[Token]:
+        """The tokens of one text or pair, cut to `max_length` (None: not cut), special tokens included."""
+        texts = text if isinstance(text, (list, tuple)) else [text]
+        parts = [list(self.tokenize_with_offsets(text)) for text in texts]
         if len(parts) not in (1, 2):
             raise ValueError(f"got {len(parts)} texts for one input: XLM-R takes one, or a pair.")
-        extra = 2 * len(parts) if special else 0
-        surplus, kept = 0 if limit is None else sum(map(len, parts)) + extra - limit, [len(part) for part in parts]
-        for _ in range(surplus):  # one by one from the longer part, from the second where they are equal
-            longer = 0 if len(parts) == 1 or kept[0] > kept[1] else 1
-            where = {"only_first": 0, "only_second": 1}.get(truncation, longer)
-            if where >= len(parts) or not kept[where]:
-                raise ValueError(f"truncation={truncation!r} cannot cut this input to max_length={limit}: allow more.")
-            kept[where] -= 1
+        num_special = 2 * len(parts) if add_special_tokens else 0
+        surplus = 0 if max_length is None else sum(map(len, parts)) + num_special - max_length
+        kept = [len(part) for part in parts]
+        for _ in range(surplus):  # one by one from the longer part, from the second if they are equally long
+            longer = max(range(len(parts)), key=lambda i: (kept[i], i))
+            which = {"only_first": 0, "only_second": 1}.get(str(truncation), longer)
+            if which >= len(parts) or not kept[which]:
+                raise ValueError(f"truncation={truncation!r} cannot cut this to max_length={max_length}: allow more.")
+            kept[which] -= 1
         parts = [part[:length] for part, length in zip(parts, kept, strict=True)]
-        if not special:
+        if not add_special_tokens:
             return [token for part in parts for token in part]
-        start, end = (self.bos_token_id, (0, 0)), (self.eos_token_id, (0, 0))
-        row = [start, *parts[0], end]
-        return row if len(parts) == 1 else [*row, end, *parts[1], end]
+        row: list[Token] = []
+        for part in parts:
+            row += [Token(self.eos_token_id if row else self.bos_token_id), *part, Token(self.eos_token_id)]
+        return row
+
+
+# ---- words
+
+CONTROL_TOKENS = frozenset(("<s>", "<pad>", "</s>", "<mask>"))  # not <unk>, which is a character of the text
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u9fff\uff00-\uffef"  # Thai, Lao, Burmese, Khmer, Chinese …
+WORD = re.compile(f"[{UNSPACED}]{{1,2}}|[^{UNSPACED}\\s]+")
+
+
+def word_spans(text: str) -> list[tuple[int, int]]:
+    """[start, end) of each word: what stands between spaces; in a script without spaces, every two characters."""
+    return [match.span() for match in WORD.finditer(text)]
+
+
+def begins_word(token: str, *, split_unspaced: bool = True) -> bool:
+    """Whether `token` starts with ▁ or is a control token; with split_unspaced, also if its script has no spaces."""
+    return token[:1] == "▁" or token in CONTROL_TOKENS or (split_unspaced and bool(re.match(f"[{UNSPACED}]", token)))
+
+
+def group_words(tokens: Sequence[str], *, split_unspaced: bool = False) -> list[range]:
+    """The positions of each word's tokens. A control token is a group of its own."""
+    begins = [begins_word(token, split_unspaced=split_unspaced) for token in tokens]
+    starts = [i for i in range(len(tokens)) if i == 0 or begins[i] or tokens[i - 1] in CONTROL_TOKENS]
+    return [range(*pair) for pair in pairwise([*starts, len(tokens)])]

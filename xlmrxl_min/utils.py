@@ -68,7 +68,7 @@ def group_by_length(
     for name, limit in limits.items():
         if limit is not None:
             check_size(name, limit)
-    keys = torch.tensor(lengths, dtype=torch.float)
+    keys = torch.tensor(lengths, dtype=torch.double)
     if generator is not None:
         keys += 10 * torch.rand(len(lengths), generator=generator)  # up to 10 tokens out of order
     batches: list[list[int]] = []

@@ -160,7 +160,7 @@ check_most_looked_at = most_looked_at.check
 
 def ids_cases():
     tokens = ["▁free", "ᐃᓄ", "<s>", "<pad>", "</s>", "<unk>", "<mask>"]  # the second is in no vocabulary of ours
-    return [(tokens, XLMRobertaTokenizer.from_pretrained(name).pieces) for name in ("xlm-roberta-xl", "tiny")]
+    return [(tokens, XLMRobertaTokenizer.from_pretrained(name).sp_model) for name in ("xlm-roberta-xl", "tiny")]
 
 
 @exercise(ids_cases, hint="Three cases: a special token, an unknown piece, any other piece.")
@@ -199,7 +199,7 @@ check_ids = to_ids.check
 def real():
     """The real tokenizer, and all of its pieces."""
     tokenizer = XLMRobertaTokenizer.from_pretrained("xlm-roberta-xl")
-    return tokenizer, frozenset(tokenizer.pieces.id_to_piece(i) for i in range(3, len(tokenizer.pieces)))
+    return tokenizer, frozenset(tokenizer.sp_model.id_to_piece(i) for i in range(3, len(tokenizer.sp_model)))
 
 
 def fewest_cases():
