@@ -9,7 +9,7 @@ import transformers
 
 from xlmrxl_min import XLMRobertaTokenizer
 from xlmrxl_min.checkpoints.locate import PRETRAINED
-from xlmrxl_min.tokenizer import VOCABULARY_FILE
+from xlmrxl_min.tokenizer import VOCABULARY_FILE, group_words, starts_word, word_spans
 from xlmrxl_min.training.texts import udhr
 
 STRINGS = (
@@ -200,3 +200,37 @@ def test_a_missing_or_broken_vocabulary_is_named(tmp_path):
         XLMRobertaTokenizer.from_pretrained(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"tiny, .*xlm-roberta-xl"):
         XLMRobertaTokenizer.from_pretrained("no-such-vocabulary")
+
+
+# ---- words
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("free and  equal", ["free", "and", "equal"]),
+        ("人人生而自由，在", ["人人", "生而", "自由", "，在"]),
+        ("人人 生而自由 free", ["人人", "生而", "自由", "free"]),
+        ("", []),
+    ],
+)
+def test_word_spans(text, words):
+    assert [text[start:end] for start, end in word_spans(text)] == words
+
+
+def test_tokens_that_start_a_word():
+    for token, expected in {"▁free": True, "ings": False, "<s>": True, "<mask>": True, "人人": True, "ทุก": True,
+                            ".": False, "<": False, "<unk>": False}.items():  # fmt: skip
+        assert starts_word(token) == expected, token
+    assert not starts_word("人人", split_unspaced=False)
+
+
+def test_tokens_are_grouped_into_words():
+    tokens = ["<s>", "▁All", "▁human", "▁being", "s", "<unk>", "</s>", "</s>", "人人", "生", "<mask>", "<", "</s>"]
+    words = [["<s>"], ["▁All"], ["▁human"], ["▁being", "s", "<unk>"], ["</s>"], ["</s>"], ["人人", "生"], ["<mask>"],
+             ["<"], ["</s>"]]  # fmt: skip
+    assert [[tokens[i] for i in word] for word in group_words(tokens)] == words
+    words[6:7] = [["人人"], ["生"]]
+    assert [[tokens[i] for i in word] for word in group_words(tokens, split_unspaced=True)] == words
+    assert [list(word) for word in group_words(["s", "▁a"])] == [[0], [1]]
+    assert group_words([]) == []

@@ -271,13 +271,13 @@ def word_spans(text: str) -> list[tuple[int, int]]:
     return [match.span() for match in WORD.finditer(text)]
 
 
-def begins_word(token: str, *, split_unspaced: bool = True) -> bool:
+def starts_word(token: str, *, split_unspaced: bool = True) -> bool:
     """Whether `token` starts with ▁ or is a control token; with split_unspaced, also if its script has no spaces."""
     return token[:1] == "▁" or token in CONTROL_TOKENS or (split_unspaced and bool(re.match(f"[{UNSPACED}]", token)))
 
 
 def group_words(tokens: Sequence[str], *, split_unspaced: bool = False) -> list[range]:
     """The positions of each word's tokens. A control token is a group of its own."""
-    begins = [begins_word(token, split_unspaced=split_unspaced) for token in tokens]
-    starts = [i for i in range(len(tokens)) if i == 0 or begins[i] or tokens[i - 1] in CONTROL_TOKENS]
+    is_start = [starts_word(token, split_unspaced=split_unspaced) for token in tokens]
+    starts = [i for i in range(len(tokens)) if i == 0 or is_start[i] or tokens[i - 1] in CONTROL_TOKENS]
     return [range(*pair) for pair in pairwise([*starts, len(tokens)])]

@@ -77,19 +77,6 @@ def test_every_text_is_from_the_articles_asked_for(name):
             assert all(any(part in text for text in texts) for part in parts)
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("free and  equal", ["free", "and", "equal"]),
-        ("人人生而自由，在", ["人人", "生而", "自由", "，在"]),
-        ("人人 生而自由 free", ["人人", "生而", "自由", "free"]),
-        ("", []),
-    ],
-)
-def test_words(text, words):
-    assert [text[begin:end] for begin, end in tasks.word_spans(text)] == words
-
-
 def test_words_are_what_stands_between_spaces_where_there_are_any():
     for row in TEXT:
         words = [row.text[slice(*span)] for span in tasks.word_spans(row.text)]

@@ -24,7 +24,6 @@ only Article 17, one of them, and the other 35 languages are new to the encoder.
 from __future__ import annotations
 
 import random
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from statistics import correlation, fmean, median
@@ -42,13 +41,11 @@ from ..model import (
     XLMRobertaXLForSequenceClassification,
     XLMRobertaXLForTokenClassification,
 )
-from ..tokenizer import XLMRobertaTokenizer
+from ..tokenizer import XLMRobertaTokenizer, word_spans
 from .loop import groups_by_length, padded
 from .texts import Paragraph, udhr
 
 ARTICLES = range(1, 31)
-UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u9fff\uff00-\uffef"  # Thai, Lao, Burmese, Khmer, Chinese …
-WORD = re.compile(f"[{UNSPACED}]{{1,2}}|[^{UNSPACED}\\s]+")
 SEPARATOR = " </s> "  # between the texts of a passage, as between documents in Liu et al. 2019, section 4.2
 NO_LABEL = -100  # the losses leave it out
 Languages = str | Iterable[str]
@@ -147,11 +144,6 @@ def parallel(rows: Iterable[Paragraph]) -> dict[tuple[int, int], list[Paragraph]
     for row in dict.fromkeys(rows):
         table.setdefault(row[1:3], []).append(row)
     return table
-
-
-def word_spans(text: str) -> list[tuple[int, int]]:
-    """[begin, end) of every word: what stands between spaces, or where a script has none, every two characters."""
-    return [match.span() for match in WORD.finditer(text)]
 
 
 def opening(text: str, words: int) -> str:
