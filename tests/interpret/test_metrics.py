@@ -10,33 +10,32 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from xlmrxl_min import XLMRobertaTokenizer, XLMRobertaXLConfig, XLMRobertaXLForMaskedLM, XLMRobertaXLModel
-from xlmrxl_min.interpret.metrics import (
+from xlmrxl_min.interpret import (
     HEAD_CLASSES,
     ablated,
     ablation_effects,
+    attention_mass,
     contributions,
     each_layer,
     entropy,
     gradient_times_input,
     head_classes,
     head_means,
+    head_metrics,
     integrated_gradients,
-    lens,
-    mass,
+    logit_lens,
     mean_distance,
     mean_states,
-    merge,
+    merge_tokens,
     occlusion,
     offset_profile,
-    overview,
     patch_effects,
     retrieval,
     rollout,
     value_norms,
     value_weighted,
-    without_positions,
-    words,
 )
+from xlmrxl_min.interpret.metrics import without_positions
 from xlmrxl_min.training.texts import udhr
 
 HAND = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.8, 0.1], [0.0, 0.4, 0.6]])
@@ -102,18 +101,18 @@ def test_offset_profile_by_loops(weights):
 
 @pytest.mark.parametrize("reach", [-1, 6])
 def test_offset_profile_knows_its_limits(reach):
-    with pytest.raises(ValueError, match="6 tokens lie at most 5 apart"):
+    with pytest.raises(ValueError, match="6 tokens are at most 5 apart"):
         offset_profile(torch.rand(1, 1, 6, 6), reach)
 
 
 def test_mass_by_hand():
     """`<s> a b a </s>`, where every query looks 10, 20, 30, 15, 25% at the five keys."""
     row = torch.tensor([0.10, 0.20, 0.30, 0.15, 0.25])
-    kinds = mass(row.expand(5, 5), torch.tensor([0, 7, 9, 7, 2]))
+    kinds = attention_mass(row.expand(5, 5), torch.tensor([0, 7, 9, 7, 2]))
     expected = {
         "<s>": 0.10,
         "</s>": 0.25,
-        "itself": 1 / 5,
+        "self": 1 / 5,
         "same token": (0.15 + 0.20) / 2,
         "previous": (0.10 + 0.20 + 0.30 + 0.15) / 4,
         "next": (0.20 + 0.30 + 0.15 + 0.25) / 4,
@@ -126,12 +125,12 @@ def test_mass_by_loops(weights):
     of_kind = {
         "<s>": lambda q, k: ids[k] == 0,
         "</s>": lambda q, k: ids[k] == 2,
-        "itself": lambda q, k: q == k,
+        "self": lambda q, k: q == k,
         "same token": lambda q, k: ids[q] == ids[k] and q != k and ids[q] not in (0, 2),
         "previous": lambda q, k: k == q - 1,
         "next": lambda q, k: k == q + 1,
     }
-    kinds = mass(weights, torch.tensor(ids))
+    kinds = attention_mass(weights, torch.tensor(ids))
     assert list(kinds) == list(of_kind)
     for name, is_one in of_kind.items():
         rows = {q: [k for k in range(6) if is_one(q, k)] for q in range(6)}
@@ -140,14 +139,14 @@ def test_mass_by_loops(weights):
 
 
 def test_mass_of_what_is_not_there_is_not_a_number(weights):
-    kinds = mass(weights, torch.tensor([0, 4, 5, 6, 7, 2]))
+    kinds = attention_mass(weights, torch.tensor([0, 4, 5, 6, 7, 2]))
     assert kinds["same token"].isnan().all()
     assert not kinds["previous"].isnan().any()
 
 
 def test_mass_takes_one_text(weights):
     with pytest.raises(ValueError, match=r"one text.*not 5 tokens with weights \(6, 6\)"):
-        mass(weights, torch.arange(5))
+        attention_mass(weights, torch.arange(5))
 
 
 def test_head_classes():
@@ -155,30 +154,23 @@ def test_head_classes():
     numbers["previous"] = torch.tensor([[0.5, 0.49, 0.0, 0.9, 0.0]])
     numbers["same token"] = torch.tensor([[0.0, 0.30, float("nan"), 0.0, 0.2]])
     numbers["</s>"] = torch.tensor([[0.9, 0.0, 0.2, 0.0, 0.0]])
-    numbers["evenness"] = torch.tensor([[0.1, 0.95, 0.8, 0.2, 0.95]])
-    assert head_classes(numbers) == [["previous", "same token", "mixed", "previous", "even"]]
+    numbers["normalised entropy"] = torch.tensor([[0.1, 0.95, 0.8, 0.2, 0.95]])
+    assert head_classes(numbers) == [["previous", "same token", "other", "previous", "uniform"]]
 
 
 def test_merge_by_hand():
-    merged = merge(HAND, [range(1), range(1, 3)], [range(2), range(2, 3)])
+    merged = merge_tokens(HAND, [range(1), range(1, 3)], [range(2), range(2, 3)])
     torch.testing.assert_close(merged, torch.tensor([[0.8, 0.2], [(0.9 + 0.4) / 2, (0.1 + 0.6) / 2]]))
 
 
 def test_merge_by_loops(weights):
     queries, keys = [range(3), range(3, 4), range(4, 6)], [range(1), range(1, 4), range(4, 6)]
-    merged = merge(weights, queries, keys)
+    merged = merge_tokens(weights, queries, keys)
     for i, rows in enumerate(queries):
         for j, columns in enumerate(keys):
             expected = sum(weights[..., q, k] for q in rows for k in columns) / len(rows)
             torch.testing.assert_close(merged[..., i, j], expected)
     torch.testing.assert_close(merged.sum(-1), torch.ones(2, 3, 3))
-
-
-def test_words():
-    tokens = ["<s>", "▁All", "▁human", "▁being", "s", "</s>", "</s>", "人人", "生", "</s>"]
-    assert [[tokens[i] for i in word] for word in words(tokens)] == [
-        ["<s>"], ["▁All"], ["▁human"], ["▁being", "s"], ["</s>"], ["</s>"], ["人人", "生"], ["</s>"],
-    ]  # fmt: skip
 
 
 # ---- through all layers
@@ -240,13 +232,17 @@ def test_each_layer_sees_what_the_output_would_hold(model, ids):
 
 def test_overview_is_the_mean_of_the_plain_measures(model):
     texts = [torch.tensor([0, 7, 9, 7, 2]), torch.tensor([0, 11, 12, 2])]
-    found = overview(model, texts)
+    found = head_metrics(model, texts)
     plain = {name: [] for name in found}
     for ids in texts:
         maps = torch.stack(model(ids[None], output_attentions=True).attentions).detach()[:, 0]
         spread = entropy(maps).mean(-1)
-        numbers = {"entropy": spread, "evenness": spread / math.log(len(ids)), "distance": mean_distance(maps).mean(-1)}
-        for name, value in {**numbers, **mass(maps, ids)}.items():
+        numbers = {
+            "entropy": spread,
+            "normalised entropy": spread / math.log(len(ids)),
+            "distance": mean_distance(maps).mean(-1),
+        }
+        for name, value in {**numbers, **attention_mass(maps, ids)}.items():
             plain[name].append(value)
     for name, values in plain.items():
         torch.testing.assert_close(found[name], torch.stack(values).nanmean(0), msg=name)
@@ -254,7 +250,7 @@ def test_overview_is_the_mean_of_the_plain_measures(model):
     assert not found["same token"].isnan().any()
     for wrong in ([], [torch.zeros(1, 4, dtype=torch.long)], [torch.tensor([0])]):
         with pytest.raises(ValueError, match="list of texts"):
-            overview(model, wrong)
+            head_metrics(model, wrong)
 
 
 class Held(TorchDispatchMode):
@@ -291,7 +287,7 @@ def test_overview_of_a_full_size_shape_never_holds_three_layers():
     text = torch.randint(3, 100, (512,))
     one_layer = 32 * 512 * 512 * 4
     with Held() as held:
-        numbers = overview(model, [text], progress=False)
+        numbers = head_metrics(model, [text], progress=False)
     assert numbers["entropy"].shape == (36, 32)
     assert one_layer < held.most < 3 * one_layer, f"{held.most / one_layer:.2f} layers' maps at the peak"
     with Held() as all_at_once, torch.no_grad():
@@ -306,22 +302,22 @@ def test_contributions_by_hand(model, ids):
     found = contributions(model, {"input_ids": ids})
     assert found.names == ["embeddings", "attention 0", "feed-forward 0", "attention 1", "feed-forward 1"]
     states = model(ids, output_hidden_states=True).hidden_states
-    torch.testing.assert_close(found.stream[0], states[0].norm(dim=-1))
-    torch.testing.assert_close(found.stream[2], states[1].norm(dim=-1))
-    torch.testing.assert_close(found.share.sum(0), torch.ones(1, 5))
+    torch.testing.assert_close(found.stream_norm[0], states[0].norm(dim=-1))
+    torch.testing.assert_close(found.stream_norm[2], states[1].norm(dim=-1))
+    torch.testing.assert_close(found.fraction.sum(0), torch.ones(1, 5))
 
     block = model.backbone.layers[0]
     middle = block.attention(states[0])[0]
-    torch.testing.assert_close(found.update[1], (middle - states[0]).norm(dim=-1))
-    torch.testing.assert_close(found.update[2], (states[1] - middle).norm(dim=-1))
+    torch.testing.assert_close(found.update_norm[1], (middle - states[0]).norm(dim=-1))
+    torch.testing.assert_close(found.update_norm[2], (states[1] - middle).norm(dim=-1))
     last = model.backbone.layers[1](states[1])[0]
     share = ((states[1] - middle) * last).sum(-1) / last.norm(dim=-1) ** 2
-    torch.testing.assert_close(found.share[2], share)
+    torch.testing.assert_close(found.fraction[2], share)
 
 
 def test_lens_step_by_step(model, ids):
     places = torch.tensor([[False, True, False, True, False]])
-    found = lens(model, ids, places, torch.tensor([7, 33]))
+    found = logit_lens(model, ids, places, torch.tensor([7, 33]))
     out = model(ids, output_hidden_states=True)
     final = out.logits.softmax(-1)
     for layer in range(3):
@@ -330,25 +326,25 @@ def test_lens_step_by_step(model, ids):
             here = model.lm_head(state if layer == 2 else model.backbone.norm(state)).softmax(-1)[0]
             torch.testing.assert_close(found.probability[layer, n], here[target])
             assert found.rank[layer, n] == 1 + sum(p > here[target] for p in here)
-            assert found.best[layer, n] == here.argmax()
+            assert found.top_ids[layer, n] == here.argmax()
             divergence = sum(p * (p / q).log() for p, q in zip(final[0, place], here, strict=True))
             torch.testing.assert_close(found.divergence[layer, n], divergence, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(found.divergence[-1], torch.zeros(2), atol=1e-6, rtol=0)
-    own = lens(model, ids, places)
+    own = logit_lens(model, ids, places)
     assert own.rank[-1].tolist() == [1, 1], "without targets: what the model itself answers"
 
-    bare = lens(model, ids, places, final_norm=False)
+    bare = logit_lens(model, ids, places, final_norm=False)
     middle = model.lm_head(out.hidden_states[1][:, 1]).softmax(-1)[0]
     torch.testing.assert_close(bare.probability[1, 0], middle[final[0, 1].argmax()])
 
 
 def test_lens_refuses(model, ids):
-    with pytest.raises(ValueError, match="masked-LM head, which XLMRobertaXLModel has not"):
-        lens(model.backbone, ids, ids > 2)
-    with pytest.raises(ValueError, match="True at one place"):
-        lens(model, ids, ids > 99)
+    with pytest.raises(ValueError, match="masked-LM head, which XLMRobertaXLModel lacks"):
+        logit_lens(model.backbone, ids, ids > 2)
+    with pytest.raises(ValueError, match="True at one position"):
+        logit_lens(model, ids, ids > 99)
     with pytest.raises(ValueError, match="must be bool"):
-        lens(model, ids, ids)
+        logit_lens(model, ids, ids)
 
 
 # ---- interventions
@@ -446,7 +442,7 @@ def test_patch_effects_refuses(model, ids):
     inputs = {"input_ids": ids}
     with pytest.raises(ValueError, match="choose texts between which it differs"):
         patch_effects(model, inputs, inputs, answer(1, 9))
-    with pytest.raises(ValueError, match="tokens must match in place"):
+    with pytest.raises(ValueError, match="tokens must have the same positions"):
         patch_effects(model, inputs, {"input_ids": ids[:, :4]}, answer(1, 9))
     with pytest.raises(ValueError, match="site='head' is unknown: take one of stream, attention, feed_forward"):
         patch_effects(model, inputs, inputs, answer(1, 9), "head")
@@ -480,19 +476,19 @@ def test_integrated_gradients_of_a_straight_line_are_exact():
     words = model.get_input_embeddings().weight.detach()
     expected = (words[ids] - words[3]) @ direction
     expected[:, [0, 4]] = 0  # special tokens are as they were
-    torch.testing.assert_close(found.tokens, expected)
-    assert found.gap < 1e-5
+    torch.testing.assert_close(found.attributions, expected)
+    assert found.error < 1e-5
 
 
 def test_integrated_gradients_add_up(model, ids):
     """Completeness, from two sides: more steps miss less; and the change is the two texts' difference in score."""
     inputs, score = {"input_ids": ids}, answer(1, 9)
     few, many = (integrated_gradients(model, inputs, score, 3, steps=steps) for steps in (2, 400))
-    assert many.gap < 1e-3 < few.gap
+    assert many.error < 1e-3 < few.error
     with torch.no_grad():
         there = score(model(ids)) - score(model(torch.tensor([[0, 3, 3, 3, 2]])))
-    assert many.change == pytest.approx(float(there), rel=1e-4)
-    assert float(many.tokens.sum()) == pytest.approx(float(there), rel=1e-3)
+    assert many.difference == pytest.approx(float(there), rel=1e-4)
+    assert float(many.attributions.sum()) == pytest.approx(float(there), rel=1e-3)
 
 
 def test_occlusion_by_loops(model, ids):
@@ -526,8 +522,8 @@ def test_retrieval_by_hand():
     found = retrieval(ours, theirs)
     # text 0 -> 0 (a tie, the first wins), 1 -> 0 (both 0); back: 0 -> 0, 1 -> 0: half of each direction
     assert found.accuracy.tolist() == [0.5]
-    assert found.translations.tolist() == [0.5]
-    assert found.strangers.tolist() == [0.5]
+    assert found.translation_cosine.tolist() == [0.5]
+    assert found.other_cosine.tolist() == [0.5]
 
 
 @pytest.mark.parametrize("centred", [False, True])
@@ -542,9 +538,9 @@ def test_retrieval_by_loops(centred):
         cosine = torch.stack([torch.stack([torch.cosine_similarity(x, y, dim=0) for y in b]) for x in a])
         hits = sum(int(cosine[i].argmax() == i) + int(cosine[:, i].argmax() == i) for i in range(7))
         assert float(found.accuracy[layer]) == pytest.approx(hits / 14)
-        torch.testing.assert_close(found.translations[layer], cosine.diagonal().mean())
+        torch.testing.assert_close(found.translation_cosine[layer], cosine.diagonal().mean())
         strangers = [cosine[i, j] for i in range(7) for j in range(7) if i != j]
-        torch.testing.assert_close(found.strangers[layer], torch.stack(strangers).mean())
+        torch.testing.assert_close(found.other_cosine[layer], torch.stack(strangers).mean())
     with pytest.raises(ValueError, match="at least two texts"):
         retrieval(ours[:, :1], theirs[:, :1])
 
@@ -555,7 +551,7 @@ def test_tiny_finds_translations():
     rows = {language: [row.text for row in udhr(language) if row.article in range(3, 12)] for language in ("en", "fr")}
     found = retrieval(*(mean_states(model, tokenizer, texts, progress=False) for texts in rows.values()))
     assert found.accuracy[1:].min() > 1 / len(rows["en"])
-    assert (found.translations > found.strangers).all()
+    assert (found.translation_cosine > found.other_cosine).all()
 
 
 # ---- positions

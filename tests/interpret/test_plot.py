@@ -1,4 +1,4 @@
-"""What figures show is what was measured: their arrays, labels, sentences; and that every letter can be drawn."""
+"""Figures show their data: arrays, labels, captions; every character of every script is rendered or numbered."""
 
 import io
 import warnings
@@ -11,8 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from xlmrxl_min.inference.generation import Beam, Beams
-from xlmrxl_min.interpret import plot
-from xlmrxl_min.interpret.metrics import Contributions, Lens, Retrieval
+from xlmrxl_min.interpret import Contributions, LogitLens, Retrieval, plot
+from xlmrxl_min.interpret.plot.figure import COLORS
 
 TOKENS = ["<s>", "▁All", "▁human", "▁being", "s", "</s>"]
 HAND = torch.tensor(
@@ -27,124 +27,121 @@ HAND = torch.tensor(
 )
 
 
-def shown(drawing, axis=0):
+def shown(plotted, axis=0):
     """The array of the image of one of the figure's axes."""
-    return torch.tensor(drawing.figure.axes[axis].images[0].get_array().filled(float("nan")))
+    return torch.tensor(plotted.figure.axes[axis].images[0].get_array().filled(float("nan")))
 
 
 def labels(axis):
     return [label.get_text() for label in axis]
 
 
-def rendered(drawing):
+def rendered(plotted):
     """The picture; a letter that the fonts lack is a warning in matplotlib, and an error here."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return Image.open(io.BytesIO(drawing.png()))
+        return Image.open(io.BytesIO(plotted.png()))
 
 
 def test_attention_map():
-    drawing = plot.attention_map(HAND, TOKENS, title="A head")
-    torch.testing.assert_close(shown(drawing), HAND)
-    axis = drawing.figure.axes[0]
+    plotted = plot.attention_map(HAND, TOKENS, title="A head")
+    torch.testing.assert_close(shown(plotted), HAND)
+    axis = plotted.figure.axes[0]
     assert labels(axis.get_yticklabels()) == labels(axis.get_xticklabels()) == [
         "<s>", "All", "human", "being", "s", "</s>",
     ]  # fmt: skip
-    assert drawing.sentence == "A head: the largest weight is 0.95, “being” looking at “s”."
+    assert plotted.caption == "A head: the largest weight is 0.95, from query “being” to key “s”."
     with pytest.raises(ValueError, match=r"the map is \(6, 6\), but there are tokens for \(5, 5\)"):
         plot.attention_map(HAND, TOKENS[:5])
 
 
-def test_attention_map_across():
-    drawing = plot.attention_map(HAND[:2], ["a", "b"], TOKENS)
-    assert "“b” looking at “human”" in drawing.sentence
-    assert len(drawing.figure.axes[0].get_yticks()) == 2
+def test_attention_map_of_other_keys():
+    plotted = plot.attention_map(HAND[:2], ["a", "b"], TOKENS)
+    assert "from query “b” to key “human”" in plotted.caption
+    assert len(plotted.figure.axes[0].get_yticks()) == 2
 
 
-def test_long_maps_are_pooled_and_say_so():
+def test_long_maps_are_pooled():
     weights = torch.randn(130, 130).softmax(-1)
-    drawing = plot.attention_map(weights, [f"w{i}" for i in range(130)])
-    values = shown(drawing)
+    plotted = plot.attention_map(weights, [f"w{i}" for i in range(130)])
+    values = shown(plotted)
     assert values.shape == (44, 44), "blocks of three"
     torch.testing.assert_close(values[1, 2], sum(weights[q, k] for q in (3, 4, 5) for k in (6, 7, 8)) / 3)
     torch.testing.assert_close(values[43], weights[129:].reshape(130).split(3)[0].new_tensor(
         [part.sum() for part in weights[129].split(3)]
     ))  # fmt: skip
     torch.testing.assert_close(values.sum(-1), torch.ones(44))
-    assert "130 tokens in blocks of 3" in drawing.figure.axes[0].get_title()
-    assert "Pooled: queries: 130 tokens in blocks of 3" in drawing.sentence
-    assert labels(drawing.figure.axes[0].get_yticklabels())[1] == "3–5"
-    rendered(drawing)
+    assert "130 tokens in blocks of 3" in plotted.figure.axes[0].get_title()
+    assert "Pooled: queries: 130 tokens in blocks of 3" in plotted.caption
+    assert labels(plotted.figure.axes[0].get_yticklabels())[1] == "3–5"
+    rendered(plotted)
 
 
 def test_head_grid():
     weights = torch.randn(2, 3, 5, 5).softmax(-1)
     weights[1, 2] = torch.eye(5)
     weights[0, 1] = 1 / 5
-    drawing = plot.head_grid(weights, first_layer=4)
-    mosaic = shown(drawing)
+    plotted = plot.head_grid(weights, first_layer=4)
+    mosaic = shown(plotted)
     assert mosaic.shape == (11, 17)
     for layer in range(2):
         for head in range(3):
             part = mosaic[6 * layer : 6 * layer + 5, 6 * head : 6 * head + 5]
             torch.testing.assert_close(part, weights[layer, head])
     assert mosaic[5].isnan().all()
-    assert "1.00 in the mean in the sharpest head (layer 5, head 2), 0.20 in the most even one (layer 4, head 1)" in (
-        drawing.sentence
-    )
+    assert "is highest, 1.00, in layer 5, head 2, and lowest, 0.20, in layer 4, head 1." in plotted.caption
     with pytest.raises(ValueError, match=r"1,152 maps are too many for one picture \(64\): take some layers"):
         plot.head_grid(torch.zeros(36, 32, 2, 2))
 
 
-def test_links_have_both_ends():
-    drawing = plot.links(HAND, TOKENS, least=0.15)
+def test_attention_lines_join_queries_and_keys():
+    plotted = plot.attention_lines(HAND, TOKENS, min_weight=0.15)
     expected = {(q, k) for q in range(6) for k in range(6) if HAND[q, k] >= 0.15}
-    axis = drawing.figure.axes[0]
+    axis = plotted.figure.axes[0]
     assert {tuple(line.get_ydata()) for line in axis.lines} == expected
-    assert {(q, k) for q, k, _ in drawing.numbers["links"]} == expected
+    assert {(q, k) for q, k, _ in plotted.data["lines"]} == expected
     ends = [text.get_text() for text in axis.texts]
     assert ends.count("human") == 2, "left and right"
-    share = sum(float(HAND[q, k]) for q, k in expected) / 6
-    assert drawing.numbers["share"] == pytest.approx(share)
-    assert f"{len(expected)} links of 0.15 or more carry {share:.0%}" in drawing.sentence
-    assert "from “being” to “s”" in drawing.sentence
-    assert "0 links of 0.99" in plot.links(HAND, TOKENS, least=0.99).sentence
+    fraction = sum(float(HAND[q, k]) for q, k in expected) / 6
+    assert plotted.data["fraction"] == pytest.approx(fraction)
+    assert f"{len(expected)} weights of at least 0.15 hold {fraction:.0%}" in plotted.caption
+    assert "is from query “being” to key “s”" in plotted.caption
+    assert "0 weights of at least 0.99" in plot.attention_lines(HAND, TOKENS, min_weight=0.99).caption
 
 
-def test_overview():
-    numbers = {"entropy": torch.rand(4, 3) * 2, "<s>": torch.rand(4, 3) / 2}
-    numbers["entropy"][2, 1], numbers["<s>"][3, 0], numbers["<s>"][0, 0] = 2.5, 0.75, float("nan")
-    drawing = plot.overview(numbers)
-    torch.testing.assert_close(shown(drawing, 0), numbers["entropy"])
-    torch.testing.assert_close(shown(drawing, 1), numbers["<s>"], equal_nan=True)
-    assert "entropy 2.50 nats (L2H1), <s> 75% (L3H0)" in drawing.sentence
+def test_head_metrics():
+    metrics = {"entropy": torch.rand(4, 3) * 2, "<s>": torch.rand(4, 3) / 2}
+    metrics["entropy"][2, 1], metrics["<s>"][3, 0], metrics["<s>"][0, 0] = 2.5, 0.75, float("nan")
+    plotted = plot.head_metrics(metrics)
+    torch.testing.assert_close(shown(plotted, 0), metrics["entropy"])
+    torch.testing.assert_close(shown(plotted, 1), metrics["<s>"], equal_nan=True)
+    assert "entropy 2.50 nats (L2H1), <s> 75% (L3H0)" in plotted.caption
 
 
 def test_class_map():
-    drawing = plot.class_map([["next", "mixed", "mixed"], ["even", "mixed", "next"]])
-    assert drawing.numbers["counts"]["next"] == 2
-    assert drawing.sentence.endswith("of 6 heads 2 next, 1 even, 3 mixed.")
-    assert [text.get_text() for text in drawing.figure.axes[0].texts] == [
-        "next", "mixed", "mixed", "even", "mixed", "next",
+    plotted = plot.class_map([["next", "other", "other"], ["uniform", "other", "next"]])
+    assert plotted.data["counts"]["next"] == 2
+    assert plotted.caption.endswith("of 6 heads: 2 next, 1 uniform, 3 other.")
+    assert [text.get_text() for text in plotted.figure.axes[0].texts] == [
+        "next", "other", "other", "uniform", "other", "next",
     ]  # fmt: skip
-    assert not plot.class_map([["mixed"] * 32] * 36).figure.axes[0].texts, "a legend instead, where there is no room"
+    assert not plot.class_map([["other"] * 32] * 36).figure.axes[0].texts, "a legend instead, where there is no room"
 
 
 def test_offset_profiles():
     profiles = torch.rand(2, 3, 9) / 2
     profiles[1, 2, 3] = 0.75
-    drawing = plot.offset_profiles(profiles)
-    torch.testing.assert_close(shown(drawing), profiles.reshape(6, 9))
-    assert "75% at offset -1, in layer 1, head 2" in drawing.sentence
+    plotted = plot.offset_profiles(profiles)
+    torch.testing.assert_close(shown(plotted), profiles.reshape(6, 9))
+    assert "75% at offset -1, in layer 1, head 2" in plotted.caption
 
 
 def test_rollout():
     steps = torch.stack([torch.eye(6), HAND])
-    drawing = plot.rollout(steps, TOKENS, 4)
-    torch.testing.assert_close(shown(drawing), torch.stack([torch.eye(6)[4], HAND[4]]))
-    assert (
-        "10% of “s” is from its own place, and the next largest share, 20%, from “<s>” at place 0" in drawing.sentence
-    )
+    plotted = plot.rollout(steps, TOKENS, 4)
+    torch.testing.assert_close(shown(plotted), torch.stack([torch.eye(6)[4], HAND[4]]))
+    assert "10% of “s” comes from its own position;" in plotted.caption
+    assert "the largest fraction from another one is 20%, from “<s>” at position 0." in plotted.caption
 
 
 def test_residual_norms():
@@ -155,121 +152,121 @@ def test_residual_norms():
         torch.tensor([[[1.0, 3.0]], [[4.0, 4.0]], [[5.0, 7.0]]]),
         torch.tensor([[[0.1, 0.3]], [[0.2, 0.2]], [[0.7, 0.5]]]),
     )
-    drawing = plot.residual_norms(parts)
-    left, right = drawing.figure.axes
+    plotted = plot.residual_norms(parts)
+    left, right = plotted.figure.axes
     assert left.lines[0].get_ydata().tolist() == [2.0, 4.0, 6.0]
     assert [bar.get_height() for bar in right.patches[:3]] == pytest.approx([0.2, 0.2, 0.6])
-    assert "from 2.0 to 6.0" in drawing.sentence
-    assert "20% is by embeddings, 20% is by attention, 60% is by feed-forward" in drawing.sentence
+    assert "from 2.0 to 6.0" in plotted.caption
+    assert "20% comes from embeddings, 20% comes from attention, 60% comes from feed-forward" in plotted.caption
 
 
-def test_lens_table():
+def test_logit_lens():
     probability = torch.tensor([[0.0, 0.1], [0.4, 0.9]])
-    lens = Lens(torch.zeros(2, 2), probability, torch.tensor([[1200, 1], [2, 1]]), torch.zeros(2, 2))
-    drawing = plot.lens_table(lens, [["▁a", "▁b"], ["▁c", "▁b"]], ["▁life", "▁b"])
-    torch.testing.assert_close(shown(drawing), probability)
-    assert [text.get_text() for text in drawing.figure.axes[0].texts] == [
+    lens = LogitLens(torch.zeros(2, 2), probability, torch.tensor([[1200, 1], [2, 1]]), torch.zeros(2, 2))
+    plotted = plot.logit_lens(lens, [["▁a", "▁b"], ["▁c", "▁b"]], ["▁life", "▁b"])
+    torch.testing.assert_close(shown(plotted), probability)
+    assert [text.get_text() for text in plotted.figure.axes[0].texts] == [
         "a\nrank 1,200", "b\nrank 1", "c\nrank 2", "b\nrank 1",
     ]  # fmt: skip
-    assert "“life” never, “b” from embeddings on" in drawing.sentence
+    assert "“life” never, “b” from embeddings on" in plotted.caption
 
 
 def test_effects():
     values = torch.tensor([[0.1, -0.7, 0.2], [float("nan"), 0.3, 0.0]])
-    drawing = plot.effects(values, title="Ablation", unit="logit")
-    torch.testing.assert_close(shown(drawing), values, equal_nan=True)
-    assert "-0.70 (logit), is that of layer 0, head 1" in drawing.sentence
-    image = drawing.figure.axes[0].images[0]
-    assert image.norm.vmax == -image.norm.vmin == pytest.approx(0.7), "nothing is white, more and less look alike"
-    assert "is that of layer 1, “human”" in plot.effects(values.nan_to_num(0).flip(0), ["▁All", "▁human", "s"]).sentence
+    plotted = plot.effects(values, title="Ablation", unit="logit")
+    torch.testing.assert_close(shown(plotted), values, equal_nan=True)
+    assert "is -0.70 (logit), of layer 0, head 1." in plotted.caption
+    image = plotted.figure.axes[0].images[0]
+    assert image.norm.vmax == -image.norm.vmin == pytest.approx(0.7), "the scale is symmetric around 0"
+    assert ", of layer 1, “human”." in plot.effects(values.nan_to_num(0).flip(0), ["▁All", "▁human", "s"]).caption
     long = plot.effects(torch.ones(2, 130), [f"w{i}" for i in range(130)])
     assert shown(long).shape == (2, 44)
-    assert float(shown(long)[0, 0]) == 3, "added up"
-    assert "added up" in long.figure.axes[0].get_title()
+    assert float(shown(long)[0, 0]) == 3, "summed"
+    assert "summed" in long.figure.axes[0].get_title()
 
 
 def test_saliency():
     scores = {"one": torch.tensor([0.0, 1, 2, -3, 0, 0]), "two": torch.tensor([0.0, 5, 0, 0, 0, 0])}
-    drawing = plot.saliency(scores, TOKENS)
-    for axis, values in zip(drawing.figure.axes, scores.values(), strict=True):
+    plotted = plot.saliency(scores, TOKENS)
+    for axis, values in zip(plotted.figure.axes, scores.values(), strict=True):
         assert [bar.get_width() for bar in axis.patches] == values.tolist()
-    assert "most on “being” (-3.00) by one, “All” (+5.00) by two" in drawing.sentence
+    assert "largest for “being” (-3.00) by one, “All” (+5.00) by two" in plotted.caption
 
 
-def test_crosslingual_block():
+def test_cross_lingual_map():
     tokens = ["<s>", "▁a", "b", "</s>", "</s>", "▁c", "</s>"]
     weights = torch.full((7, 7), 1 / 7)
     weights[5] = torch.tensor([0.0, 0.5, 0.25, 0, 0, 0.25, 0])
-    drawing = plot.crosslingual_block(weights, tokens)
-    assert drawing.numbers["second at first"] == pytest.approx(0.75)
-    assert drawing.numbers["first at second"] == pytest.approx(1 / 7)
-    assert (
-        "the second text gives 75% of its attention to the first, and the first 14% to the second" in drawing.sentence
-    )
-    assert "0.75, “c” looking at “ab”" in drawing.sentence
-    assert shown(drawing).shape == (6, 6), "words"
+    plotted = plot.cross_lingual_map(weights, tokens)
+    assert plotted.data["second to first"] == pytest.approx(0.75)
+    assert plotted.data["first to second"] == pytest.approx(1 / 7)
+    assert "the second text gives 75% of its attention to the first, and the first 14% to the second" in plotted.caption
+    assert "is 0.75, from query “c” to key “ab”." in plotted.caption
+    assert shown(plotted).shape == (6, 6), "words"
     with pytest.raises(ValueError, match="no pair"):
-        plot.crosslingual_block(HAND, TOKENS)
+        plot.cross_lingual_map(HAND, TOKENS)
 
 
 def test_retrieval_curves():
     one = Retrieval(torch.tensor([0.1, 0.6, 0.5]), torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0.5, 0.4, 0.3]))
-    drawing = plot.retrieval_curves({"English – French": one})
-    left, right = drawing.figure.axes
+    plotted = plot.retrieval_curves({"English – French": one})
+    left, right = plotted.figure.axes
     assert left.lines[0].get_ydata().tolist() == one.accuracy.tolist()
-    assert [line.get_ydata().tolist() for line in right.lines] == [one.translations.tolist(), one.strangers.tolist()]
-    assert "English – French 60% (after 1 layers)" in drawing.sentence
+    assert [line.get_ydata().tolist() for line in right.lines] == [
+        one.translation_cosine.tolist(),
+        one.other_cosine.tolist(),
+    ]
+    assert "English – French 60% (after 1 layers)" in plotted.caption
 
 
-# ---- letters
+# ---- scripts
 
 
 @pytest.fixture
 def only_dejavu(monkeypatch):
-    """As on a machine that has no fonts but matplotlib's own."""
-    font = font_manager.get_font(font_manager.findfont("DejaVu Sans"))
-    monkeypatch.setattr(plot, "fonts", lambda: (["DejaVu Sans"], [font]))
+    """As on a machine that has only matplotlib's own fonts."""
+    fonts = [entry for entry in font_manager.fontManager.ttflist if entry.name == "DejaVu Sans"]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", fonts)
 
 
 SCRIPTS = ["▁Würde", "право", "自由和", "गौरव", "ศักดิ์ศรี", "Όλοι"]
 
 
-def test_what_the_fonts_lack_is_numbered(only_dejavu):
-    drawing = plot.attention_map(HAND, SCRIPTS)
+def test_tokens_that_the_fonts_lack_are_numbered(only_dejavu):
+    plotted = plot.attention_map(HAND, SCRIPTS)
     names = ["Würde", "право", "#1", "#2", "#3", "Όλοι"]
-    assert labels(drawing.figure.axes[0].get_xticklabels()) == names
-    assert "#1 = 自由和, #2 = गौरव, #3 = ศักดิ์ศรี" in drawing.sentence
-    assert "(CJK, Devanagari, Thai)" in drawing.sentence
-    assert "the sentence lists them" in drawing.figure.get_supxlabel()
-    rendered(drawing)
+    assert labels(plotted.figure.axes[0].get_xticklabels()) == names
+    assert "#1 = 自由和, #2 = गौरव, #3 = ศักดิ์ศรี" in plotted.caption
+    assert "(CJK, Devanagari, Thai)" in plotted.caption
+    assert "see the caption" in plotted.figure.get_supxlabel()
+    rendered(plotted)
 
 
-def test_no_function_draws_a_box(only_dejavu):
+def test_no_figure_renders_a_missing_glyph(only_dejavu):
     maps, values = HAND.expand(2, 6, 6), torch.rand(2, 6)
     pair = ["<s>", "▁自由", "</s>", "</s>", "▁गौरव", "</s>"]
-    lens = Lens(values, values, torch.ones(2, 6), values)
-    for drawing in (
-        plot.links(HAND, SCRIPTS),
+    lens = LogitLens(values, values, torch.ones(2, 6), values)
+    for plotted in (
+        plot.attention_lines(HAND, SCRIPTS),
         plot.rollout(maps, SCRIPTS, 2),
-        plot.lens_table(lens, [SCRIPTS, SCRIPTS], SCRIPTS),
+        plot.logit_lens(lens, [SCRIPTS, SCRIPTS], SCRIPTS),
         plot.effects(values, SCRIPTS),
         plot.saliency({"one": values[0]}, SCRIPTS),
-        plot.crosslingual_block(HAND, pair),
+        plot.cross_lingual_map(HAND, pair),
     ):
-        rendered(drawing)
-        assert "#1 = 自由" in drawing.sentence
+        rendered(plotted)
+        assert "#1 = 自由" in plotted.caption
+        assert plotted.figure.get_supxlabel().endswith("see the caption")
 
 
-def test_joined_letters_are_numbered_where_matplotlib_cannot_join_them(only_dejavu, monkeypatch):
-    monkeypatch.setattr(plot, "SHAPES_TEXT", False)
-    drawing = plot.links(HAND, ["الكرامة", "▁Würde", "право", "a", "b", "c"])
-    assert "#1 = الكرامة" in drawing.sentence
-    assert "(Arabic)" in drawing.sentence
-    monkeypatch.setattr(plot, "SHAPES_TEXT", True)
-    assert "#" not in plot.links(HAND, ["الكرامة", "▁Würde", "право", "a", "b", "c"]).sentence
+@pytest.mark.parametrize(("version", "is_numbered"), [((3, 10), True), ((3, 11), False)])
+def test_arabic_is_numbered_where_matplotlib_does_not_join_letters(only_dejavu, monkeypatch, version, is_numbered):
+    monkeypatch.setattr(matplotlib, "__version_info__", version)
+    caption = plot.attention_lines(HAND, ["الكرامة", "▁Würde", "право", "a", "b", "c"]).caption
+    assert caption.endswith("(Arabic): #1 = الكرامة.") == is_numbered == ("#" in caption)
 
 
-@pytest.mark.skipif(not plot.SHAPES_TEXT, reason="matplotlib before 3.11 does not join letters")
+@pytest.mark.skipif(matplotlib.__version_info__ < (3, 11), reason="matplotlib before 3.11 does not join letters")
 def test_arabic_letters_are_joined():
     """Joined letters are narrower than the same ones apart, which a zero-width non-joiner keeps them."""
     figure = matplotlib.figure.Figure()
@@ -278,70 +275,70 @@ def test_arabic_letters_are_joined():
     assert joined < apart
 
 
-def test_what_cannot_be_seen_has_a_name_and_no_token_is_a_formula():
-    drawing = plot.attention_map(HAND, ["▁", "$x_1$ $", "\u200b", "\n", "<script>", "%s"])
-    assert labels(drawing.figure.axes[0].get_xticklabels()) == [
+def test_invisible_tokens_have_names_and_no_token_is_a_formula():
+    plotted = plot.attention_map(HAND, ["▁", "$x_1$ $", "\u200b", "\n", "<script>", "%s"])
+    assert labels(plotted.figure.axes[0].get_xticklabels()) == [
         "▁", r"\$x_1\$ \$", "ZERO WIDTH SPACE", "U+000A", "<script>", "%s",
     ]  # fmt: skip
-    rendered(drawing)
+    rendered(plotted)
 
 
-# ---- the drawing itself
+# ---- output
 
 
-def test_a_drawing_is_the_same_whatever_the_user_has_set():
-    before = plot.links(HAND, TOKENS).png()
+def test_figures_ignore_the_users_settings():
+    before = plot.attention_lines(HAND, TOKENS).png()
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "savefig.dpi": 300}):
-        assert plot.links(HAND, TOKENS).png() == before
-    assert plot.links(HAND, TOKENS).png() == before
+        assert plot.attention_lines(HAND, TOKENS).png() == before
+    assert plot.attention_lines(HAND, TOKENS).png() == before
 
 
-def test_in_a_notebook_the_sentence_follows_the_picture(monkeypatch, capsys):
+def test_a_notebook_shows_the_picture_then_the_caption(monkeypatch, capsys):
     published = []
     monkeypatch.setattr("IPython.display.display", lambda *args, **kwargs: published.append((args, kwargs)))
-    drawing = plot.links(HAND, TOKENS)
-    drawing._ipython_display_()
+    plotted = plot.attention_lines(HAND, TOKENS)
+    plotted._ipython_display_()
     [((data,), options)] = published
-    assert data["image/png"] == drawing.png()
-    assert options["metadata"]["image/png"]["alt"] == drawing.sentence
-    said = capsys.readouterr().out
-    assert " ".join(said.split()) == drawing.sentence
-    assert max(map(len, said.splitlines())) <= 96
+    assert data["image/png"] == plotted.png()
+    assert options["metadata"]["image/png"]["alt"] == plotted.caption
+    printed = capsys.readouterr().out
+    assert " ".join(printed.split()) == plotted.caption
+    assert max(map(len, printed.splitlines())) <= 96
 
 
-def test_save_is_all_or_nothing(tmp_path):
-    drawing = plot.links(HAND, TOKENS)
+def test_save_is_atomic(tmp_path):
+    plotted = plot.attention_lines(HAND, TOKENS)
     for name in ("links.png", "links.svg", "links.pdf"):
-        drawing.save(tmp_path / "new" / name)
-    assert Image.open(tmp_path / "new" / "links.png").size == rendered(drawing).size
+        plotted.save(tmp_path / "new" / name)
+    assert Image.open(tmp_path / "new" / "links.png").size == rendered(plotted).size
     (tmp_path / "links.wrong").write_text("old")
     with pytest.raises(ValueError, match="wrong"):
-        drawing.save(tmp_path / "links.wrong")
+        plotted.save(tmp_path / "links.wrong")
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["links.wrong"]
     assert (tmp_path / "links.wrong").read_text() == "old"
 
 
-def test_training():
+def test_training_curves():
     history = [{"step": i + 1, "loss": 20.0 - i, "rate": i / 20, "seconds": 2.0 * i} for i in range(20)]
     history[3]["loss"] = float("nan")
-    drawing = plot.training({"one": history})
-    left, right = drawing.figure.axes
+    plotted = plot.training_curves({"one": history})
+    left, right = plotted.figure.axes
     assert left.lines[0].get_ydata()[0] == 20
     assert left.lines[1].get_ydata()[:4].tolist() == [20.0, 19.5, 18.5, 17.0], "a mean of two; step 4 has no loss"
     assert left.lines[1].get_xdata()[:4].tolist() == [1, 2, 3, 5]
     assert right.lines[0].get_ydata().tolist() == [entry["rate"] for entry in history]
-    assert "one from 20.00 to 1.50 in 38 s" in drawing.sentence
+    assert "one from 20.00 to 1.50 in 38 s" in plotted.caption
 
 
 def test_distributions():
     ones = {"all": torch.tensor([0.1, 0.6, 0.3, 0.0]), "two": torch.tensor([0.0, 0.7, 0.3, 0.0])}
-    drawing = plot.distributions(ones, ["a", "▁b", "c", "d"], most=3)
-    left, right = drawing.figure.axes
+    plotted = plot.distributions(ones, ["a", "▁b", "c", "d"], top=3)
+    left, right = plotted.figure.axes
     assert labels(left.get_yticklabels()) == ["b", "c", "a"]
     assert [round(bar.get_width(), 3) for bar in left.patches] == [0.6, 0.3, 0.1]
     assert [text.get_text() for text in right.texts] == ["cut off"]
-    assert drawing.sentence == "What may come next: all 60% for “b”, 3 possible; two 70% for “b”, 2 possible."
-    rendered(drawing)
+    assert plotted.caption == "Next-token probabilities: all 60% for “b”, 3 possible; two 70% for “b”, 2 possible."
+    rendered(plotted)
 
 
 def test_beam_tree():
@@ -350,12 +347,12 @@ def test_beam_tree():
         Beams([Beam((1, 3), -0.7), Beam((1, 4), -0.9)], []),
         Beams([], [Beam((1, 4, 0), -0.4), Beam((1, 3, 0), -0.5)]),
     ]
-    drawing = plot.beam_tree(steps, ["</s>", "▁a", "▁b", "c", "d"])
-    axis = drawing.figure.axes[0]
+    plotted = plot.beam_tree(steps, ["</s>", "▁a", "▁b", "c", "d"])
+    axis = plotted.figure.axes[0]
     written = {text.get_text(): (text.get_position()[0], text.get_color()) for text in axis.texts}
     assert set(written) == {"prompt", "a", "b", "c", "d", "</s>  (1)", "</s>  (2)"}
-    assert written["d"] == (2, plot.COLORS[0]), "on the way to the winner"
-    assert written["b"] == (1, "0.35"), "given up"
+    assert written["d"] == (2, COLORS[0]), "on the path of the best"
+    assert written["b"] == (1, "0.35"), "pruned"
     assert len(axis.lines) == 6
-    assert "of 3 paths 2 are finished, the best “ad</s>” with score -0.40" in drawing.sentence
-    rendered(drawing)
+    assert "2 of 3 hypotheses are finished, the best “ad</s>” with score -0.40" in plotted.caption
+    rendered(plotted)
