@@ -172,18 +172,11 @@ class XLMRobertaTokenizer:
     # ---- many texts: templates, truncation, padding
 
     def __call__(
-        self,
-        text: str | Sequence[str] | Sequence[tuple[str, str]],
-        text_pair: str | Sequence[str] | None = None,
-        *,
-        add_special_tokens: bool = True,
-        padding: bool | str = False,
-        truncation: bool | str | None = None,
-        max_length: int | None = None,
-        padding_side: str = "right",
-        return_tensors: str | None = None,
+        self, text: str | Sequence[str] | Sequence[tuple[str, str]], text_pair: str | Sequence[str] | None = None, *,
+        add_special_tokens: bool = True, padding: bool | str = False, truncation: bool | str | None = None,
+        max_length: int | None = None, padding_side: str = "right", return_tensors: str | None = None,
         return_offsets_mapping: bool = False,
-    ) -> Encoding:
+    ) -> Encoding:  # fmt: skip
         """Texts -> input_ids and attention_mask (1 = token, 0 = padding): lists, or with return_tensors="pt" `b t`.
 
         A list gives a batch, and so does a list of (text, text_pair). padding: True or "longest", "max_length".
@@ -230,12 +223,9 @@ class XLMRobertaTokenizer:
         return Encoding({name: torch.tensor(rows, dtype=torch.long) for name, rows in encoding.items()})
 
     def encode_with_offsets(
-        self,
-        text: str | tuple[str, str],
-        max_length: int | None = None,
-        truncation: bool | str = True,
+        self, text: str | tuple[str, str], max_length: int | None = None, truncation: bool | str = True,
         add_special_tokens: bool = True,
-    ) -> list[Token]:
+    ) -> list[Token]:  # fmt: skip
         """The tokens of one text or pair, cut to `max_length` (None: not cut), special tokens included."""
         texts = text if isinstance(text, (list, tuple)) else [text]
         parts = [list(self.tokenize_with_offsets(text)) for text in texts]

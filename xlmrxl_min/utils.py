@@ -1,4 +1,4 @@
-"""Helpers for several folders: atomic writes, evaluation mode, size checks, batches of rows of similar length."""
+"""Helpers for several folders: atomic writes, evaluation mode, size checks, batches of similar length."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 
 @contextmanager
@@ -85,3 +86,8 @@ def group_by_length(
     if generator is not None:
         batches = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
     return batches
+
+
+def pad_rows(rows: Sequence[Sequence[int]], value: int) -> Tensor:  # b t
+    """Stack rows into one tensor; `value` fills the end of the shorter ones."""
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
