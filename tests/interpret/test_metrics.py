@@ -35,7 +35,6 @@ from xlmrxl_min.interpret import (
     value_norms,
     value_weighted,
 )
-from xlmrxl_min.interpret.metrics import without_positions
 from xlmrxl_min.training.texts import udhr
 
 HAND = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.8, 0.1], [0.0, 0.4, 0.6]])
@@ -552,16 +551,3 @@ def test_tiny_finds_translations():
     found = retrieval(*(mean_states(model, tokenizer, texts, progress=False) for texts in rows.values()))
     assert found.accuracy[1:].min() > 1 / len(rows["en"])
     assert (found.translation_cosine > found.other_cosine).all()
-
-
-# ---- positions
-
-
-@pytest.mark.parametrize("position_embedding_type", ["absolute", "relative_key", "relative_key_query"])
-def test_without_positions_order_means_nothing(position_embedding_type):
-    model = twins("ForMaskedLM", position_embedding_type=position_embedding_type)[1]
-    ids, order = torch.randint(2, 60, (2, 9)), torch.randperm(9)
-    blind = without_positions(model)
-    torch.testing.assert_close(blind(ids[:, order]).logits, blind(ids).logits[:, order])
-    assert (model(ids[:, order]).logits - model(ids).logits[:, order]).abs().max() > 1e-2, "the original sees it"
-    assert blind.lm_head.decoder.weight is blind.backbone.embeddings.word.weight

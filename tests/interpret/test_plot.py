@@ -319,14 +319,14 @@ def test_save_is_atomic(tmp_path):
 
 
 def test_training_curves():
-    history = [{"step": i + 1, "loss": 20.0 - i, "rate": i / 20, "seconds": 2.0 * i} for i in range(20)]
+    history = [{"step": i + 1, "loss": 20.0 - i, "lr": i / 20, "seconds": 2.0 * i} for i in range(20)]
     history[3]["loss"] = float("nan")
     plotted = plot.training_curves({"one": history})
     left, right = plotted.figure.axes
     assert left.lines[0].get_ydata()[0] == 20
     assert left.lines[1].get_ydata()[:4].tolist() == [20.0, 19.5, 18.5, 17.0], "a mean of two; step 4 has no loss"
     assert left.lines[1].get_xdata()[:4].tolist() == [1, 2, 3, 5]
-    assert right.lines[0].get_ydata().tolist() == [entry["rate"] for entry in history]
+    assert right.lines[0].get_ydata().tolist() == [entry["lr"] for entry in history]
     assert "one from 20.00 to 1.50 in 38 s" in plotted.caption
 
 

@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
 
 import torch
 from einops import rearrange
@@ -18,8 +16,6 @@ from tqdm import tqdm
 from ..model import Attention, PreTrainedModel
 from ..utils import eval_mode
 from .hooks import each_layer
-
-AnyModel = TypeVar("AnyModel", bound=PreTrainedModel)
 
 
 def entropy(weights: Tensor) -> Tensor:  # … q k -> … q
@@ -176,12 +172,3 @@ def value_weighted(weights: Tensor, norms: Tensor) -> Tensor:  # b h q k, b h k 
     """
     weighted = weights * rearrange(norms, "b h k -> b h 1 k")
     return weighted / weighted.sum(-1, keepdim=True)
-
-
-def without_positions(model: AnyModel) -> AnyModel:
-    """A copy of `model` to which every order of the tokens is the same: its vectors of positions or distances are 0."""
-    blind = copy.deepcopy(model)
-    for name, parameter in blind.named_parameters():
-        if name.endswith(("embeddings.position.weight", "attention.distance.weight")):
-            parameter.data.zero_()
-    return blind

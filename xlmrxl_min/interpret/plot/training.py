@@ -17,7 +17,7 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]], *, t
     figure, (left, right) = subplots(9, 3, 1, 2, width_ratios=[2, 1])
     phrases, means = [], {}
     for color, style, (name, history) in zip(COLORS * 9, ("-", "--", ":", "-.") * 9, histories.items(), strict=False):
-        steps, losses, rates = ([entry[key] for entry in history] for key in ("step", "loss", "rate"))
+        steps, losses, rates = ([entry[key] for entry in history] for key in ("step", "loss", "lr"))
         known = [(step, loss) for step, loss in zip(steps, losses, strict=True) if not math.isnan(loss)]
         window = max(1, math.ceil(len(known) / 10))
         recent = [[loss for _, loss in known[max(0, i + 1 - window) : i + 1]] for i in range(len(known))]
