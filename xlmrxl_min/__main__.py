@@ -14,7 +14,7 @@ from .checkpoints.load import config_for, locate_weights
 from .checkpoints.locate import folder_of
 from .checkpoints.names import hugging_face_tensors
 from .checkpoints.readers import open_store
-from .inference.predict import bars, fill_mask
+from .inference.predict import fill_mask, format_predictions
 from .interpret.explore import explore
 from .model import XLMRobertaXLConfig, XLMRobertaXLForMaskedLM
 from .scale.planner import BYTES, HEADS, report
@@ -25,7 +25,7 @@ from .tokenizer import XLMRobertaTokenizer
 def fill(options: argparse.Namespace) -> None:
     model = XLMRobertaXLForMaskedLM.from_pretrained(options.model)
     tokenizer = XLMRobertaTokenizer.from_pretrained(options.model)
-    print(bars(fill_mask(model, tokenizer, options.text, top_k=options.top_k)))
+    print(format_predictions(fill_mask(model, tokenizer, options.text, top_k=options.top_k)))
 
 
 def attend(options: argparse.Namespace) -> None:
