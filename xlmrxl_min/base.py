@@ -75,9 +75,9 @@ class PreTrainedConfig:
         position_embedding_type: str
         hidden_dropout_prob: float
         classifier_dropout: float | None
-        num_labels: int | None
-        id2label: dict[int, str] | None
-        label2id: dict[str, int] | None
+        num_labels: int
+        id2label: dict[int, str]
+        label2id: dict[str, int]
         pruned_heads: dict[int, list[int]]
 
     @classmethod
@@ -88,13 +88,13 @@ class PreTrainedConfig:
         """
         from .checkpoints.config import load_config
 
-        return load_config(cls, source, **config_overrides)
+        return load_config(cls, source, **config_overrides)  # type: ignore[arg-type, return-value]
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write `config.json` into `folder`, with the keys of Hugging Face."""
         from .checkpoints.config import save_config
 
-        save_config(self, folder)
+        save_config(self, folder)  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
         names = self.id2label or {i: f"LABEL_{i}" for i in range(2 if self.num_labels is None else self.num_labels)}
@@ -131,11 +131,11 @@ class PreTrainedConfig:
 
 
 def is_positive_integer(value: Any) -> bool:
-    return isinstance(value, Integral) and value > 0
+    return isinstance(value, Integral) and int(value) > 0
 
 
 def is_probability(value: Any) -> bool:  # of dropout: 1 would leave nothing
-    return isinstance(value, Real) and 0 <= value < 1
+    return isinstance(value, Real) and 0 <= float(value) < 1
 
 
 ACTIVATION_NAMES = ("gelu", "relu", "silu", "gelu_new")
@@ -155,8 +155,8 @@ CONFIG_RULES: tuple[tuple[str, Callable[[Any, Any], bool], str], ...] = (
     ("hidden_size", lambda x, c: x % c.num_attention_heads == 0, "a multiple of num_attention_heads"),
     ("hidden_dropout_prob attention_probs_dropout_prob", lambda x, c: is_probability(x), "at least 0, and below 1"),
     ("classifier_dropout", lambda x, c: x is None or is_probability(x), "None, or at least 0 and below 1"),
-    ("layer_norm_eps", lambda x, c: isinstance(x, Real) and x > 0, "a number above 0"),
-    ("initializer_range", lambda x, c: isinstance(x, Real) and x >= 0, "a number, 0 or more"),
+    ("layer_norm_eps", lambda x, c: isinstance(x, Real) and float(x) > 0, "a number above 0"),
+    ("initializer_range", lambda x, c: isinstance(x, Real) and float(x) >= 0, "a number, 0 or more"),
     (
         "hidden_act",
         lambda x, c: callable(x) or x in ACTIVATION_NAMES,
@@ -236,18 +236,19 @@ class LayerCache:
         return self.read()
 
     def read(self) -> tuple[Tensor, Tensor]:
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         return self.keys.narrow(2, 0, self.length), self.values.narrow(2, 0, self.length)
 
     def append(self, old: Tensor | None, new: Tensor) -> Tensor:
         end = self.length + new.shape[2]
         if torch.is_grad_enabled():  # writing in place would change tensors saved for the backward pass
             return new if old is None else torch.cat([old[:, :, : self.length], new], dim=2)
-        is_reusable = old is not None and end < old.shape[2]  # one position stays free: see below
-        if is_reusable and not torch.compiler.is_compiling():  # the compiler does not support is_inference
-            is_reusable = not old.is_inference() or torch.is_inference_mode_enabled()
-        if not is_reusable:
-            # Doubling copies fewer than 2 n positions in n steps. A full tensor would make the compiler trace once more.
+        is_frozen = False  # made in inference mode, and not to be written to outside it
+        if old is not None and not torch.compiler.is_compiling():  # the compiler does not support is_inference
+            is_frozen = old.is_inference() and not torch.is_inference_mode_enabled()
+        if old is None or is_frozen or end >= old.shape[2]:  # one position stays free
+            # Doubling copies fewer than 2 n positions in n steps. The compiler would trace a full tensor anew.
             larger = new.new_empty(*new.shape[:2], max(end + 1, 2 * (self.length + 1), 64), new.shape[3])
             if old is not None:
                 larger[:, :, : self.length] = old[:, :, : self.length]
@@ -332,8 +333,8 @@ def check_inputs(
     model: XLMRobertaXLModel, input_ids: Tensor | None, inputs_embeds: Tensor | None, attention_mask: Tensor | None,
     token_type_ids: Tensor | None, position_ids: Tensor | None, head_mask: Tensor | None,
     encoder_hidden_states: Tensor | None, encoder_attention_mask: Tensor | None, cache: Cache | None,
-) -> None:  # fmt: skip
-    """Raise ValueError, in one sentence, for inputs of `forward` that cannot be right."""
+) -> Tensor:  # fmt: skip
+    """Return input_ids or inputs_embeds. Raise ValueError, in one sentence, for inputs that cannot be right."""
     config, states = model.config, encoder_hidden_states
     given, width = input_ids if inputs_embeds is None else inputs_embeds, config.hidden_size
     if (input_ids is None) == (inputs_embeds is None):
@@ -384,8 +385,9 @@ def check_inputs(
     is_growing = cache is not None or model.can_cache()
     check_mask("attention_mask", attention_mask, batch, tokens, num_cached + tokens, is_growing=is_growing)
     if config.add_cross_attention:
-        keys = cache.cross[0].length if states is None else states.shape[1]
-        check_mask("encoder_attention_mask", encoder_attention_mask, batch, tokens, keys)
+        length = states.shape[1] if states is not None else cache.cross[0].length if cache is not None else 0
+        check_mask("encoder_attention_mask", encoder_attention_mask, batch, tokens, length)
+    return given
 
 
 def check_labels(name: str, labels: Tensor, logits: Tensor, ignore_index: int) -> None:
@@ -403,9 +405,11 @@ def check_values(labels: Tensor, logits: Tensor, problem: str) -> None:
         raise ValueError(f"labels have shape {shapes}.")
 
 
-def check_choices(given: Any, axes: int) -> None:
+def check_choices(given: Any, axes: int) -> int:
+    """Return the number of choices of ids `b c t` or embeddings `b c t e`. Raise ValueError for another shape."""
     if not isinstance(given, Tensor) or given.dim() != axes:
         raise ValueError("multiple choice takes input_ids (batch, choices, tokens), or the same as inputs_embeds.")
+    return given.shape[1]
 
 
 def has_fully_masked_rows(model: XLMRobertaXLModel, mask: Tensor | None, given: Tensor | None) -> bool:
@@ -468,7 +472,7 @@ class PreTrainedModel(nn.Module):
         """
         from .checkpoints.load import load
 
-        return load(
+        return load(  # type: ignore[return-value]
             cls, source, config=config, dtype=dtype, device=device, quantize=quantize, progress=progress,
             **config_overrides,
         )  # fmt: skip
@@ -571,7 +575,7 @@ class PreTrainedModel(nn.Module):
             if len(pruned[layer]) == width:
                 raise ValueError(f"prune_heads would leave no head in layer {layer}: keep at least one.")
         for layer, numbers in pruned.items():
-            prune_attention(self.base_model.layers[layer].attention, numbers)
+            prune_attention(self.base_model.layers[layer].attention, numbers)  # type: ignore[arg-type]
         self.config.pruned_heads = {**self.config.pruned_heads, **pruned}
 
     def gradient_checkpointing_enable(self, enable: bool = True) -> None:
@@ -620,7 +624,8 @@ class GenerationMixin:
         from .inference.generation import generate
 
         return generate(
-            self, input_ids, attention_mask, max_new_tokens=max_new_tokens, do_sample=do_sample,
+            self,  # type: ignore[arg-type]
+            input_ids, attention_mask, max_new_tokens=max_new_tokens, do_sample=do_sample,
             temperature=temperature, top_k=top_k, top_p=top_p, generator=generator, num_beams=num_beams,
             length_penalty=length_penalty, num_return_sequences=num_return_sequences, eos_token_id=eos_token_id,
             use_cache=use_cache, encoder_hidden_states=encoder_hidden_states,
@@ -641,7 +646,8 @@ class GenerationMixin:
         from .inference.generation import stream
 
         return stream(
-            self, input_ids, attention_mask, max_new_tokens=max_new_tokens, do_sample=do_sample,
+            self,  # type: ignore[arg-type]
+            input_ids, attention_mask, max_new_tokens=max_new_tokens, do_sample=do_sample,
             temperature=temperature, top_k=top_k, top_p=top_p, generator=generator,
             num_return_sequences=num_return_sequences, eos_token_id=eos_token_id, use_cache=use_cache,
             encoder_hidden_states=encoder_hidden_states, encoder_attention_mask=encoder_attention_mask,

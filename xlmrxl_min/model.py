@@ -1,10 +1,9 @@
 """XLM-RoBERTa-XL in one file: encoder, decoder, every task head.
 
 Goyal et al. 2021, "Larger-Scale Transformers for Multilingual Masked Language Modeling" (arXiv:2105.00572): the 3.5 and
-10.7 billion parameter members of the XLM-R family. The numbers equal those of the two reference implementations,
-fairseq's `roberta/model_xlmr.py` and Hugging Face's `modeling_xlm_roberta_xl.py` (4.56.2). There are two exceptions,
-where the latter gives other numbers with a cache than without: here, relative positions depend on each query's own
-position, and absolute positions never count padding.
+10.7 billion parameter members of the XLM-R family. The numbers equal those of fairseq's `roberta/model_xlmr.py` and of
+Hugging Face's `modeling_xlm_roberta_xl.py` (4.56.2), but for two cases in which the latter depends on the cache: here,
+relative positions always use each query's own position, and absolute positions never count padding.
 
 Axes, the same letters in every pattern, comment and notebook:
 
@@ -34,7 +33,9 @@ from torch.utils.checkpoint import checkpoint
 from . import base
 from .base import Cache, GenerationMixin, LayerCache, ModelOutput, PreTrainedConfig, PreTrainedModel
 
-ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu, "gelu_new": partial(F.gelu, approximate="tanh")}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu, "relu": F.relu, "silu": F.silu, "gelu_new": partial(F.gelu, approximate="tanh"),
+}  # fmt: skip
 QUERY_BLOCK_SIZE = 128  # queries whose relative scores are computed at once: a larger block needs more memory
 Opt: TypeAlias = "Tensor | None"
 
@@ -68,10 +69,10 @@ class XLMRobertaXLConfig(PreTrainedConfig):
     is_decoder: bool = False
     add_cross_attention: bool = False
     tie_word_embeddings: bool = True
-    num_labels: int | None = None  # None: as many as there are names in id2label, or 2
+    num_labels: int = None  # type: ignore[assignment]  # as many as there are names in id2label, or 2
     problem_type: str | None = None  # None: inferred from the labels
-    id2label: dict[int, str] | None = None
-    label2id: dict[str, int] | None = None
+    id2label: dict[int, str] = None  # type: ignore[assignment]  # LABEL_0, LABEL_1, …
+    label2id: dict[str, int] = None  # type: ignore[assignment]  # the inverse of id2label
     pruned_heads: dict[int, list[int]] = field(default_factory=dict)
     output_attentions: bool = False
     output_hidden_states: bool = False
@@ -223,9 +224,11 @@ class Attention(nn.Module):
         return bias
 
     # b h q d, b h k d, b h k d -> b h q d, b h q k
-    def eager_attention(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Opt, head_mask: Opt):
+    def eager_attention(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Opt, head_mask: Opt
+    ) -> tuple[Tensor, Opt]:
         """Attention step by step: for the weights, and for masking heads."""
-        bias = self.bias(query, key, key.shape[2] - query.shape[2], attention_mask)
+        bias = self.bias(query, key, key.shape[2] - query.shape[2], mask)
         scores = einsum(query / math.sqrt(self.head_dim), key, "b h q d, b h k d -> b h q k")
         weights = self.attention_dropout((scores if bias is None else scores + bias).softmax(-1))
         if head_mask is not None:
@@ -233,18 +236,20 @@ class Attention(nn.Module):
         return einsum(weights, value, "b h q k, b h k d -> b h q d"), weights
 
     # b h q d, b h k d, b h k d -> b h q d, None
-    def sdpa_attention(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Opt, head_mask: None):
+    def sdpa_attention(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Opt, head_mask: Opt
+    ) -> tuple[Tensor, Opt]:
         """The same by PyTorch's kernels, which do not hold the weights; nor, by blocks of queries, the whole bias."""
         sdpa = partial(F.scaled_dot_product_attention, dropout_p=self.attention_dropout.p if self.training else 0.0)
         query_offset = key.shape[2] - query.shape[2]  # with a cache, the queries are the last tokens
         if self.position_embedding_type == "absolute":
-            return sdpa(query, key, value, self.bias(query, key, query_offset, attention_mask)), None
+            return sdpa(query, key, value, self.bias(query, key, query_offset, mask)), None
         blocks = query.split(QUERY_BLOCK_SIZE, dim=2)
-        masks, contexts = [None] * len(blocks), []
-        if attention_mask is not None:
-            masks = attention_mask.expand(-1, -1, query.shape[2], -1).split(QUERY_BLOCK_SIZE, dim=2)
-        for block, mask in zip(blocks, masks, strict=True):
-            contexts.append(sdpa(block, key, value, self.bias(block, key, query_offset, mask)))
+        contexts, masks = [], [None] * len(blocks)
+        if mask is not None:
+            masks = mask.expand(-1, -1, query.shape[2], -1).split(QUERY_BLOCK_SIZE, dim=2)
+        for block, its_mask in zip(blocks, masks, strict=True):
+            contexts.append(sdpa(block, key, value, self.bias(block, key, query_offset, its_mask)))
             query_offset += block.shape[2]
         return torch.cat(contexts, dim=2), None
 
@@ -257,7 +262,7 @@ class FeedForward(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.up = nn.Linear(config.hidden_size, config.intermediate_size)
         self.down = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.act = config.hidden_act if callable(config.hidden_act) else ACTIVATIONS[config.hidden_act]
+        self.act = ACTIVATIONS[config.hidden_act] if isinstance(config.hidden_act, str) else config.hidden_act
 
     def forward(self, hidden: Tensor) -> Tensor:  # b t e -> b t e
         return hidden + self.down(self.act(self.up(self.norm(hidden))))  # no dropout, as in Hugging Face
@@ -298,9 +303,6 @@ class Pooler(nn.Module):
         return torch.tanh(self.dense(hidden[:, 0]))
 
 
-# ---- the backbone
-
-
 class XLMRobertaXLModel(PreTrainedModel):
     """Encoder, or with is_decoder=True decoder, without a task head. Walked through in notebooks/05_the_block.ipynb."""
 
@@ -329,16 +331,15 @@ class XLMRobertaXLModel(PreTrainedModel):
         config, cache = self.config, past_key_values
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        base.check_inputs(
+        tokens = base.check_inputs(
             self, input_ids, inputs_embeds, attention_mask, token_type_ids, position_ids, head_mask,
             encoder_hidden_states, encoder_attention_mask, cache,
         )  # fmt: skip
         if cache is None and self.can_cache() and (config.use_cache if use_cache is None else use_cache):
             cache = Cache(len(self.layers))
 
-        tokens = input_ids if inputs_embeds is None else inputs_embeds
         queries, device, keys = tokens.shape[1], tokens.device, tokens.shape[1]
-        is_token = input_ids != config.pad_token_id if inputs_embeds is None else tokens.new_ones(tokens.shape[:2]) > 0
+        is_token = tokens != config.pad_token_id if inputs_embeds is None else tokens.new_ones(tokens.shape[:2]) > 0
         num_cached: Tensor | int = 0
         if cache is not None:
             keys, num_cached = queries + cache.get_seq_length(), cache.num_valid_tokens
@@ -355,18 +356,19 @@ class XLMRobertaXLModel(PreTrainedModel):
         head_masks = base.expand_head_mask(self, head_mask)
 
         hidden = self.embeddings(input_ids, inputs_embeds, token_type_ids, position_ids)
-        hidden_states, attentions, cross_attentions = (hidden,), (), ()
+        hidden_states, attentions, cross_attentions = [hidden], [], []
+        recomputes = self.gradient_checkpointing and self.training
         for i, block in enumerate(self.layers):
-            if self.gradient_checkpointing and self.training:
-                block = partial(checkpoint, block, use_reentrant=False)
+            run: Callable[..., Any] = partial(checkpoint, block, use_reentrant=False) if recomputes else block
             caches = (None, None) if cache is None else (cache.layers[i], cache.cross[i])
-            hidden, weights, cross_weights = block(
+            hidden, weights, cross_weights = run(
                 hidden, mask, encoder_hidden_states, encoder_mask, head_masks[i], *caches,
                 output_attentions or is_eager,
             )  # fmt: skip
-            attentions, cross_attentions = (*attentions, weights), (*cross_attentions, cross_weights)
+            attentions.append(weights)
+            cross_attentions.append(cross_weights)
             if output_hidden_states:
-                hidden_states = (*hidden_states, hidden)
+                hidden_states.append(hidden)
         hidden = self.norm(hidden)
         if cache is not None:
             cache.num_valid_tokens = cache.num_valid_tokens + is_token.sum(-1, keepdim=True)
@@ -375,12 +377,9 @@ class XLMRobertaXLModel(PreTrainedModel):
             pooler_output=None if self.pooler is None else self.pooler(hidden),
             past_key_values=cache,
             hidden_states=(*hidden_states[:-1], hidden) if output_hidden_states else None,
-            attentions=attentions if output_attentions else None,
-            cross_attentions=cross_attentions if output_attentions and config.add_cross_attention else None,
+            attentions=tuple(attentions) if output_attentions else None,
+            cross_attentions=tuple(cross_attentions) if output_attentions and config.add_cross_attention else None,
         )
-
-
-# ---- task heads
 
 
 class LMHead(nn.Module):
@@ -410,10 +409,8 @@ class ClassificationHead(nn.Module):
         return self.out_proj(self.dropout(pooled))
 
 
-def cross_entropy(logits: Tensor, labels: Opt, ignore_index: int = -100, name: str = "labels") -> Opt:
-    """Mean loss of `logits` `… v` at labels `…` other than `ignore_index`; None without labels."""
-    if labels is None:
-        return None
+def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = -100, name: str = "labels") -> Tensor:
+    """Mean loss of `logits` `… v` at labels `…` other than `ignore_index`. Raises ValueError if they do not fit."""
     base.check_labels(name, labels, logits, ignore_index)
     flat = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1).long()
     return F.cross_entropy(*flat, ignore_index=ignore_index)
@@ -443,7 +440,7 @@ class XLMRobertaXLForMaskedLM(PreTrainedModel):
             encoder_attention_mask, None, None, output_attentions, output_hidden_states,
         )  # fmt: skip
         logits = self.lm_head(out.last_hidden_state)
-        return out.with_logits(cross_entropy(logits, labels), logits=logits)
+        return out.with_logits(None if labels is None else cross_entropy(logits, labels), logits=logits)
 
 
 class XLMRobertaXLForCausalLM(GenerationMixin, PreTrainedModel):
@@ -530,7 +527,7 @@ class XLMRobertaXLForMultipleChoice(PreTrainedModel):
     ) -> ModelOutput:  # fmt: skip
         """input_ids, token_type_ids, attention_mask, position_ids `b c t`, inputs_embeds `b c t e`; labels `b`."""
         given = input_ids if inputs_embeds is None else inputs_embeds
-        base.check_choices(given, axes=3 if inputs_embeds is None else 4)
+        choices = base.check_choices(given, axes=3 if inputs_embeds is None else 4)
         by_token = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         ids, mask, types, positions, embeds = (
             None if x is None else rearrange(x, "b c ... -> (b c) ...") for x in by_token
@@ -539,8 +536,8 @@ class XLMRobertaXLForMultipleChoice(PreTrainedModel):
             ids, mask, types, positions, head_mask, embeds,
             output_attentions=output_attentions, output_hidden_states=output_hidden_states,
         )  # fmt: skip
-        logits = rearrange(self.classifier(self.dropout(out.pooler_output)), "(b c) 1 -> b c", c=given.shape[1])
-        return out.with_logits(cross_entropy(logits, labels), logits=logits)
+        logits = rearrange(self.classifier(self.dropout(out.pooler_output)), "(b c) 1 -> b c", c=choices)
+        return out.with_logits(None if labels is None else cross_entropy(logits, labels), logits=logits)
 
 
 class XLMRobertaXLForTokenClassification(PreTrainedModel):
@@ -567,7 +564,7 @@ class XLMRobertaXLForTokenClassification(PreTrainedModel):
         logits = self.classifier(self.dropout(out.last_hidden_state))
         if labels is not None and attention_mask is not None and attention_mask.shape == labels.shape:
             labels = labels.masked_fill(attention_mask == 0, -100)
-        return out.with_logits(cross_entropy(logits, labels), logits=logits)
+        return out.with_logits(None if labels is None else cross_entropy(logits, labels), logits=logits)
 
 
 class XLMRobertaXLForQuestionAnswering(PreTrainedModel):
