@@ -1,4 +1,4 @@
-"""The patients of notebook 12: ill in the way that is told, of what is told, and well again without it."""
+"""The planted bugs of notebook 12: each does what the notebook says, and nothing else is wrong with the model."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from xlmrxl_min import XLMRobertaTokenizer, XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM
+from xlmrxl_min import XLMRobertaTokenizer
 from xlmrxl_min.course import bugs
 from xlmrxl_min.training.texts import udhr
 
@@ -15,54 +15,57 @@ CELLS = json.loads((Path(__file__).parents[2] / "notebooks" / "12_spot_the_bug.i
 IDS = torch.tensor([[0, 14, 75, 300, 8001, 512, 77, 9, 2]])
 PADDED = torch.tensor([[1] * 9, [1] * 6 + [0] * 3])  # an attention_mask
 
+each_case = pytest.mark.parametrize("letter", sorted(bugs.CASES))
 
-@pytest.mark.parametrize("letter", sorted(bugs.CASES))
+
+@each_case
 def test_diagnosis(letter):
-    case = bugs.CASES[letter]
-    named = bugs.suspects(letter)
-    assert len(named) >= 4
-    assert named == sorted(named)
-    assert bugs.diagnose(letter) == f"Who is it? {'; '.join(named)}."
-    right = bugs.diagnose(letter, f" {case.culprit.upper()} ")
-    assert right.startswith(f"Yes, {case.culprit}. {case.why}\n\n")
-    assert re.search(r"^(class|def) ", right, flags=re.MULTILINE), "the guilty lines"
-    for suspect, why in case.innocent.items():
+    case, suspects = bugs.CASES[letter], bugs.suspects(letter)
+    assert len(suspects) >= 4
+    assert suspects == sorted(suspects)
+    assert bugs.diagnose(letter) == f"Who is it? {'; '.join(suspects)}."
+    right = bugs.diagnose(letter, f" {case.cause.upper()} ")
+    assert right.startswith(f"Yes, {case.cause}. {case.why}\n\n")
+    assert re.search(r"^(class|def) ", right, flags=re.MULTILINE), "the buggy code"
+    for suspect, why in case.others.items():
         assert bugs.diagnose(letter, suspect) == f"Not {suspect}: {why}"
         assert why.endswith(".")
     assert "is not among the suspects" in bugs.diagnose(letter, "the weather")
 
 
-def test_spelling_is_no_obstacle():
+def test_diagnosis_ignores_case_article_and_quotation_mark():
     assert bugs.diagnose("b", "Mask") == bugs.diagnose("B", "the mask")
     assert bugs.diagnose("L", "mean of means").startswith("Yes, a mean of means. ")
     assert bugs.diagnose("B", "padding’s embedding").startswith("Not padding's embedding: ")
 
 
-def test_there_is_no_case_z():
+def test_unknown_case_raises():
     with pytest.raises(ValueError, match="there is no case 'Z': the cases are A, B"):
-        bugs.patient("Z")
+        bugs.buggy("Z")
 
 
-@pytest.mark.parametrize("letter", sorted(bugs.CASES))
-def test_notebook_asks_and_tells(letter):
-    """A cell that ends with the question, the suspects under it; the answer stands in the folded story only."""
+@each_case
+def test_notebook_asks_and_hides_the_answer(letter):
+    """The cause is named in the folded answer, and nowhere before."""
     texts = ["".join(cell["source"]) for cell in CELLS]
-    where = next(i for i, text in enumerate(texts) if text.startswith(f"## {letter}: "))
-    asks = next(
-        i for i in range(where, len(texts)) if f'diagnose("{letter}", ' in texts[i] and CELLS[i]["cell_type"] == "code"
-    )
-    shown, folded = texts[where].split("<details>", 1)
+    question = next(text for text in texts if text.startswith(f"## {letter}: "))
+    shown, folded = question.split("<details>", 1)
     assert "<summary>" in folded
     assert "https://github.com/" in folded, "where it really happened"
     assert "**The test**" in folded
-    said = "".join(line for output in CELLS[asks]["outputs"] for line in output.get("text", []))
-    if letter == "A":  # the one that is shown
-        assert bugs.diagnose("A", "dropout") in said
-    else:
-        assert f"`{bugs.CASES[letter].culprit}`." in folded
-        assert f"`{bugs.CASES[letter].culprit}`" not in shown
-        assert f'diagnose("{letter}", None)' in texts[asks]
-        assert bugs.diagnose(letter) in said
+    if letter != "A":  # A is solved in the notebook
+        assert f"`{bugs.CASES[letter].cause}`." in folded
+        assert f"`{bugs.CASES[letter].cause}`" not in shown
+        assert any(f'diagnose("{letter}", None)' in text for text in texts)
+
+
+@each_case
+def test_notebook_was_run_with_the_suspects(letter):
+    cell = next(
+        cell for cell in CELLS if cell["cell_type"] == "code" and f'diagnose("{letter}", ' in "".join(cell["source"])
+    )
+    printed = "".join(line for output in cell["outputs"] for line in output.get("text", []))
+    assert bugs.diagnose(letter, "dropout" if letter == "A" else None) in printed
 
 
 def logits(model, ids=IDS, **inputs):
@@ -71,100 +74,97 @@ def logits(model, ids=IDS, **inputs):
         return model(ids, **inputs).logits
 
 
-def of_pieces(model, ids=IDS):
-    first = model(ids[:, :4])
-    return torch.cat([first.logits, model(ids[:, 4:], past_key_values=first.past_key_values).logits], dim=1)
+def padded_logits(model):
+    return logits(model, IDS.expand(2, -1), attention_mask=PADDED)[:, :6]
 
 
-def pruned(model):
+def pruned_logits(model):
     model.prune_heads({0: [0, 2]})
     return logits(model)
+
+
+def chunked_logits(model):
+    first = model(IDS[:, :4])
+    return torch.cat([first.logits, model(IDS[:, 4:], past_key_values=first.past_key_values).logits], dim=1)
 
 
 def loss(model):
     return model(IDS, labels=IDS).loss
 
 
-def padded(model):
-    return logits(model, IDS.expand(2, -1), attention_mask=PADDED)[:, :6]
-
-
-SYMPTOMS = {"A": logits, "B": padded, "C": logits, "E": logits, "F": logits, "I": pruned, "J": loss, "K": of_pieces}
+SYMPTOMS = {
+    "A": logits, "B": padded_logits, "C": logits, "E": logits, "F": logits, "I": pruned_logits, "J": loss,
+    "K": chunked_logits,
+}  # fmt: skip
+CORRECT = {"J": bugs.tiny_decoder, "K": bugs.tiny_relative_decoder}
 
 
 @pytest.mark.parametrize("letter", SYMPTOMS)
-def test_the_culprit_alone_makes_ill(letter):
-    """With the healthy class given back to its parts, the same weights have the healthy answer."""
-    symptom, patient = SYMPTOMS[letter], bugs.patient(letter)
-    kind = type(patient)
-    healthy = {"J": "tiny-decoder", "K": "tiny-relative-key"}.get(letter, "tiny")
-    options = {"is_decoder": True} if letter == "K" else {}
-    model = XLMRobertaXLForCausalLM if letter in "JK" else XLMRobertaXLForMaskedLM
-    expected = symptom(model.from_pretrained(healthy, **options).eval())
-    assert (symptom(patient) - expected).abs().max() > 1e-3
-    cured = bugs.patient(letter)
-    for module in cured.modules():
-        if type(module).__module__ == bugs.__name__:  # disguised, then ill, then healthy
+def test_the_buggy_class_alone_is_wrong(letter):
+    """With the original class given back to its modules, the same weights give the correct answer."""
+    symptom, correct = SYMPTOMS[letter], CORRECT.get(letter, bugs.tiny)().eval()
+    model = bugs.buggy(letter)
+    assert type(model).__name__ == type(correct).__name__
+    expected = symptom(correct)
+    assert (symptom(bugs.buggy(letter)) - expected).abs().max() > 1e-3
+    for module in model.modules():
+        if type(module).__module__ == bugs.__name__:  # its classes: disguised, buggy, original
             module.__class__ = type(module).__mro__[2]
-    torch.testing.assert_close(symptom(cured), expected, atol=1e-4, rtol=0)
-    assert kind.__name__ == model.__name__
+    torch.testing.assert_close(symptom(model), expected, atol=1e-4, rtol=0)
 
 
-def test_nothing_gives_a_patient_away():
+def test_printing_a_model_does_not_show_the_bug():
     for letter in SYMPTOMS:
-        names = {type(module).__name__ for module in bugs.patient(letter).modules()}
-        assert not names & {case.guilty.__name__ for case in bugs.CASES.values()}
-    assert type(bugs.patient("D")[1]).__name__ == "XLMRobertaTokenizer"
+        names = {type(module).__name__ for module in bugs.buggy(letter).modules()}
+        assert not names & {case.code.__name__ for case in bugs.CASES.values()}
+    assert type(bugs.buggy("D")[1]).__name__ == "XLMRobertaTokenizer"
 
 
-def test_d_differs_in_the_mask_alone():
-    model, theirs = bugs.patient("D")
-    ours = XLMRobertaTokenizer.from_pretrained("tiny")
-    assert theirs.mask_token_id == ours.mask_token_id + 3 < model.config.vocab_size
-    assert theirs.encode("a<s>b") == ours.encode("a<s>b")
-    healthy = XLMRobertaXLForMaskedLM.from_pretrained("tiny").eval()
-    torch.testing.assert_close(logits(model)[..., :8002], logits(healthy))
+def test_d_has_another_mask_id_and_nothing_else():
+    model, tokenizer = bugs.buggy("D")
+    correct = XLMRobertaTokenizer.from_pretrained("tiny")
+    assert tokenizer.mask_token_id == correct.mask_token_id + 3 < model.config.vocab_size
+    assert tokenizer.encode("a<s>b") == correct.encode("a<s>b")
+    torch.testing.assert_close(logits(model)[..., :8002], logits(bugs.tiny().eval()))
 
 
-def test_g_has_the_two_norms_of_each_layer_exchanged():
-    model, healthy = bugs.patient("G"), XLMRobertaXLForMaskedLM.from_pretrained("tiny").eval()
-    assert (logits(model) - logits(healthy)).abs().max() > 1
+def test_g_has_the_two_norms_of_each_layer_swapped():
+    model, correct = bugs.buggy("G"), bugs.tiny().eval()
+    assert (logits(model) - logits(correct)).abs().max() > 1
     for layer in model.backbone.layers:
         layer.attention.norm, layer.feed_forward.norm = layer.feed_forward.norm, layer.attention.norm
-    torch.testing.assert_close(logits(model), logits(healthy))
+    torch.testing.assert_close(logits(model), logits(correct))
 
 
-def test_h_is_well_once_tied_again():
-    model, healthy = bugs.patient("H"), XLMRobertaXLForMaskedLM.from_pretrained("tiny")
-    count = [sum(parameter.numel() for parameter in one.parameters()) for one in (model, healthy)]
+def test_h_is_correct_once_tied_again():
+    model, correct = bugs.buggy("H"), bugs.tiny()
+    count = [sum(parameter.numel() for parameter in one.parameters()) for one in (model, correct)]
     assert count[0] - count[1] == 8002 * 256
     model.tie_weights()
     assert model.lm_head.decoder.weight is model.backbone.embeddings.word.weight
 
 
-def test_l_is_right_for_parts_of_one_size_only():
-    gather, model = bugs.patient("L"), XLMRobertaXLForMaskedLM.from_pretrained("tiny").eval()
+def test_l_is_correct_only_for_parts_with_equally_many_labels():
+    accumulate, model = bugs.buggy("L"), bugs.tiny().eval()
     ids, labels = IDS.expand(4, -1), IDS.repeat(4, 1)
 
     def gradient(*parts):
-        gather(model, parts)
+        accumulate(model, parts)
         return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
 
     halves = [(ids[:2], labels[:2]), (ids[2:], labels[2:])]
     torch.testing.assert_close(gradient(*halves), gradient((ids, labels)), atol=1e-5, rtol=1e-3)
     labels[0, 1:] = -100
     at_once = gradient((ids, labels))
-    halves = [(ids[:1], labels[:1]), (ids[1:], labels[1:])]
-    assert (gradient(*halves) - at_once).norm() > 0.05 * at_once.norm()
+    parts = [(ids[:1], labels[:1]), (ids[1:], labels[1:])]
+    assert (gradient(*parts) - at_once).norm() > 0.05 * at_once.norm()
 
 
-def test_j_reports_more_than_the_sum():
+def test_j_reports_more_than_the_sum_of_the_losses():
     """What speaks against "sum in place of mean"."""
-    model = bugs.patient("J")
-    ids = torch.tensor(
-        [XLMRobertaTokenizer.from_pretrained("tiny").encode(next(row.text for row in udhr("en") if row.article == 1))]
-    )
+    text = next(row.text for row in udhr("en") if row.article == 1)
+    ids = torch.tensor([XLMRobertaTokenizer.from_pretrained("tiny").encode(text)])
     with torch.no_grad():
-        out = model(ids, labels=ids)
+        out = bugs.buggy("J")(ids, labels=ids)
     total = torch.nn.functional.cross_entropy(out.logits[0, :-1], ids[0, 1:], reduction="sum")
     assert 0.5 < total < out.loss - 1

@@ -1,4 +1,4 @@
-"""The exercises: every solution passes, every blank and every crash is met gently, every slip gets its own sentence."""
+"""The exercises: every solution passes, every misconception gets its message, and a check raises nothing."""
 
 import ast
 import functools
@@ -13,158 +13,173 @@ import pytest
 import torch
 
 from xlmrxl_min.course import exercises
-from xlmrxl_min.course.checks import BLANK, Exercise, compare, guess, names_in
+from xlmrxl_min.course.checks import NO_RESULT, Exercise, compare, guess, names_used
+from xlmrxl_min.course.exercises import attention, start_here, the_block, tokens_and_embeddings
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("[0-9]*.ipynb"))
-EXERCISES = {name: value for name, value in vars(exercises).items() if isinstance(value, Exercise)}
 CELLS = {path.stem: json.loads(path.read_text(encoding="utf-8"))["cells"] for path in NOTEBOOKS}
+MODULES = [module for module in vars(exercises).values() if inspect.ismodule(module)]
+EXERCISES = {name: value for module in MODULES for name, value in vars(module).items() if isinstance(value, Exercise)}
+
+each_exercise = pytest.mark.parametrize("name", EXERCISES)
 
 
 def source(cell):
     return "".join(cell["source"])
 
 
-def text_of(exercise):
+def source_of_solution(exercise):
     """The solution as it is written, without its decorator."""
-    written = textwrap.dedent(inspect.getsource(exercise.solution))
-    return written[written.index("def ") :].strip()
+    text = textwrap.dedent(inspect.getsource(exercise.solution))
+    return text[text.index("def ") :].strip()
 
 
-@pytest.mark.parametrize("name", EXERCISES)
+def check_name(exercise):
+    return next(name for name, value in vars(exercises).items() if value == exercise.check)
+
+
+def test_every_notebook_has_its_file_of_exercises():
+    assert sorted(module.__name__.rpartition(".")[2] for module in MODULES if "exercises." in module.__name__) == (
+        sorted(path.stem[3:] for path in NOTEBOOKS)
+    )
+
+
+@each_exercise
 def test_solution_is_right(name):
     assert EXERCISES[name].check(EXERCISES[name].solution) == "Right!"
 
 
 @pytest.mark.parametrize(
-    ("name", "why"), [(name, why) for name, one in EXERCISES.items() for why in one.misconceptions]
+    ("name", "message"), [(name, message) for name, one in EXERCISES.items() for message in one.misconceptions]
 )
-def test_slip_is_recognised(name, why):
-    assert EXERCISES[name].check(EXERCISES[name].misconceptions[why]) == f"Not quite. {why}"
+def test_misconception_is_recognised(name, message):
+    assert EXERCISES[name].check(EXERCISES[name].misconceptions[message]) == f"Not quite. {message}"
 
 
-@pytest.mark.parametrize("name", EXERCISES)
-def test_there_are_at_least_four_slips_and_they_differ(name):
-    exercise = EXERCISES[name]
-    assert len(exercise.misconceptions) >= 4
-    assert all(why.endswith(".") and why.count(" ") >= 2 for why in exercise.misconceptions), "whole sentences"
+@each_exercise
+def test_there_are_at_least_four_misconceptions_in_whole_sentences(name):
+    messages = EXERCISES[name].misconceptions
+    assert len(messages) >= 4
+    assert all(message.endswith(".") and message.count(" ") >= 2 for message in messages)
 
 
-@pytest.mark.parametrize("name", EXERCISES)
-def test_blank_and_crash_are_met_gently(name):
+@each_exercise
+def test_missing_results_and_errors_get_a_message(name):
     check = EXERCISES[name].check
-    assert check(lambda *args: None) == BLANK
-    assert check(lambda *args: (None, None)) == BLANK
+    assert check(lambda *args: None) == NO_RESULT
+    assert check(lambda *args: (None, None)) == NO_RESULT
 
-    def crash(*args):
+    def fail(*args):
         raise RuntimeError("The size of tensor a must match\nand more")
 
-    assert check(crash).startswith("Your code stops with RuntimeError: The size of tensor a must match.")
-    for nonsense in ("nonsense", object(), {}, 1 + 2j, torch.tensor(1 + 2j), 10**400, torch.ones(2, device="meta")):
-        assert check(lambda *args, nonsense=nonsense: nonsense).startswith("Not quite. ")
-    said = check(lambda *args: "nonsense").lower()
-    assert re.search("it is (a str|'nonsense'), and should be", said)
-    assert check(3) == "Hand over the function itself, without brackets behind it: this is an int."
+    assert check(fail).startswith("Your code stops with RuntimeError: The size of tensor a must match.")
+    assert re.search("it is (a str|'nonsense'), and should be", check(lambda *args: "nonsense").lower())
+    assert check(3) == "Pass the function itself, without brackets behind it: this is an int."
 
 
-@pytest.mark.parametrize("name", EXERCISES)
-def test_notebook_shows_the_solution_a_blank_and_the_check(name):
-    """The solution as it stands in exercises.py; a stub of the same name, which the check meets gently."""
-    exercise = EXERCISES[name]
-    check = next(key for key, value in vars(exercises).items() if value == exercise.check)
+@each_exercise
+@pytest.mark.parametrize(
+    "nonsense",
+    ["nonsense", object(), {}, 1 + 2j, torch.tensor(1 + 2j), 10**400, torch.ones(2, device="meta")],
+    ids=lambda value: type(value).__name__,
+)
+def test_nonsense_gets_a_message(name, nonsense):
+    assert EXERCISES[name].check(lambda *args: nonsense).startswith("Not quite. ")
+
+
+@each_exercise
+def test_notebook_shows_the_solution_a_stub_and_the_check(name):
+    """The solution as it is in the file of this notebook's exercises, and a stub of the same name."""
+    exercise, check = EXERCISES[name], check_name(EXERCISES[name])
     where = [stem for stem, cells in CELLS.items() if any(f"{check}({name})" in source(cell) for cell in cells)]
-    assert len(where) == 1, f"{check}({name}) is in {where}"
+    assert [stem[3:] for stem in where] == [exercise.solution.__module__.rpartition(".")[2]]
     cells = CELLS[where[0]]
     solutions = [block for cell in cells for block in re.findall(r"```python\n(.*?)\n```", source(cell), re.DOTALL)]
-    assert text_of(exercise) in solutions
+    assert source_of_solution(exercise) in solutions
     stubs = [
-        ast.unparse(node)
+        node
         for cell in cells
         if cell["cell_type"] == "code" and f"def {name}(" in source(cell)
         for node in ast.parse(source(cell)).body
         if isinstance(node, ast.FunctionDef) and node.name == name
     ]
     assert len(stubs) == 1
-    assert (
-        inspect.signature(exercise.solution).parameters.keys()
-        == {arg.arg: None for arg in ast.parse(stubs[0]).body[0].args.args}.keys()
-    )
+    assert [arg.arg for arg in stubs[0].args.args] == list(inspect.signature(exercise.solution).parameters)
     namespace = {}
-    exec(stubs[0], namespace)
-    assert exercise.check(namespace[name]) == BLANK
-    said = [
-        source({"source": out.get("text", [])}) for cell in cells if check in source(cell) for out in cell["outputs"]
-    ]
-    assert said == [f"{BLANK}\n"]
+    exec(ast.unparse(stubs[0]), namespace)
+    assert exercise.check(namespace[name]) == NO_RESULT
 
 
-@pytest.mark.parametrize("name", EXERCISES)
+@each_exercise
+def test_notebook_was_run_with_the_stub(name):
+    check = check_name(EXERCISES[name])
+    cells = [cell for cells in CELLS.values() for cell in cells if f"{check}({name})" in source(cell)]
+    assert ["".join(out.get("text", [])) for cell in cells for out in cell["outputs"]] == [f"{NO_RESULT}\n"]
+
+
+@each_exercise
 def test_notebook_has_what_the_solution_needs(name):
-    exercise = EXERCISES[name]
-    needed = {used for used in names_in(exercise.solution.__code__) if used in vars(exercises)}
-    cells = next(cells for cells in CELLS.values() if any(f"({name}))" in source(cell) for cell in cells))
-    code = "\n".join(source(cell) for cell in cells if cell["cell_type"] == "code")
-    lines = [node for node in ast.parse(code).body if isinstance(node, (ast.Import, ast.ImportFrom))]
-    there = {(alias.asname or alias.name).split(".")[0] for line in lines for alias in line.names}
-    there |= {node.name for node in ast.parse(code).body if isinstance(node, ast.FunctionDef)}
-    assert needed <= there, needed - there
+    solution, check = EXERCISES[name].solution, check_name(EXERCISES[name])
+    needed = {used for used in names_used(solution.__code__) if used in solution.__globals__}
+    cells = next(cells for cells in CELLS.values() if any(f"{check}({name})" in source(cell) for cell in cells))
+    nodes = ast.parse("\n".join(source(cell) for cell in cells if cell["cell_type"] == "code")).body
+    imports = [node for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom))]
+    defined = {(alias.asname or alias.name).split(".")[0] for node in imports for alias in node.names}
+    defined |= {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    assert needed <= defined, needed - defined
 
 
-def test_right_answers_may_come_in_any_form():
-    class Answer(torch.nn.Module):
+def test_any_callable_and_any_type_of_result_will_do():
+    class Norm(torch.nn.Module):
         def forward(self, x, gamma, beta, eps):
             return torch.nn.functional.layer_norm(x, (4,), gamma, beta, eps)
 
-    assert exercises.check_norm(Answer()) == "Right!"
-    assert exercises.check_norm(functools.partial(lambda *args: exercises.my_norm.solution(*args))) == "Right!"
+    assert exercises.check_norm(Norm()) == "Right!"
+    assert exercises.check_norm(functools.partial(lambda *args: the_block.my_norm.solution(*args))) == "Right!"
     assert exercises.check_split_heads(lambda x, d: list(x.unflatten(-1, (-1, d)).transpose(1, 2))) == "Right!"
     assert exercises.check_distances(lambda tokens: torch.tensor(2 * tokens - 1)) == "Right!"
-    by_numpy = exercises.check_most_looked_at(lambda weights, tokens: list(np.array(tokens)[weights.argmax(-1)]))
-    assert by_numpy == "Right!"
+    assert exercises.check_most_attended(lambda weights, tokens: list(np.array(tokens)[weights.argmax(-1)])) == "Right!"
 
 
-def test_of_cuts_equally_short_any_will_do():
-    def latest(text, pieces):
-        """As the solution, but the last begin wins, not the first."""
+def test_any_cut_with_the_fewest_pieces_will_do():
+    def last_begin(text, pieces):
+        """As the solution, but of two equally short ways the last begin is taken, not the first."""
         shortest = [()]
         for end in range(1, len(text) + 1):
             begins = [begin for begin in reversed(range(end)) if text[begin:end] in pieces]
             shortest.append(min(((*shortest[begin], text[begin:end]) for begin in begins), key=len))
         return shortest[-1]
 
-    assert any(list(latest(*case)) != exercises.fewest_pieces.solution(*case) for case in exercises.fewest_cases())
-    assert exercises.check_fewest(latest) == "Right!"
+    cases = tokens_and_embeddings.fewest_pieces.cases
+    assert any(list(last_begin(*case)) != solution for case, solution in cases)
+    assert exercises.check_fewest(last_begin) == "Right!"
 
 
-def test_guesses_that_see_each_other_are_not_those_asked_for():
-    """Filled one after the other, from either end."""
-
+def test_predictions_from_one_call_differ_from_one_by_one():
     def from_the_end(model, tokenizer, text):
         while "<mask>" in text:
             before, after = text.rsplit("<mask>", 1)
-            text = before + exercises.fill_mask(model, tokenizer, text)[-1][0].text + after
+            text = before + start_here.fill_mask(model, tokenizer, text)[-1][0].text + after
         return text
 
     assert exercises.check_complete(from_the_end).startswith("Not quite. ")
 
 
-def test_a_mistake_is_recognised_though_the_code_stops_elsewhere():
-    """Without a mask fill_mask stops, but that is not the mistake which comes first."""
+def test_a_misconception_is_recognised_though_the_code_stops_on_a_later_case():
+    def only_the_first(model, tokenizer, text):  # fill_mask stops where there is no mask
+        return text.replace("<mask>", start_here.fill_mask(model, tokenizer, text)[0][0].text, 1)
 
-    def only_the_first(model, tokenizer, text):
-        return text.replace("<mask>", exercises.fill_mask(model, tokenizer, text)[0][0].text, 1)
-
-    assert (
-        exercises.check_complete(only_the_first) == "Not quite. Only the first <mask> is filled: there may be several."
-    )
+    message = "Not quite. Only the first <mask> is filled: there may be several."
+    assert exercises.check_complete(only_the_first) == message
 
 
 @pytest.mark.parametrize(
-    ("check", "mine", "says"),
+    ("check", "mine", "message"),
     [
         (
-            "needed",
-            lambda cuts: cuts.clear() or 7,
-            "Not quite. With cuts = ['columns', 'columns']: different: 7 where 2 should be.",
+            "collectives",
+            lambda splits: splits.clear() or 7,
+            "Not quite. With splits = ['columns', 'columns']: different: 7 where 2 should be.",
         ),
         (
             "choice",
@@ -176,16 +191,16 @@ def test_a_mistake_is_recognised_though_the_code_stops_elsewhere():
         ("norm", lambda x, *rest: y, "Your code stops with NameError: name 'y' is not defined."),
     ],
 )
-def test_the_sentence_says_with_what(check, mine, says):
-    assert getattr(exercises, f"check_{check}")(mine).lower().startswith(says.lower())
+def test_the_message_names_the_case_or_the_error(check, mine, message):
+    assert getattr(exercises, f"check_{check}")(mine).lower().startswith(message.lower())
 
 
-def test_masks_of_the_attention_cases_differ():
-    for _, _, _, may in exercises.attention_cases()[1::2]:
-        assert not torch.equal(may[0, :, :2], may[1, :, :2])
+def test_masks_of_the_attention_cases_differ_between_texts():
+    for _, _, _, mask in attention.attention_cases()[1::2]:
+        assert not torch.equal(mask[0, :, :2], mask[1, :, :2])
 
 
-def test_what_is_forbidden_is_said():
+def test_disallowed_names_get_a_message():
     from einops import rearrange
 
     def by_einops(x, d):
@@ -200,23 +215,23 @@ def test_what_is_forbidden_is_said():
     assert exercises.check_attention(by_kernel) == "Right numbers. But SDPA did it: write it out."
 
 
-def test_what_is_given_may_be_written_to():
-    """A function that spoils its arguments is judged on fresh ones, and told of it."""
+def test_arguments_changed_in_place_get_a_message():
+    """The function is checked on fresh arguments each time."""
 
-    def careless(x, gamma, beta, eps):
+    def in_place(x, gamma, beta, eps):
         x -= x.mean(-1, keepdim=True)
         x /= (x.square().mean(-1, keepdim=True) + eps).sqrt()
         return x.mul_(gamma).add_(beta)
 
-    said = "Right numbers. But `x` is no longer what it was: work on a new one."
-    assert exercises.check_norm(careless) == exercises.check_norm(careless) == said
+    message = "Right numbers. But `x` was changed in place: work on a copy."
+    assert exercises.check_norm(in_place) == exercises.check_norm(in_place) == message
 
 
 # ---- compare
 
 
 @pytest.mark.parametrize(
-    ("mine", "reference", "says", "is_close"),
+    ("mine", "reference", "message", "is_close"),
     [
         (torch.ones(2, 3), torch.ones(2, 3), "Exactly equal.", True),
         (torch.ones(2), torch.ones(2) + 4e-6, "Close: at most 4.1e-06 apart at [0].", True),
@@ -251,20 +266,24 @@ def test_what_is_given_may_be_written_to():
         ("a", "b", "It is 'a', and should be 'b'.", False),
         (None, torch.ones(2), "It is a NoneType, and should be of shape (2,).", False),
         ([torch.ones(2)], [torch.ones(2), torch.ones(2)], "Its length is 1, and should be 2.", False),
-        ((torch.ones(2), torch.zeros(2)), (torch.ones(2), torch.ones(2)), None, False),
+        (
+            (torch.ones(2), torch.zeros(2)),
+            (torch.ones(2), torch.ones(2)),
+            "Entry 1: different in 2 of 2 numbers, most at [0]: 0 where 1 should be.",
+            False,
+        ),
     ],
 )
-def test_compare_says_shape_first_then_where(mine, reference, says, is_close):
-    said = compare(mine, reference)
-    assert bool(said) == is_close
-    assert says is None or str(said) == says
-    assert repr(said) == str(said)
+def test_compare(mine, reference, message, is_close):
+    comparison = compare(mine, reference)
+    assert comparison.is_close == is_close
+    assert comparison.message == repr(comparison) == str(comparison) == message
 
 
 # ---- guess
 
 
-def test_guess_commits_before_and_is_told_after():
+def test_guess():
     assert guess("How many?").against(10) == "No guess was made; it is 10."
     assert guess("How many?", 10).against(10) == "You said 10; it is 10. Right!"
     assert guess("How many?", 9.5).against(10).endswith("Right!")

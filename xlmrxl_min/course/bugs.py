@@ -1,6 +1,6 @@
-"""Mistakes from the history of such models, planted in ours. Walked through in notebooks/12_spot_the_bug.ipynb.
+"""Real bugs of models like this one, planted in ours. Walked through in notebooks/12_spot_the_bug.ipynb.
 
-To read on is to know the culprits: do the notebook first.
+This file gives the answers away: do the notebook first.
 """
 
 from __future__ import annotations
@@ -8,7 +8,9 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,25 +29,22 @@ from ..model import (
 from ..tokenizer import XLMRobertaTokenizer
 
 
-class Case(NamedTuple):
-    """A bug: how the patient is made, who did it, which lines, and what speaks against each of the others."""
+@dataclass(frozen=True)
+class Case:
+    """A bug of notebook 12.
 
-    patient: Callable[[], Any]
-    culprit: str
-    guilty: Any
+    make: builds the buggy model, tokenizer or function. cause: the right suspect. code: the buggy class or function.
+    why: what is wrong with it. others: each wrong suspect with what speaks against it.
+    """
+
+    make: Callable[[], Any]
+    cause: str
+    code: Any
     why: str
-    innocent: dict[str, str]
+    others: dict[str, str]
 
 
-CASES: dict[str, Case] = {}
-
-
-def case(letter: str, culprit: str, guilty: Any, why: str, innocent: dict[str, str]) -> Callable:
-    def add(make: Callable[[], Any]) -> Callable[[], Any]:
-        CASES[letter] = Case(make, culprit, guilty, why, innocent)
-        return make
-
-    return add
+CASES: dict[str, Case] = {}  # by letter; each is added below, after its code
 
 
 def find(letter: str) -> Case:
@@ -54,132 +53,141 @@ def find(letter: str) -> Case:
     return CASES[letter.upper()]
 
 
-def patient(letter: str) -> Any:
-    """What is ill in this case: a new model, tokenizer or function each time. ValueError for a letter without case."""
-    return find(letter).patient()
+def buggy(letter: str) -> Any:
+    """Build the buggy model, tokenizer or function of a case. ValueError for an unknown letter."""
+    return find(letter).make()
 
 
 def suspects(letter: str) -> list[str]:
-    """In alphabetical order."""
-    return sorted([find(letter).culprit, *find(letter).innocent])
-
-
-def bare(name: str) -> str:
-    """As it is compared: in small letters, without its article."""
-    return re.sub(r"^(the|an?) ", "", name.strip().lower().replace("’", "'"))
+    """The possible causes in a case, in alphabetical order."""
+    return sorted([find(letter).cause, *find(letter).others])
 
 
 def diagnose(letter: str, suspect: str | None = None) -> str:
-    """What speaks for or against this suspect; with the right one, the guilty lines too. None: who the suspects are."""
-    found, said = find(letter), bare(str(suspect))
-    if said == bare(found.culprit):
-        return f"Yes, {found.culprit}. {found.why}\n\n{inspect.getsource(found.guilty).rstrip()}"
-    for name, why in found.innocent.items():
-        if said == bare(name):
+    """What speaks for or against this suspect, with the code for the right one. None: the list of suspects."""
+    case = find(letter)
+    if suspect is None:
+        return f"Who is it? {'; '.join(suspects(letter))}."
+    if normalize(suspect) == normalize(case.cause):
+        return f"Yes, {case.cause}. {case.why}\n\n{inspect.getsource(case.code).rstrip()}"
+    for name, why in case.others.items():
+        if normalize(suspect) == normalize(name):
             return f"Not {name}: {why}"
-    listed = "; ".join(suspects(letter))
-    return f"Who is it? {listed}." if suspect is None else f"{suspect!r} is not among the suspects: {listed}."
+    return f"{suspect!r} is not among the suspects: {'; '.join(suspects(letter))}."
 
 
-def infected(model: PreTrainedModel, kind: type[nn.Module], sick: type[nn.Module]) -> PreTrainedModel:
-    """The model itself, every part of this kind turned into a sick one: the same weights, another method."""
-    disguised = type(kind.__name__, (sick,), {})  # `print(model)` gives nothing away
+def normalize(name: str) -> str:
+    """Lower case, without the article."""
+    return re.sub(r"^(the|an?) ", "", name.strip().lower().replace("’", "'"))
+
+
+def plant(model: PreTrainedModel, original: type[nn.Module], replacement: type[nn.Module]) -> PreTrainedModel:
+    """Turn every module of the class `original` into a `replacement`: the same weights, another method."""
+    disguised = type(original.__name__, (replacement,), {})  # `print(model)` does not tell them apart
     for module in model.modules():
-        if type(module) is kind:
+        if type(module) is original:
             module.__class__ = disguised
     return model.eval()
+
+
+tiny = partial(XLMRobertaXLForMaskedLM.from_pretrained, "tiny")
+tiny_decoder = partial(XLMRobertaXLForCausalLM.from_pretrained, "tiny-decoder")
+tiny_relative_decoder = partial(XLMRobertaXLForCausalLM.from_pretrained, "tiny-relative-key", is_decoder=True)
 
 
 # ---- A
 
 
-class NeverAtRest(Attention):
+class AlwaysDrops(Attention):
     def sdpa_attention(self, query, key, value, attention_mask, head_mask):
         bias = self.bias(query, key, key.shape[2] - query.shape[2], attention_mask)
         p = self.attention_dropout.p
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=p), None
 
 
-@case(
-    "A",
+CASES["A"] = Case(
+    lambda: plant(tiny(attention_probs_dropout_prob=0.1), Attention, AlwaysDrops),
     "dropout",
-    NeverAtRest,
+    AlwaysDrops,
     "The kernel does not know whether the model is training: it drops whenever dropout_p is above 0.",
     {
-        "the initialisation": "only a weight that a checkpoint lacks is drawn, and that once, before the runs.",
+        "the initialisation": "only a weight that a checkpoint lacks is random, and only once, before the runs.",
         "rounding": "sums in another order differ in the seventh digit, not in the first.",
         "the tokenizer": "the ids are made once, before the runs.",
     },
 )
-def restless() -> XLMRobertaXLForMaskedLM:
-    model = XLMRobertaXLForMaskedLM.from_pretrained("tiny", attention_probs_dropout_prob=0.1)
-    return infected(model, Attention, NeverAtRest)
 
 
 # ---- B
 
 
-class Inverted(Attention):
+class InvertedMask(Attention):
     def sdpa_attention(self, query, key, value, attention_mask, head_mask):
-        hidden = None if attention_mask is None else ~attention_mask
-        bias = self.bias(query, key, key.shape[2] - query.shape[2], hidden)
+        masked = None if attention_mask is None else ~attention_mask
+        bias = self.bias(query, key, key.shape[2] - query.shape[2], masked)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias), None
 
 
-@case(
-    "B",
+CASES["B"] = Case(
+    lambda: plant(tiny(), Attention, InvertedMask),
     "the mask",
-    Inverted,
-    "This kernel takes True = may attend, and was given True = hide; where nothing is padded, no mask is passed.",
+    InvertedMask,
+    "This kernel takes True = may attend, and was given True = masked; where nothing is padded, no mask is passed.",
     {
         "the positions": "they count real tokens only, on both paths, and the path that shows its weights is right.",
         "padding's embedding": "where attention's weights are shown, the same embedding does no harm.",
-        "layernorm": "it treats each token by itself, so what stands in other places cannot disturb it.",
+        "layernorm": "it treats each token by itself, so other tokens cannot disturb it.",
     },
 )
-def upside_down() -> XLMRobertaXLForMaskedLM:
-    return infected(XLMRobertaXLForMaskedLM.from_pretrained("tiny"), Attention, Inverted)
 
 
 # ---- C
 
 
-class FromZero(Embeddings):
+class PositionsFromZero(Embeddings):
     def make_position_ids(self, is_token, num_cached=0):
         return (is_token.cumsum(-1) + num_cached - 1) * is_token
 
 
-@case(
-    "C",
+CASES["C"] = Case(
+    lambda: plant(tiny(), Embeddings, PositionsFromZero),
     "the positions",
-    FromZero,
-    "Text begins at row 2. Here every token stands two rows too early; the first two get rows that no text has used.",
+    PositionsFromZero,
+    "Text begins at row 2. Here every token is two rows too early; the first two get rows that no text has used.",
     {
         "the words": "without them, a row of the position table is left, to a thousandth: so it was the right one.",
-        "the token types": "there is one row of them, so it cannot differ from place to place.",
-        "the order of the tokens": "the rows count up by one from place to place, as they should.",
+        "the token types": "there is one row of them, so it cannot differ between tokens.",
+        "the order of the tokens": "the rows count up by one from token to token, as they should.",
     },
 )
-def early() -> XLMRobertaXLForMaskedLM:
-    return infected(XLMRobertaXLForMaskedLM.from_pretrained("tiny"), Embeddings, FromZero)
 
 
 # ---- D
 
 
-class LateMask(XLMRobertaTokenizer):
-    def __init__(self, vocabulary):
-        super().__init__(vocabulary)
+class MaskAfterPieces(XLMRobertaTokenizer):
+    def __init__(self, vocab_file):
+        super().__init__(vocab_file)
         special = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
-        self.mask_token_id = len(self.pieces) + len(special)
-        self.special_ids = special | {"<mask>": self.mask_token_id}
-        self.special_tokens = {i: name for name, i in self.special_ids.items()}
+        self.mask_token_id = len(self.sp_model) + len(special)
+        self.special_token_ids = special | {"<mask>": self.mask_token_id}
+        self.special_tokens = {i: name for name, i in self.special_token_ids.items()}
 
 
-@case(
-    "D",
+def tiny_with_spare_rows() -> tuple[XLMRobertaXLForMaskedLM, XLMRobertaTokenizer]:
+    """As XL, which has 878 unused rows behind the last token: no id is out of range."""
+    model = tiny()
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        model.resize_token_embeddings(8064)
+    disguised = type("XLMRobertaTokenizer", (MaskAfterPieces,), {})
+    return model.eval(), disguised(XLMRobertaTokenizer.from_pretrained("tiny").vocab_file)
+
+
+CASES["D"] = Case(
+    tiny_with_spare_rows,
     "the tokenizer",
-    LateMask,
+    MaskAfterPieces,
     "<mask> is the last piece's number plus one: three of the four special tokens are in the vocabulary already.",
     {
         "the lm head": "with the other tokenizer the same head finds the words.",
@@ -187,52 +195,43 @@ class LateMask(XLMRobertaTokenizer):
         "too little training": "with the other tokenizer the same weights find the words.",
     },
 )
-def late() -> tuple[XLMRobertaXLForMaskedLM, XLMRobertaTokenizer]:
-    """With filler rows behind the last token, as XL has 878 of them: no id is out of range."""
-    model, tokenizer = XLMRobertaXLForMaskedLM.from_pretrained("tiny"), XLMRobertaTokenizer.from_pretrained("tiny")
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
-        model.resize_token_embeddings(8064)
-    return model.eval(), type("XLMRobertaTokenizer", (LateMask,), {})(tokenizer.vocabulary)
 
 
 # ---- E
 
 
-class AlmostNorm(nn.LayerNorm):
+class NormByStd(nn.LayerNorm):
     def forward(self, x):
         mean, std = x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
         return self.weight * (x - mean) / (std + self.eps) + self.bias
 
 
-@case(
-    "E",
+CASES["E"] = Case(
+    lambda: plant(tiny(), nn.LayerNorm, NormByStd),
     "layernorm",
-    AlmostNorm,
-    "std() divides by e - 1 where the variance is meant to be divided by e, and eps stands outside the root.",
+    NormByStd,
+    "std() divides by e - 1 where the variance is meant to be divided by e, and eps is added outside the root.",
     {
         "rounding": "it errs by 10⁻⁷, not by 10⁻³.",
         "gelu": "the error is there before the first feed-forward layer.",
         "the softmax": "the error is there before the first attention has mixed anything.",
     },
 )
-def almost() -> XLMRobertaXLForMaskedLM:
-    return infected(XLMRobertaXLForMaskedLM.from_pretrained("tiny"), nn.LayerNorm, AlmostNorm)
 
 
 # ---- F
 
 
-MIXING = "b h q k, b h q d -> b h q d"  # by a name: tests/axis_lint.py would find it in the call
+WRONG_PATTERN = "b h q k, b h q d -> b h q d"  # by a name: tests/axis_lint.py would find it in the call
 
 
-class Hermits(Attention):
+class MixesOwnValue(Attention):
     def mix(self, query, key, value, attention_mask):
         scores = einsum(query, key, "b h q d, b h k d -> b h q k") / self.head_dim**0.5
-        weights = (scores if attention_mask is None else scores + mask_to_bias(attention_mask, scores.dtype)).softmax(
-            -1
-        )
-        return einsum(weights, value, MIXING), weights
+        if attention_mask is not None:
+            scores = scores + mask_to_bias(attention_mask, scores.dtype)
+        weights = scores.softmax(-1)
+        return einsum(weights, value, WRONG_PATTERN), weights
 
     def eager_attention(self, query, key, value, attention_mask, head_mask):
         return self.mix(query, key, value, attention_mask)
@@ -241,10 +240,10 @@ class Hermits(Attention):
         return self.mix(query, key, value, attention_mask)[0], None
 
 
-@case(
-    "F",
+CASES["F"] = Case(
+    lambda: plant(tiny(), Attention, MixesOwnValue),
     "the mixing",
-    Hermits,
+    MixesOwnValue,
     "A q in place of a k: each query's weights are summed, to one, and multiply its own value. einsum says nothing.",
     {
         "the mask": "nothing is padded here, and the attention maps, which it would change, are tiny's.",
@@ -252,8 +251,6 @@ class Hermits(Attention):
         "the value matrix": "it is tiny's; and whatever it is, it says what is carried, not from where.",
     },
 )
-def alone() -> XLMRobertaXLForMaskedLM:
-    return infected(XLMRobertaXLForMaskedLM.from_pretrained("tiny"), Attention, Hermits)
 
 
 # ---- G
@@ -264,42 +261,42 @@ def our_name(name: str) -> str:
     return name.replace("self_attn_layer_norm", "feed_forward.norm").replace("final_layer_norm", "attention.norm")
 
 
-@case(
-    "G",
-    "two norms",
-    our_name,
-    "XL norms first: self_attn_layer_norm stands before attention, and final_layer_norm before the feed-forward layer.",
-    {
-        "a transposed matrix": "no matrix is among the parameters that differ.",
-        "the heads' order": "query, key, value and out are not among the parameters that differ.",
-        "a missing weight": "the loader was strict, and what differs is in tiny as well, in another place.",
-    },
-)
-def exchanged() -> XLMRobertaXLForMaskedLM:
-    model = XLMRobertaXLForMaskedLM.from_pretrained("tiny")
-    theirs = {"attention.norm": "self_attn_layer_norm", "feed_forward.norm": "final_layer_norm"}
-    weights = {}
+def tiny_from_fairseq_names() -> XLMRobertaXLForMaskedLM:
+    model, weights = tiny(), {}
     for name, value in model.state_dict().items():
-        for ours, fairseq in theirs.items():
-            name = name.replace(ours, fairseq)
+        name = name.replace("feed_forward.norm", "final_layer_norm").replace("attention.norm", "self_attn_layer_norm")
         weights[our_name(name)] = value.clone()
     model.load_state_dict(weights, strict=True)
     return model.eval()
 
 
+CASES["G"] = Case(
+    tiny_from_fairseq_names,
+    "two norms",
+    our_name,
+    "XL norms first: self_attn_layer_norm comes before attention, and final_layer_norm before the feed-forward layer.",
+    {
+        "a transposed matrix": "no matrix is among the parameters that differ.",
+        "the heads' order": "query, key, value and out are not among the parameters that differ.",
+        "a missing weight": "the loader was strict, and what differs is in tiny as well, under another name.",
+    },
+)
+
+
 # ---- H
 
 
-def load(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
+def fill(model: PreTrainedModel, weights: dict[str, Tensor]) -> PreTrainedModel:
     for name, value in weights.items():
-        place, _, last = name.rpartition(".")
-        setattr(model.get_submodule(place), last, nn.Parameter(value.clone()))
+        module, _, parameter = name.rpartition(".")
+        setattr(model.get_submodule(module), parameter, nn.Parameter(value.clone()))
+    return model.eval()
 
 
-@case(
-    "H",
+CASES["H"] = Case(
+    lambda: fill(tiny(), tiny().state_dict()),
     "the tie",
-    load,
+    fill,
     "Every name gets a tensor of its own, and the word embeddings have two names: tie them again, after loading.",
     {
         "the optimizer": "the count was too high before it had done anything.",
@@ -307,215 +304,165 @@ def load(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
         "a second lm head": "it would bring a dense layer, a norm and a bias too; there are 8,002 × 256 numbers more.",
     },
 )
-def untied() -> XLMRobertaXLForMaskedLM:
-    model = XLMRobertaXLForMaskedLM.from_pretrained("tiny")
-    load(model, model.state_dict())
-    return model.eval()
 
 
 # ---- I
 
 
-class AlwaysEight(Attention):
+class FixedNumberOfHeads(Attention):
     def split_heads(self, hidden):  # b t e -> b h t d
         batch, tokens, width = hidden.shape
         return hidden.view(batch, tokens, 8, width // 8).transpose(1, 2)
 
 
-@case(
-    "I",
+CASES["I"] = Case(
+    lambda: plant(tiny(), Attention, FixedNumberOfHeads),
     "the split into heads",
-    AlwaysEight,
-    "The number of heads was written down where their width belongs: six heads of 32 were read as eight of 24.",
+    FixedNumberOfHeads,
+    "The number of heads is fixed where their width should be: six heads of 32 are read as eight of 24.",
     {
         "the rows that were cut": "what is left of query, key, value and out is what is left of them in tiny.",
         "a loss of needed heads": "masked, the same heads cost next to nothing.",
         "the bias of out": "it belongs to no head, and is tiny's.",
     },
 )
-def narrowed() -> XLMRobertaXLForMaskedLM:
-    return infected(XLMRobertaXLForMaskedLM.from_pretrained("tiny"), Attention, AlwaysEight)
 
 
 # ---- J
 
 
-class TwiceShifted(XLMRobertaXLForCausalLM):
+class ShiftsLabelsTwice(XLMRobertaXLForCausalLM):
     def forward(self, input_ids=None, *args, labels=None, **inputs):
         if labels is not None:  # next-token prediction
             labels = F.pad(labels[:, 1:], (0, 1), value=-100)
         return super().forward(input_ids, *args, labels=labels, **inputs)
 
 
-@case(
-    "J",
+CASES["J"] = Case(
+    lambda: plant(tiny_decoder(), XLMRobertaXLForCausalLM, ShiftsLabelsTwice),
     "the labels' shift",
-    TwiceShifted,
-    "The model moves the labels by one place itself: moved before as well, each place is asked for the next but one.",
+    ShiftsLabelsTwice,
+    "The model shifts the labels by one itself: shifted before as well, each token is to predict the next but one.",
     {
         "the causal mask": "the logits are tiny-decoder's, so what is wrong comes after them.",
         "padding": "there is one text here, and all of it counts.",
         "sum in place of mean": "the sum at shift 1 is smaller than what is reported, and the mean is far smaller.",
     },
 )
-def far_sighted() -> XLMRobertaXLForCausalLM:
-    model = XLMRobertaXLForCausalLM.from_pretrained("tiny-decoder")
-    return infected(model, XLMRobertaXLForCausalLM, TwiceShifted)
 
 
 # ---- K
 
 
-class AllAtTheEnd(Attention):
+class QueriesAtTheEnd(Attention):
     def position_bias(self, query, key, query_offset):
         last = key.shape[2] - 1
         if last < query.shape[2]:  # no past
             return super().position_bias(query, key, query_offset)
-        rows = [super(AllAtTheEnd, self).position_bias(row, key, last) for row in query.split(1, dim=2)]
+        rows = [super(QueriesAtTheEnd, self).position_bias(row, key, last) for row in query.split(1, dim=2)]
         return torch.cat(rows, dim=2)
 
 
-@case(
-    "K",
+CASES["K"] = Case(
+    lambda: plant(tiny_relative_decoder(), Attention, QueriesAtTheEnd),
     "the queries' positions",
-    AllAtTheEnd,
-    "With a past, every query of a piece is put at the last key's place: right for one new token, wrong for several.",
+    QueriesAtTheEnd,
+    "With a past, every query of a chunk gets the last key's position: right for one new token, wrong for several.",
     {
         "what the cache holds": "token by token the same cache gives the right answer.",
         "the causal mask": "no weight is on later tokens, and some is on the past.",
         "rounding": "it errs by 10⁻⁵ here, as the healthy decoder shows, whatever the pieces.",
     },
 )
-def crowded() -> XLMRobertaXLForCausalLM:
-    model = XLMRobertaXLForCausalLM.from_pretrained("tiny-relative-key", is_decoder=True)
-    return infected(model, Attention, AllAtTheEnd)
 
 
 # ---- L
 
 
-def accumulated(model: PreTrainedModel, parts: Sequence[tuple[Tensor, Tensor]]) -> None:
+def accumulate(model: PreTrainedModel, parts: Sequence[tuple[Tensor, Tensor]]) -> None:
     """The gradient of a batch that comes in parts, of ids and labels, `b t` each."""
     model.zero_grad()
     for ids, labels in parts:
         (model(ids, labels=labels).loss / len(parts)).backward()
 
 
-@case(
-    "L",
+CASES["L"] = Case(
+    lambda: accumulate,
     "a mean of means",
-    accumulated,
-    "Each part's loss is a mean over its own labels; the batch's mean weighs a part by how many labels it has.",
+    accumulate,
+    "Each part's loss is a mean over its own labels; the batch's mean weights a part by how many labels it has.",
     {
         "the learning rate": "no step is made, these are gradients.",
         "an old gradient": "it would disturb every cut, and 4 + 4 texts give the right gradient.",
         "dropout": "tiny has none; and it would disturb every cut.",
     },
 )
-def hasty() -> Callable[[PreTrainedModel, Sequence[tuple[Tensor, Tensor]]], None]:
-    return accumulated
 
 
-# ---- nine more, for the tests that the learner writes
+# ---- more bugs, on which the tests that the learner writes are tried
 
 
-class ByPlace(Embeddings):
+class PositionsCountPadding(Embeddings):
     def make_position_ids(self, is_token, num_cached=0):
-        return torch.ones_like(is_token).cumsum(-1) + num_cached + 1  # padding is counted as well
+        return torch.ones_like(is_token).cumsum(-1) + num_cached + 1
 
 
-class Restarting(Embeddings):
+class PositionsRestart(Embeddings):
     def make_position_ids(self, is_token, num_cached=0):
-        return super().make_position_ids(is_token)  # every piece begins at 2
+        return super().make_position_ids(is_token)  # every chunk begins at 2
 
 
-class TopLeft(Attention):
+class CausalFromFirstKey(Attention):
     def sdpa_attention(self, query, key, value, attention_mask, head_mask):
-        causal = query.shape[2] > 1  # aligned at the first key: with a past, the past is nearly all that is seen
+        causal = query.shape[2] > 1  # with a past, a query sees hardly more than the past
         return F.scaled_dot_product_attention(query, key, value, is_causal=causal), None
 
 
-class Leaky(Attention):
+class WeakMask(Attention):
     def sdpa_attention(self, query, key, value, attention_mask, head_mask):
-        low = None if attention_mask is None else -5.0 * ~attention_mask  # low, but not low enough
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=low), None
+        bias = None if attention_mask is None else -5.0 * ~attention_mask  # low, but not low enough
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias), None
 
 
-class Unending(Attention):
+class AttendsToRightPadding(Attention):
     def sdpa_attention(self, query, key, value, attention_mask, head_mask):
-        if attention_mask is not None:  # padding behind the text is taken for text
+        if attention_mask is not None:
             attention_mask = attention_mask | (attention_mask.flip(-1).cumsum(-1).flip(-1) == 0)
         return super().sdpa_attention(query, key, value, attention_mask, head_mask)
 
 
-class WhenPadded(XLMRobertaXLForMaskedLM):
+class ChangesPaddedLogits(XLMRobertaXLForMaskedLM):
     def forward(self, input_ids=None, attention_mask=None, **inputs):
         out = super().forward(input_ids, attention_mask, **inputs)
         if attention_mask is not None and not attention_mask.all():
-            out.logits = self.spoiled(out.logits, attention_mask)
+            out.logits = self.change(out.logits, attention_mask)
         return out
 
 
-class CutShort(WhenPadded):
-    def spoiled(self, logits, mask):  # a text's last token is taken for padding
+class LosesLastToken(ChangesPaddedLogits):
+    def change(self, logits, mask):  # a text's last token is taken for padding
         return logits.masked_fill(F.pad(mask[:, 1:], (0, 1))[..., None] == 0, -1e4)
 
 
-class Clipped(WhenPadded):
-    def spoiled(self, logits, mask):
+class NoNegativeLogits(ChangesPaddedLogits):
+    def change(self, logits, mask):
         return logits.clamp(min=0)  # none is too low, but some are too high
 
 
-class Modest(Attention):
+class IgnoresNewKey(Attention):
     def sdpa_attention(self, query, key, value, attention_mask, head_mask):
-        if query.shape[2] == 1 < key.shape[2]:  # one new token sees the past, and not itself
+        if query.shape[2] == 1 < key.shape[2]:  # a single new token sees the past, and not itself
             key, value = key[:, :, :-1], value[:, :, :-1]
         return super().sdpa_attention(query, key, value, attention_mask, head_mask)
 
 
-class RoundedCache(LayerCache):
-    def extend(self, key, value):  # half the memory, were it kept so
+class RoundedLayerCache(LayerCache):
+    def extend(self, key, value):
         return super().extend(key.bfloat16().float(), value.bfloat16().float())
 
 
-class Thrifty(Attention):
+class RoundsCache(Attention):
     def forward(self, hidden, states, attention_mask, head_mask, cache, output_attentions):
         if cache is not None:
-            cache.__class__ = RoundedCache
+            cache.__class__ = RoundedLayerCache
         return super().forward(hidden, states, attention_mask, head_mask, cache, output_attentions)
-
-
-def leaky() -> XLMRobertaXLForMaskedLM:
-    return infected(XLMRobertaXLForMaskedLM.from_pretrained("tiny"), Attention, Leaky)
-
-
-def unending() -> XLMRobertaXLForMaskedLM:
-    return infected(XLMRobertaXLForMaskedLM.from_pretrained("tiny"), Attention, Unending)
-
-
-def cut_short() -> XLMRobertaXLForMaskedLM:
-    return infected(XLMRobertaXLForMaskedLM.from_pretrained("tiny"), XLMRobertaXLForMaskedLM, CutShort)
-
-
-def clipped() -> XLMRobertaXLForMaskedLM:
-    return infected(XLMRobertaXLForMaskedLM.from_pretrained("tiny"), XLMRobertaXLForMaskedLM, Clipped)
-
-
-def modest() -> XLMRobertaXLForCausalLM:
-    return infected(XLMRobertaXLForCausalLM.from_pretrained("tiny-decoder"), Attention, Modest)
-
-
-def thrifty() -> XLMRobertaXLForCausalLM:
-    return infected(XLMRobertaXLForCausalLM.from_pretrained("tiny-decoder"), Attention, Thrifty)
-
-
-def counted_by_place() -> XLMRobertaXLForMaskedLM:
-    return infected(XLMRobertaXLForMaskedLM.from_pretrained("tiny"), Embeddings, ByPlace)
-
-
-def restarting() -> XLMRobertaXLForCausalLM:
-    return infected(XLMRobertaXLForCausalLM.from_pretrained("tiny-decoder"), Embeddings, Restarting)
-
-
-def top_left() -> XLMRobertaXLForCausalLM:
-    return infected(XLMRobertaXLForCausalLM.from_pretrained("tiny-decoder"), Attention, TopLeft)

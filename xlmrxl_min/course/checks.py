@@ -1,4 +1,4 @@
-"""What exercises are made of: compare, guess, and a check that recognises the usual mistakes. Used in all notebooks."""
+"""Exercises and predictions: compare two results, commit to a guess, and recognise the usual misconceptions."""
 
 from __future__ import annotations
 
@@ -8,156 +8,158 @@ import reprlib
 import types
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-BLANK = "Nothing to check yet: it gives back None. Put your code there; or is the `return` missing?"
-CLOSE = 1e-5  # of numbers around 1; of larger ones, this share
+from ..model import Attention, XLMRobertaXLConfig
+
+NO_RESULT = "Nothing to check yet: your function returns None. Write your code; or is the `return` missing?"
+TOLERANCE = 1e-5  # absolute for numbers up to 1, relative for larger ones
 SHORT = reprlib.Repr()
-SHORT.maxstring = 80  # a sentence is shown whole
+SHORT.maxstring = 80  # enough for a sentence
 
 
-class Comparison(str):
-    """A sentence on two values, true where they are equal or close."""
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """The result of `compare`. It prints as its message; ask for `is_close`, as every object is true."""
 
+    message: str
     is_close: bool
 
-    def __new__(cls, text: str, is_close: bool) -> Comparison:
-        made = super().__new__(cls, text)
-        made.is_close = is_close
-        return made
-
-    def __bool__(self) -> bool:
-        return self.is_close
-
-    __repr__ = str.__str__  # so that a notebook shows it as it is
+    def __repr__(self) -> str:
+        return self.message
 
 
 def compare(mine: Any, reference: Any) -> Comparison:
-    """Say in one sentence how `mine` differs from `reference`: first in kind or shape, then by how much and where.
+    """Compare `mine` with `reference`: first type and shape, then the largest difference and its index.
 
-    Tensors, arrays, numbers, and lists of them may differ by rounding (1e-5, or that share of large numbers), but not
-    where the reference is whole numbers or truths. NaN equals NaN only.
+    Tensors, arrays, numbers, and lists of them may differ by rounding (1e-5, relative for numbers above 1), unless the
+    reference is of integers or booleans. NaN equals only NaN.
     """
     try:
         if isinstance(reference, bool):
-            return compare_truths(mine, reference)
-        if isinstance(reference, (list, tuple)) and not is_numbers(reference):
+            return compare_bools(mine, reference)
+        if isinstance(reference, (list, tuple)) and not is_numeric(reference):
             return compare_lists(mine, reference)
-        if not isinstance(reference, Tensor) and not is_numbers(reference):
+        if not isinstance(reference, Tensor) and not is_numeric(reference):
             is_same = isinstance(mine, type(reference)) and bool(mine == reference)
-            said = f"It is {SHORT.repr(mine)}, and should be {SHORT.repr(reference)}."
-            return Comparison("Exactly equal." if is_same else said, is_same)
-        wanted = as_tensor(reference)
+            message = f"It is {SHORT.repr(mine)}, and should be {SHORT.repr(reference)}."
+            return Comparison("Exactly equal." if is_same else message, is_same)
+        expected = as_tensor(reference)
     except Exception:  # an array of objects, a dictionary of tensors, …
-        return Comparison(f"{kind_of(mine)} and {kind_of(reference)} cannot be compared here.", False)
+        return Comparison(f"{describe_type(mine)} and {describe_type(reference)} cannot be compared here.", False)
     try:
-        got = as_tensor(mine)
+        result = as_tensor(mine)
     except Exception:
-        it = f"{kind_of(mine)} with more than numbers" if isinstance(mine, (list, tuple)) else kind_of(mine)
-        return Comparison(f"It is {it}, and should be {described(wanted)}.", False)
-    if got.shape != wanted.shape:
-        return Comparison(f"It is {described(got)}, and should be {described(wanted)}.", False)
-    return compare_numbers(got, wanted)
+        kind = describe_type(mine) + (" with more than numbers" if isinstance(mine, (list, tuple)) else "")
+        return Comparison(f"It is {kind}, and should be {describe_shape(expected)}.", False)
+    if result.shape != expected.shape:
+        return Comparison(f"It is {describe_shape(result)}, and should be {describe_shape(expected)}.", False)
+    return compare_numbers(result, expected)
 
 
-def compare_truths(mine: Any, reference: bool) -> Comparison:
-    """True and False, or what Python, NumPy and PyTorch take for them."""
+def compare_bools(mine: Any, reference: bool) -> Comparison:
+    """Accept as True or False whatever Python, NumPy and PyTorch take for them."""
     shape = tuple(getattr(mine, "shape", ()))
     if math.prod(shape) != 1:
         return Comparison(f"It is of shape {shape}, and should be True or False: is .all() missing?", False)
     value = mine.item() if hasattr(mine, "item") else mine
     if not isinstance(value, (bool, int)) or value not in (0, 1):
-        return Comparison(f"It is {kind_of(mine)}, and should be True or False.", False)
-    said = f"It is {bool(value)}, and should be {reference}."
-    return Comparison("Exactly equal." if value == reference else said, value == reference)
+        return Comparison(f"It is {describe_type(mine)}, and should be True or False.", False)
+    message = f"It is {bool(value)}, and should be {reference}."
+    return Comparison("Exactly equal." if value == reference else message, value == reference)
 
 
-def compare_numbers(got: Tensor, wanted: Tensor) -> Comparison:
-    """Of one shape."""
-    if torch.equal(got, wanted):
+def compare_numbers(result: Tensor, expected: Tensor) -> Comparison:
+    """Compare two tensors of the same shape."""
+    if torch.equal(result, expected):
         return Comparison("Exactly equal.", True)
-    allowed = torch.zeros(wanted.shape, dtype=torch.float64)
-    if wanted.is_floating_point():
-        allowed = CLOSE * wanted.double().abs().nan_to_num().clamp(min=1)
-    got, wanted = got.double(), wanted.double()
-    unequal = got.isnan() != wanted.isnan()
-    if bool(unequal.any()):
-        what = "NaN, not a number" if bool((got.isnan() & unequal).any()) else "a number where NaN should be"
-        return Comparison(f"It holds {what}{at(place(unequal.double()))}.", False)
-    difference = torch.where((got == wanted) | wanted.isnan(), 0.0, (got - wanted).abs())
-    where, wrong = place(difference), difference > allowed
-    if not bool(wrong.any()):
-        return Comparison(f"Close: at most {difference.max():.1e} apart{at(where)}.", True)
-    many = f" in {int(wrong.sum())} of {wanted.numel()} numbers, most{at(where)}" if wanted.dim() else ""
-    values = f"{got[tuple(where)].item():.6g} where {wanted[tuple(where)].item():.6g} should be"
+    allowed = torch.zeros(expected.shape, dtype=torch.float64)
+    if expected.is_floating_point():
+        allowed = TOLERANCE * expected.double().abs().nan_to_num().clamp(min=1)
+    result, expected = result.double(), expected.double()
+    one_is_nan = result.isnan() != expected.isnan()
+    if bool(one_is_nan.any()):
+        what = "NaN, not a number" if bool((result.isnan() & one_is_nan).any()) else "a number where NaN should be"
+        return Comparison(f"It holds {what}{at_largest(one_is_nan.double())[1]}.", False)
+    difference = torch.where((result == expected) | expected.isnan(), 0.0, (result - expected).abs())
+    index, at_index = at_largest(difference)
+    is_wrong = difference > allowed
+    if not bool(is_wrong.any()):
+        return Comparison(f"Close: at most {difference.max():.1e} apart{at_index}.", True)
+    many = f" in {int(is_wrong.sum())} of {expected.numel()} numbers, most{at_index}" if expected.dim() else ""
+    values = f"{result[index].item():.6g} where {expected[index].item():.6g} should be"
     return Comparison(f"Different{many}: {values}.", False)
 
 
 def compare_lists(mine: Any, reference: list | tuple) -> Comparison:
     if not isinstance(mine, (list, tuple)):
-        return Comparison(f"It is {kind_of(mine)}, and should be a list of {len(reference)}.", False)
+        return Comparison(f"It is {describe_type(mine)}, and should be a list of {len(reference)}.", False)
     if len(mine) != len(reference):
         return Comparison(f"Its length is {len(mine)}, and should be {len(reference)}.", False)
-    for i, (ours, expected) in enumerate(zip(mine, reference, strict=True)):
-        if not (said := compare(ours, expected)):
-            return Comparison(f"Entry {i}: {said[0].lower()}{said[1:]}", False)
+    for i, pair in enumerate(zip(mine, reference, strict=True)):
+        comparison = compare(*pair)
+        if not comparison.is_close:
+            return Comparison(f"Entry {i}: {comparison.message[0].lower()}{comparison.message[1:]}", False)
     return Comparison("Equal.", True)
 
 
-def is_numbers(value: Any) -> bool:
-    """Whether it is a number, an array, or a list or tuple of such."""
+def is_numeric(value: Any) -> bool:
+    """Whether `value` is a number, an array, or a list or tuple of such."""
     if isinstance(value, (list, tuple)):
-        return bool(value) and all(is_numbers(x) and not isinstance(x, Tensor) for x in value)
+        return bool(value) and all(is_numeric(x) and not isinstance(x, Tensor) for x in value)
     return isinstance(value, (int, float)) or type(value).__module__ == "numpy"
 
 
 def as_tensor(value: Any) -> Tensor:
-    """In memory, dense; whole numbers stay whole. TypeError for complex numbers."""
+    """Convert to a dense tensor on the CPU; integers stay integers. TypeError for complex numbers."""
     if isinstance(value, (list, tuple)) and value and all(isinstance(x, Tensor) for x in value):
         value = torch.stack(list(value))
     if not isinstance(value, Tensor):
         numbers = torch.as_tensor(value)
         value = torch.as_tensor(value, dtype=torch.float64) if numbers.is_floating_point() else numbers
     if value.is_complex():
-        raise TypeError("complex numbers are not what is asked for")
-    return value.detach().to("cpu").to_dense() if value.is_sparse else value.detach().to("cpu")
+        raise TypeError("complex numbers cannot be compared here.")
+    value = value.detach().to("cpu")
+    return value.to_dense() if value.is_sparse else value
 
 
-def described(value: Tensor) -> str:
+def describe_shape(value: Tensor) -> str:
     return "one number" if value.dim() == 0 else f"of shape {tuple(value.shape)}"
 
 
-def kind_of(value: Any) -> str:
+def describe_type(value: Any) -> str:
     name = type(value).__name__
     return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
-def place(values: Tensor) -> list[int]:
-    """Where the largest one is."""
-    return [int(i) for i in torch.unravel_index(values.argmax(), values.shape)] if values.dim() else []
-
-
-def at(where: list[int]) -> str:
-    return f" at {where}" if where else ""
+def at_largest(values: Tensor) -> tuple[tuple[int, ...], str]:
+    """The index of the largest value, and " at [index]" for a message; for a single number both are empty."""
+    if not values.dim():
+        return (), ""
+    index = tuple(int(i) for i in torch.unravel_index(values.argmax(), values.shape))
+    return index, f" at {list(index)}"
 
 
 # ---- predictions
 
 
+@dataclass(repr=False)
 class Guess:
     """A prediction, made before the result is seen."""
 
-    def __init__(self, question: str, answer: Any = None) -> None:
-        self.question, self.answer = question, answer
+    question: str
+    answer: Any = None
 
     def __repr__(self) -> str:
         return f"{self.question} " + ("Put your guess in place of None." if self.answer is None else f"{self.answer}.")
 
     def against(self, result: Any) -> str:
-        """What to print beside the result."""
+        """Compare the prediction with the result, in a sentence to print beside it."""
         if self.answer is None:
             return f"No guess was made; it is {result}."
         is_right = is_near(self.answer, result)
@@ -165,14 +167,14 @@ class Guess:
 
 
 def is_near(answer: Any, result: Any) -> bool:
-    """Equal, or for numbers within a tenth: a guess is no calculation. Words count whatever their case."""
+    """Whether they are equal: words in any case, numbers within 10%."""
     if isinstance(answer, str) or isinstance(result, str):
         return str(answer).strip().casefold() == str(result).strip().casefold()
     try:
         is_finite = math.isfinite(answer) and math.isfinite(result)
         return abs(answer - result) <= 0.1 * abs(result) if is_finite else answer == result
-    except Exception:  # no numbers
-        return bool(compare(answer, result))
+    except Exception:  # not numbers
+        return compare(answer, result).is_close
 
 
 def guess(question: str, answer: Any = None) -> Guess:
@@ -184,120 +186,143 @@ def guess(question: str, answer: Any = None) -> Guess:
 
 
 class Exercise:
-    """A function for the learner to write. The solution is the function that this decorates: the only copy there is.
+    """A function for the learner to write. The solution is the function that `exercise` decorates, the only copy.
 
-    cases: gives the arguments to try, a tuple for each call. forbidden: names that it must do without, and why.
-    slips: sentence -> the function with that mistake; a learner who makes it is told the sentence. judge: where
-    more than one result is right; of a result and its case (as it was, and then once more as `mine` has left it) the
-    sentence, or nothing.
+    make_cases: returns the arguments to try, a tuple for each call. disallowed: names that the code must not use, each
+    with the message. hint: added to the message about a wrong result. grade: for exercises with several right results;
+    called with a result and its case (the arguments as they were, then as the function left them), returns what is
+    wrong, or "". misconceptions: message -> a function with that mistake; whoever makes it gets the message.
     """
 
     def __init__(
         self,
         solution: Callable,
-        cases: Callable[[], Iterable[tuple]],
-        forbidden: dict[str, str],
+        make_cases: Callable[[], Iterable[tuple]],
+        disallowed: dict[str, str],
         hint: str,
-        judge: Callable[[Any, tuple], str] | None,
+        grade: Callable[[Any, tuple], str] | None,
     ) -> None:
-        self.solution, self.cases, self.forbidden, self.hint, self.judge = solution, cases, forbidden, hint, judge
+        self.solution, self.make_cases, self.disallowed = solution, make_cases, disallowed
+        self.hint, self.grade = hint, grade
         self.misconceptions: dict[str, Callable] = {}
 
+    @cached_property
+    def cases(self) -> list[tuple[tuple, Any]]:
+        """Each case with its expected result."""
+        return [(case, self.solution(*copy_case(case))) for case in self.make_cases()]
+
     def check(self, mine: Callable) -> str:
-        """One sentence on `mine`: "Right!", or what is wrong. Raises nothing, whatever `mine` does."""
+        """Return "Right!", or a sentence on what is wrong. Raises nothing, whatever `mine` does."""
         if not callable(mine):
-            return f"Hand over the function itself, without brackets behind it: this is {kind_of(mine)}."
-        cases, changed = list(self.cases()), ""
-        for case in cases:
-            expected, given = self.solution(*copied(case)), copied(case)
+            return f"Pass the function itself, without brackets behind it: this is {describe_type(mine)}."
+        changed = ""
+        for case, expected in self.cases:
+            arguments = copy_case(case)
             try:
                 with torch.random.fork_rng([]):
                     torch.manual_seed(0)
-                    got = mine(*given)
+                    result = mine(*arguments)
             except Exception as error:
-                return f"Your code stops{self.stop(error)}"
-            if got is None or (isinstance(got, tuple) and got and all(part is None for part in got)):
-                return BLANK
-            if why := self.fault(got, expected, case, given):
-                known = "" if self.judge else self.recognised(mine, cases)
-                return f"Not quite. {known or why}"
-            changed = changed or self.changed(case, given)
+                return f"Your code stops{self.describe_error(error)}"
+            if result is None or (isinstance(result, tuple) and result and all(part is None for part in result)):
+                return NO_RESULT
+            if fault := self.find_fault(result, expected, case, arguments):
+                misconception = "" if self.grade else self.find_misconception(mine)
+                return f"Not quite. {misconception or fault}"
+            changed = changed or self.find_changed(case, arguments)
         code = getattr(inspect.unwrap(mine), "__code__", None)
-        used = "" if code is None else next((y for x, y in self.forbidden.items() if x in names_in(code)), "")
-        return f"Right numbers. {used or changed}" if used or changed else "Right!"
+        used = set() if code is None else names_used(code)
+        remark = next((message for name, message in self.disallowed.items() if name in used), changed)
+        return f"Right numbers. {remark}" if remark else "Right!"
 
-    def fault(self, got: Any, expected: Any, case: tuple, given: tuple) -> str:
-        """What is wrong with a result; nothing if it is right."""
-        if self.judge is not None:
+    def find_fault(self, result: Any, expected: Any, case: tuple, arguments: tuple) -> str:
+        """What is wrong with a result; "" if it is right."""
+        if self.grade is not None:
             try:
-                return self.judge(got, (*case, *given))
-            except Exception:  # it is not even of the kind that can be judged
-                return str(compare(got, expected))
-        said = compare(got, expected)
-        return "" if said else f"{self.called(case)}{said} {self.hint}".rstrip()
+                return self.grade(result, (*case, *arguments))
+            except Exception:  # not even of the type that can be graded
+                return compare(result, expected).message
+        comparison = compare(result, expected)
+        return "" if comparison.is_close else f"{self.describe_case(case)}{comparison} {self.hint}".rstrip()
 
-    def changed(self, case: tuple, given: tuple) -> str:
-        """What was given is the caller's, who may need it as it was."""
-        for name, before, after in zip(inspect.signature(self.solution).parameters, case, given, strict=True):
-            if isinstance(before, (Tensor, list)) and not compare(after, before):
-                return f"But `{name}` is no longer what it was: work on a new one."
+    def find_changed(self, case: tuple, arguments: tuple) -> str:
+        """Which argument was changed in place, though the caller may still need it; "" if none was."""
+        for name, before, after in zip(inspect.signature(self.solution).parameters, case, arguments, strict=True):
+            if isinstance(before, (Tensor, list)) and not compare(after, before).is_close:
+                return f"But `{name}` was changed in place: work on a copy."
         return ""
 
-    def called(self, case: tuple) -> str:
-        """With which arguments, as far as a few words can say it."""
-        names, words = inspect.signature(self.solution).parameters, []
-        for name, value in zip(names, case, strict=True):
-            if isinstance(value, (int, float, str)):
-                words.append(f"{name} = {value!r}")
-            elif isinstance(value, list) and all(isinstance(entry, str) for entry in value):
-                words.append(f"{name} = {SHORT.repr(value)}")
-            elif isinstance(value, Tensor):
-                words.append(f"{name} {described(value)}")
-            elif hasattr(value, "who"):  # a model that has been given a name
-                words.append(f"{name} = {value.who}")
-        return f"With {', '.join(words)}: " if words else ""
+    def find_misconception(self, mine: Callable) -> str:
+        """The message of the misconception that agrees with `mine` on all cases where `mine` returns; "" if none."""
+        results = []
+        for case, _ in self.cases:
+            with suppress(Exception):  # it may well stop on another case than the one it gets wrong
+                results.append((case, mine(*copy_case(case))))
+        for message, mistaken in self.misconceptions.items():
+            with suppress(Exception):  # so may a misconception
+                if results and all(compare(result, mistaken(*copy_case(case))).is_close for case, result in results):
+                    return message
+        return ""
 
-    def stop(self, error: Exception) -> str:
-        """Of an exception: its name, what it says, and the hint where that may help."""
+    def describe_case(self, case: tuple) -> str:
+        """Name the arguments that are short enough for a message."""
+        parts = []
+        for name, value in zip(inspect.signature(self.solution).parameters, case, strict=True):
+            if isinstance(value, (int, float, str)):
+                parts.append(f"{name} = {value!r}")
+            elif isinstance(value, list) and all(isinstance(entry, str) for entry in value):
+                parts.append(f"{name} = {SHORT.repr(value)}")
+            elif isinstance(value, Tensor):
+                parts.append(f"{name} {describe_shape(value)}")
+            elif hasattr(value, "label"):  # a model that the exercise has labelled
+                parts.append(f"{name} = {value.label}")
+        return f"With {', '.join(parts)}: " if parts else ""
+
+    def describe_error(self, error: Exception) -> str:
+        """An exception's name and message, and the hint unless it is a plain spelling mistake."""
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         line = (lines[-1] if type(error).__name__ == "EinopsError" else lines[0]) if lines else ""
-        is_slip = isinstance(error, (NameError, AttributeError, ImportError))
-        hint = "" if is_slip or not self.hint else f" {self.hint}"
+        is_misspelt = isinstance(error, (NameError, AttributeError, ImportError))
+        hint = "" if is_misspelt or not self.hint else f" {self.hint}"
         return f" with {type(error).__name__}" + (f": {line.rstrip('.')}." if line else ".") + hint
-
-    def recognised(self, mine: Callable, cases: list[tuple]) -> str:
-        """The sentence of the slip that gives what `mine` gives, on all cases where it gives something; or nothing."""
-        given = []
-        for case in cases:
-            with suppress(Exception):  # it may well stop on another case than the one it gets wrong
-                given.append((case, mine(*copied(case))))
-        for why, slip in self.misconceptions.items():
-            try:
-                if given and all(compare(got, slip(*copied(case))) for case, got in given):
-                    return why
-            except Exception:  # a mistake may well stop where another one does not
-                continue
-        return ""
 
 
 def exercise(
-    cases: Callable[[], Iterable[tuple]],
-    forbidden: dict[str, str] | None = None,
+    make_cases: Callable[[], Iterable[tuple]],
+    disallowed: dict[str, str] | None = None,
     hint: str = "",
-    judge: Callable[[Any, tuple], str] | None = None,
+    grade: Callable[[Any, tuple], str] | None = None,
 ) -> Callable[[Callable], Exercise]:
-    return lambda solution: Exercise(solution, cases, forbidden or {}, hint, judge)
+    """Turn a solution into an Exercise."""
+    return lambda solution: Exercise(solution, make_cases, disallowed or {}, hint, grade)
 
 
-def copied(case: tuple) -> tuple:
-    """A function may write to what it is given."""
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    """torch.randn, the same numbers each time."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def copy_case(case: tuple) -> tuple:
+    """Copy tensors and lists, as a function may change its arguments."""
     return tuple(
         value.clone() if isinstance(value, Tensor) else list(value) if isinstance(value, list) else value
         for value in case
     )
 
 
-def names_in(code: types.CodeType) -> set[str]:
-    """Global names and attributes that a function uses, those inside it too."""
-    inner = [names_in(part) for part in code.co_consts if isinstance(part, types.CodeType)]
+def names_used(code: types.CodeType) -> set[str]:
+    """The global names and attributes that a function uses, functions inside it included."""
+    inner = [names_used(part) for part in code.co_consts if isinstance(part, types.CodeType)]
     return {*code.co_names, *code.co_freevars}.union(*inner)
+
+
+def random_attention(heads: int) -> Attention:
+    """Attention with random weights, in evaluation mode and without gradients; its heads are 8 wide."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        config = XLMRobertaXLConfig(hidden_size=8 * heads, num_attention_heads=heads)
+        attention = Attention(config).requires_grad_(False).eval()
+        for parameter in attention.parameters():
+            if parameter is not attention.norm.weight:
+                torch.nn.init.normal_(parameter, std=0.3)
+    return attention

@@ -1,0 +1,86 @@
+"""The exercises of notebooks/10_full_size.ipynb."""
+
+import json
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from ..checks import exercise, randn
+
+
+@cache
+def temporary_folder() -> tempfile.TemporaryDirectory:
+    """A folder that is deleted when Python ends."""
+    return tempfile.TemporaryDirectory()
+
+
+def row_cases():
+    path = Path(temporary_folder().name, "exercise.safetensors")
+    save_file({"a": torch.ones(3, 2).bfloat16(), "b": torch.arange(56.0).view(8, 7).bfloat16()}, path)
+    return [(path, "b", 3), (path, "a", 2), (path, "b", 0)]
+
+
+def header_of(path):
+    """The header of a safetensors file, and where its data begin; the notebook builds it."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return json.loads(file.read(length)), 8 + length
+
+
+@exercise(row_cases, hint="A bfloat16 number has two bytes, and the result is a tensor of torch.bfloat16.")
+def my_row(path, name, row):
+    header, start = header_of(path)
+    begin, width = header[name]["data_offsets"][0], header[name]["shape"][1]
+    with open(path, "rb") as file:
+        file.seek(start + begin + row * 2 * width)
+        return torch.frombuffer(bytearray(file.read(2 * width)), dtype=torch.bfloat16)
+
+
+def row_with(offset=lambda start, begin, row, width: start + begin + row * 2 * width, dtype=torch.bfloat16):
+    """my_row with a mistake. offset: start, begin, row, width -> the byte to begin at."""
+
+    def mistaken(path, name, row):
+        header, start = header_of(path)
+        begin, width = header[name]["data_offsets"][0], header[name]["shape"][1]
+        with open(path, "rb") as file:
+            file.seek(offset(start, begin, row, width))
+            return torch.frombuffer(bytearray(file.read(2 * width)), dtype=dtype)
+
+    return mistaken
+
+
+my_row.misconceptions = {
+    "Offsets count from the end of the header, not from the beginning of the file.": (
+        row_with(lambda start, begin, row, width: begin + row * 2 * width)
+    ),
+    "The header's own eight bytes of length come before it.": (
+        row_with(lambda start, begin, row, width: start - 8 + begin + row * 2 * width)
+    ),
+    "A matrix begins where its data_offsets say, not where all data do.": (
+        row_with(lambda start, begin, row, width: start + row * 2 * width)
+    ),
+    "A number has two bytes: a row is twice as long.": (
+        row_with(lambda start, begin, row, width: start + begin + row * width)
+    ),
+    "That is the first row, whatever is asked for.": row_with(lambda start, begin, row, width: start + begin),
+    "These two bytes are bfloat16's, not float16's.": row_with(dtype=torch.float16),
+}
+check_row = my_row.check
+
+
+@exercise(lambda: [(torch.arange(54.0).view(9, 6),), (randn(12, 4),)], hint="Three parts of its rows.")
+def split_qkv(in_proj_weight):
+    return in_proj_weight.chunk(3)
+
+
+split_qkv.misconceptions = {
+    "These are every third row: query's rows come first, all of them.": lambda w: tuple(w[i::3] for i in range(3)),
+    "Split the rows, not the columns.": lambda w: w.chunk(3, dim=1),
+    "The order is query, key, value.": lambda w: w.chunk(3)[::-1],
+    "Key comes before value.": lambda w: tuple(w.chunk(3)[i] for i in (0, 2, 1)),
+    "The three are transposed: rows stay rows.": lambda w: tuple(part.T for part in w.chunk(3)),
+}
+check_split_qkv = split_qkv.check
