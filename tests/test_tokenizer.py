@@ -1,4 +1,4 @@
-"""Equal to the published ids, to the rules of sentencepiece and fairseq, and to transformers' tokenizer."""
+"""The tokenizer equals published ids, SentencePiece's and fairseq's rules, and transformers' tokenizer; words."""
 
 import unicodedata
 
@@ -59,7 +59,7 @@ def test_published_ids():
 
 
 def test_fairseq_numbering():
-    """Every piece stands one above its sentencepiece number; the four special ones are fairseq's."""
+    """Every id is one higher than SentencePiece's; the first four are fairseq's special tokens."""
     tokenizer = XLMRobertaTokenizer.from_pretrained("xlm-roberta-xl")
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(PRETRAINED / "xlm-roberta-xl" / VOCABULARY_FILE))
     for number in (3, 4, 5, 1000, 249_999):
@@ -104,13 +104,13 @@ def test_pairs_padding_truncation_equal_transformers(both):
         assert ours(firsts[0], seconds[0], truncation=True, max_length=limit)["input_ids"] == expected
 
 
-def test_a_maximal_length_alone_cuts():
+def test_max_length_alone_truncates():
     tokenizer = XLMRobertaTokenizer.from_pretrained("tiny")
     long = "all human beings are born free and equal"
     assert len(tokenizer(long, max_length=5).input_ids) == 5
     assert len(tokenizer(long, max_length=5, truncation=False).input_ids) > 5
     assert len(tokenizer(long, max_length=5, padding=True).input_ids) > 5
-    assert len(tokenizer("free " * 100_000, truncation=True).input_ids) == 512  # in a moment, not in minutes
+    assert len(tokenizer("free " * 100_000, truncation=True).input_ids) == 512  # and it is fast
 
 
 def test_template_of_a_pair():
@@ -130,8 +130,8 @@ def test_left_padding():
     assert encoding.to("cpu").input_ids.dtype == torch.long
 
 
-def test_offsets_point_at_what_the_pieces_stand_for(both):
-    """Each piece, its ▁ taken off, is the normalized form of the characters its offsets cut out."""
+def test_offsets_give_the_characters_of_each_token(both):
+    """Each token, without its ▁, is the normalized form of the characters at its offsets."""
     _, ours = both
     for text in [*STRINGS, *(row.text for row in udhr() if row.article == 1)]:
         encoding = ours(text, return_offsets_mapping=True)
@@ -141,16 +141,16 @@ def test_offsets_point_at_what_the_pieces_stand_for(both):
                 assert text[begin:end] in ("", *ours.special_token_ids) or token == 3
                 continue
             assert previous <= end <= len(text)
-            assert text[begin:end] == text[begin:end].lstrip(), "the space before a word is no part of it"
+            assert text[begin:end] == text[begin:end].lstrip(), "the space before a word is not part of it"
             previous = end
-            piece = ours.convert_ids_to_tokens(token).replace("▁", "")
+            subword = ours.convert_ids_to_tokens(token).replace("▁", "")
             origin = unicodedata.normalize("NFKC", text[begin:end]).replace("\u200b", "").strip("▁ ")
-            one_character_became_several = origin and (piece in origin or origin in piece)  # in several pieces
-            one_character_became_several = one_character_became_several or not piece  # a lone ▁
-            assert piece == origin or one_character_became_several or "\u00ad" in text, (text, piece, origin)
+            # one character may be normalized to several, in several tokens; a lone ▁ has none
+            is_part = not subword or (origin and (subword in origin or origin in subword))
+            assert subword == origin or is_part or "\u00ad" in text, (text, subword, origin)
 
 
-def test_decoding_gives_the_text_back():
+def test_decoding_restores_the_normalized_text():
     tokenizer = XLMRobertaTokenizer.from_pretrained("xlm-roberta-xl")
     for row in udhr(["en", "ru", "hi", "th", "zh", "ar"]):
         text = tokenizer.decode(tokenizer.encode(row.text), skip_special_tokens=True)
@@ -160,13 +160,13 @@ def test_decoding_gives_the_text_back():
     assert tokenizer.batch_decode([[0, 35378, 2]], skip_special_tokens=True) == ["Hello"]
 
 
-def test_vocabulary_makes_the_round_trip(tmp_path):
+def test_saving_and_loading_the_vocabulary(tmp_path):
     tokenizer = XLMRobertaTokenizer.from_pretrained("tiny")
     tokenizer.save_pretrained(tmp_path / "copy")
     assert XLMRobertaTokenizer.from_pretrained(tmp_path / "copy").encode("free and equal") == tokenizer.encode(
         "free and equal"
     )
-    tokenizer.save_pretrained(PRETRAINED / "tiny")  # onto itself: nothing happens
+    tokenizer.save_pretrained(PRETRAINED / "tiny")  # onto itself: no error
 
 
 @pytest.mark.parametrize(
@@ -186,13 +186,13 @@ def test_vocabulary_makes_the_round_trip(tmp_path):
         (lambda t: t.convert_ids_to_tokens(-1), "ids 0 to"),
     ],
 )
-def test_bad_input_gets_one_sentence(call, words):
+def test_impossible_input_raises_one_sentence(call, words):
     with pytest.raises(ValueError, match=words) as caught:
         call(XLMRobertaTokenizer.from_pretrained("tiny"))
     assert str(caught.value).count("\n") == 0
 
 
-def test_a_missing_or_broken_vocabulary_is_named(tmp_path):
+def test_a_missing_or_broken_vocabulary_raises(tmp_path):
     with pytest.raises(FileNotFoundError, match=VOCABULARY_FILE):
         XLMRobertaTokenizer.from_pretrained(tmp_path)
     (tmp_path / VOCABULARY_FILE).write_bytes(b"this is no vocabulary")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -40,7 +40,7 @@ class Encoding(dict):
         raise AttributeError(f"this encoding has no {name!r}: it has {', '.join(self)}.")
 
     def to(self, device: Any) -> Encoding:
-        """Move every tensor to `device`, in place as Hugging Face does."""
+        """Move every tensor to `device`, in place as in Hugging Face."""
         self.update({name: value.to(device) if hasattr(value, "to") else value for name, value in self.items()})
         return self
 
@@ -97,26 +97,30 @@ class XLMRobertaTokenizer:
 
     # ---- one text: text <-> tokens <-> ids
 
-    def tokenize_with_offsets(self, text: str) -> Iterator[Token]:
-        """Yield the tokens of `text`, without `<s>` and `</s>` around them."""
+    def tokenize_with_offsets(self, text: str) -> list[Token]:
+        """Tokenize a text, without `<s>` and `</s>` around it."""
         if not isinstance(text, str):
             raise ValueError(f"got a text of type {type(text).__name__}, but a text is a str, a pair two of them.")
+        tokens: list[Token] = []
         start = 0
         for special in re.finditer("|".join(self.special_token_ids), text):
-            yield from self.tokenize_segment(text, start, special.start())  # sentencepiece strips the space before it
-            yield Token(self.special_token_ids[special[0]], *special.span())
+            tokens += self.tokenize_segment(text, start, special.start())  # sentencepiece strips the space before it
+            tokens.append(Token(self.special_token_ids[special[0]], *special.span()))
             start = special.end()
-        yield from self.tokenize_segment(text, start, len(text))
+        return tokens + self.tokenize_segment(text, start, len(text))
 
-    def tokenize_segment(self, text: str, start: int, end: int) -> Iterator[Token]:
-        """Yield the tokens of text[start:end], a part without special tokens."""
-        segment, at = text[start:end], 0
+    def tokenize_segment(self, text: str, start: int, end: int) -> list[Token]:
+        """Tokenize text[start:end], a part without special tokens."""
+        segment, tokens, at = text[start:end], [], 0
         _, offsets = self.sp_model.normalize(segment, with_offsets=True)  # of each normalized character in `segment`
-        for subword in self.sp_model.encode(segment, out_type=str):  # joined, they are the normalized text
+        subwords = self.sp_model.encode(segment, out_type=str)  # joined, they are the normalized text
+        for subword, sp_id in zip(subwords, self.sp_model.piece_to_id(subwords), strict=True):
             first, last = offsets[at], offsets[at + len(subword)]
-            spaces = len(segment[first:last]) - len(segment[first:last].lstrip())  # ▁ is not a character of the word
-            yield Token(self.convert_tokens_to_ids(subword), start + first + spaces, start + last)
+            origin = segment[first:last]
+            first += len(origin) - len(origin.lstrip())  # the space that became ▁ is not a character of the word
+            tokens.append(Token(self.add_fairseq_offset(sp_id), start + first, start + last))
             at += len(subword)
+        return tokens
 
     def add_fairseq_offset(self, sp_id: int) -> int:
         return sp_id + FAIRSEQ_OFFSET if sp_id else self.unk_token_id
@@ -126,7 +130,7 @@ class XLMRobertaTokenizer:
         return self.convert_ids_to_tokens([token.id for token in self.tokenize_with_offsets(text)])
 
     def encode(self, text: str, text_pair: str | None = None, **options: Any) -> list[int]:
-        """The input_ids of one text or pair; options as in a call."""
+        """Return the input_ids of one text or pair; options as in a call."""
         return self(text, text_pair, **options)["input_ids"]
 
     @overload
@@ -134,7 +138,7 @@ class XLMRobertaTokenizer:
     @overload
     def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]: ...
     def convert_ids_to_tokens(self, ids: int | Sequence[int]) -> str | list[str]:
-        """ValueError for an id beyond the vocabulary, such as the 878 filler rows at the end of XL's embeddings."""
+        """Look up tokens. ValueError for an id beyond the vocabulary, such as XL's last 878 rows of embeddings."""
         if hasattr(ids, "tolist"):
             ids = ids.tolist()
         if not isinstance(ids, int):
@@ -148,7 +152,7 @@ class XLMRobertaTokenizer:
     @overload
     def convert_tokens_to_ids(self, tokens: list[str] | tuple[str, ...]) -> list[int]: ...
     def convert_tokens_to_ids(self, tokens: str | list[str] | tuple[str, ...]) -> int | list[int]:
-        """The id of each token; that of `<unk>` for a token that is not in the vocabulary."""
+        """Look up ids; that of `<unk>` for a token that is not in the vocabulary."""
         if not isinstance(tokens, str):
             return [self.convert_tokens_to_ids(token) for token in tokens]
         if tokens in self.special_token_ids:
@@ -226,9 +230,9 @@ class XLMRobertaTokenizer:
         self, text: str | tuple[str, str], max_length: int | None = None, truncation: bool | str = True,
         add_special_tokens: bool = True,
     ) -> list[Token]:  # fmt: skip
-        """The tokens of one text or pair, cut to `max_length` (None: not cut), special tokens included."""
+        """Tokenize one text or pair and cut it to `max_length` tokens, special ones included (None: without a limit)."""
         texts = text if isinstance(text, (list, tuple)) else [text]
-        parts = [list(self.tokenize_with_offsets(text)) for text in texts]
+        parts = [self.tokenize_with_offsets(text) for text in texts]
         if len(parts) not in (1, 2):
             raise ValueError(f"got {len(parts)} texts for one input: XLM-R takes one, or a pair.")
         num_special = 2 * len(parts) if add_special_tokens else 0
@@ -257,17 +261,17 @@ WORD = re.compile(f"[{UNSPACED}]{{1,2}}|[^{UNSPACED}\\s]+")
 
 
 def word_spans(text: str) -> list[tuple[int, int]]:
-    """[start, end) of each word: what stands between spaces; in a script without spaces, every two characters."""
+    """Return [start, end) of each word: the text between spaces; in a script without spaces, every two characters."""
     return [match.span() for match in WORD.finditer(text)]
 
 
 def starts_word(token: str, *, split_unspaced: bool = True) -> bool:
-    """Whether `token` starts with ▁ or is a control token; with split_unspaced, also if its script has no spaces."""
+    """Test for ▁ or a control token; with split_unspaced, also for a token in a script without spaces."""
     return token[:1] == "▁" or token in CONTROL_TOKENS or (split_unspaced and bool(re.match(f"[{UNSPACED}]", token)))
 
 
 def group_words(tokens: Sequence[str], *, split_unspaced: bool = False) -> list[range]:
-    """The positions of each word's tokens. A control token is a group of its own."""
+    """Return the positions of each word's tokens. A control token is a group of its own."""
     is_start = [starts_word(token, split_unspaced=split_unspaced) for token in tokens]
     starts = [i for i in range(len(tokens)) if i == 0 or is_start[i] or tokens[i - 1] in CONTROL_TOKENS]
     return [range(*pair) for pair in pairwise([*starts, len(tokens)])]
