@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from xlmrxl_min.utils import atomic_write, eval_mode, group_by_length
+from xlmrxl_min.utils import atomic_write, eval_mode, group_by_length, pad_rows
 
 
 def generator(seed):
@@ -107,3 +107,7 @@ def test_atomic_write_replaces_all_files_or_none(tmp_path):
         assert files[1].read_text() == "old"
     assert [file.read_text() for file in files] == ["new", "new"]
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b", "new"]
+
+
+def test_pad_rows():
+    assert pad_rows([[5, 6, 7], [8]], 1).tolist() == [[5, 6, 7], [8, 1, 1]]

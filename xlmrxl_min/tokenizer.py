@@ -230,7 +230,7 @@ class XLMRobertaTokenizer:
         self, text: str | tuple[str, str], max_length: int | None = None, truncation: bool | str = True,
         add_special_tokens: bool = True,
     ) -> list[Token]:  # fmt: skip
-        """Tokenize one text or pair and cut it to `max_length` tokens, special ones included (None: without a limit)."""
+        """Tokenize one text or pair, and cut it to `max_length` tokens, special tokens included (None: no limit)."""
         texts = text if isinstance(text, (list, tuple)) else [text]
         parts = [self.tokenize_with_offsets(text) for text in texts]
         if len(parts) not in (1, 2):
