@@ -1,6 +1,8 @@
-"""The command line: `python -m xlmrxl_min fill TEXT`, `… attend TEXT -o attention.html`, `… plan xl`."""
+"""The command line: `python -m xlmrxl_min COMMAND`, see `--help`."""
 
 import argparse
+import json
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -17,8 +19,7 @@ from .checkpoints.readers import open_store
 from .inference.predict import fill_mask, format_predictions
 from .interpret.explore import explore
 from .model import XLMRobertaXLConfig, XLMRobertaXLForMaskedLM
-from .scale.planner import BYTES, HEADS, report
-from .scale.planner import plan as plan_of
+from .scale import planner
 from .tokenizer import XLMRobertaTokenizer
 
 
@@ -55,24 +56,29 @@ def config_and_head(source: str) -> tuple[XLMRobertaXLConfig, str]:
     config = known[source]() if source in known else XLMRobertaXLConfig.from_pretrained(source)
     head = "ForCausalLM" if config.is_decoder else "ForMaskedLM"
     named = [str(name).removeprefix("XLMRobertaXL") for name in config.extra.get("architectures") or []]
-    return config, next((name for name in named if name in HEADS), head)
+    return config, next((name for name in named if name in planner.MODEL_HEADS), head)
 
 
 def plan(options: argparse.Namespace) -> None:
     config, head = config_and_head(options.source)
-    settings = {"dtype": options.dtype, "quantize": "int8" if options.int8 else None, "train": options.train}
     tokens = min(512, config.max_seq_len) if options.tokens is None else options.tokens
-    planned = plan_of(config, head=head, batch=options.batch, tokens=tokens, **settings)
+    quantize = "int8" if options.int8 else None
+    planned = planner.plan(
+        config, head=head, batch=options.batch, tokens=tokens, dtype=options.dtype, quantize=quantize,
+        train=options.train,
+    )  # fmt: skip
     how = f"{'int8 weights, the rest ' if options.int8 else ''}{options.dtype}"
     task = f"{'training' if options.train else 'forward pass'}, {options.batch} x {tokens} tokens"
-    print(f"{options.source}: XLMRobertaXL{head}, {how}; {task}\n\n{report(planned)}")
+    print(f"{options.source}: XLMRobertaXL{head}, {how}; {task}\n\n{planner.format_plan(planned)}")
     if options.ranks:
-        from .scale import parallel  # here, as PyTorch's engines take a second to import
-
-        if options.int8:
-            raise ValueError("int8 weights are not divided among ranks: leave out --int8.")
-        settings = {"head": head, "dtype": options.dtype, "train": options.train, "batch": options.batch}
-        print(f"\n{parallel.report(config, options.ranks, tokens=tokens, **settings)}")
+        settings = {
+            "head": head,
+            "dtype": options.dtype,
+            "train": options.train,
+            "batch": options.batch,
+            "quantize": quantize,
+        }
+        print(f"\n{planner.format_rank_plans(config, options.ranks, tokens=tokens, **settings)}")
 
 
 def convert(options: argparse.Namespace) -> None:
@@ -100,51 +106,143 @@ def convert(options: argparse.Namespace) -> None:
     print(f"{options.folder}: XLMRobertaXL{head}, {size / 1e9:.2f} GB of weights")
 
 
-def main(arguments: list[str] | None = None) -> int:
+def pretrain(options: argparse.Namespace) -> None:
+    from .training.pretrain import pretrain
+
+    record = pretrain(options.recipe, options.into)
+    print(json.dumps({name: value for name, value in record.items() if name != "history"}))
+
+
+def distributed_fill(options: argparse.Namespace) -> None:
+    from .scale import commands  # here, as torch.distributed takes a second to import
+
+    predictions = commands.fill(
+        options.text, options.model, tensor=options.tensor, dtype=options.dtype, timeout_s=options.timeout
+    )
+    if os.environ["RANK"] == "0":
+        print(format_predictions(predictions), flush=True)
+
+
+def distributed_train(options: argparse.Namespace) -> None:
+    from .scale import commands
+
+    commands.train(
+        options.model, language=options.language, tensor=options.tensor, dtype=options.dtype, steps=options.steps,
+        batch_size=options.batch, learning_rate=options.lr, folder=options.into, timeout_s=options.timeout,
+    )  # fmt: skip
+
+
+def course(options: argparse.Namespace) -> None:
+    from .course import notebooks
+
+    if options.tool == "tidy":
+        notebooks.tidy()
+    elif options.tool == "run":
+        notebooks.run(options.names)
+    elif options.tool == "read":
+        from .course import reading  # needs nbconvert and latex2mathml
+
+        reading.read(options.folder.resolve())
+    else:
+        print(notebooks.badges(options.repository))
+
+
+# ---- the parser
+
+
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m xlmrxl_min", description="XLM-RoBERTa-XL, to understand and to use."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command = commands.add_parser("fill", help="say what a <mask> in a text stands for")
+
+    command = commands.add_parser("fill", help="predict the <mask> tokens of a text")
     command.add_argument("text", help='such as "Alle Menschen sind frei und <mask> an Würde"')
-    command.add_argument("--model", default="tiny", help="a checkpoint's name, folder or hub id (default: tiny)")
-    command.add_argument("--top-k", type=int, default=5, metavar="K", help="how many predictions per mask (default: 5)")
+    add_model(command)
+    command.add_argument("--top-k", type=int, default=5, metavar="K", help="predictions per mask (default: 5)")
     command.set_defaults(run=fill)
-    command = commands.add_parser("attend", help="write a page that shows which token looks at which")
+
+    command = commands.add_parser("attend", help="write a page that shows the attention of every head")
     command.add_argument("text", help='such as "Everyone has the right to life"')
     command.add_argument("--pair", metavar="TEXT", help="a second text, such as its translation")
-    command.add_argument("--model", default="tiny", help="a checkpoint's name, folder or hub id (default: tiny)")
-    command.add_argument(
-        "-o", "--output", default="attention.html", metavar="FILE", help="the page (default: attention.html)"
-    )
+    add_model(command)
+    page = "attention.html"
+    command.add_argument("-o", "--output", default=page, metavar="FILE", help=f"the page (default: {page})")
     command.set_defaults(run=attend)
-    command = commands.add_parser("plan", help="say how much memory a model needs, before there is one")
-    command.add_argument(
-        "source", help="xl, xxl, or a checkpoint's name, folder or hub id, of which the config is read"
-    )
-    command.add_argument(
-        "--dtype", choices=BYTES, default="float32", help="of weights and arithmetic (default: float32)"
-    )
+
+    command = commands.add_parser("plan", help="compute how much memory a model needs, without building it")
+    command.add_argument("source", help="xl, xxl, or a checkpoint's name, folder or hub id, whose config is read")
+    add_dtype(command)
     command.add_argument("--int8", action="store_true", help="matrices and word embeddings as int8")
-    command.add_argument("--batch", type=int, default=1, metavar="N", help="texts at once (default: 1)")
-    command.add_argument("--tokens", type=int, metavar="N", help="of each text (default: 512, or as many as fit)")
-    command.add_argument("--train", action="store_true", help="a step of training with AdamW, not a forward pass")
-    command.add_argument(
-        "--ranks", type=int, nargs="+", metavar="N", help="also on so many GPUs, by tensor parallelism and by FSDP"
-    )
+    command.add_argument("--batch", type=int, default=1, metavar="N", help="texts per batch (default: 1)")
+    command.add_argument("--tokens", type=int, metavar="N", help="per text (default: 512, or as many as fit)")
+    command.add_argument("--train", action="store_true", help="a training step with AdamW, not a forward pass")
+    ranks = "also on so many GPUs, by tensor parallelism and by FSDP"
+    command.add_argument("--ranks", type=int, nargs="+", metavar="N", help=ranks)
     command.set_defaults(run=plan)
-    command = commands.add_parser("convert", help="write a checkpoint anew: as safetensors, of another type")
-    command.add_argument("source", help="a checkpoint's name, folder or hub id; a folder with fairseq's model.pt, too")
+
+    command = commands.add_parser("convert", help="write a checkpoint as safetensors, in another dtype")
+    command.add_argument("source", help="a checkpoint's name, folder or hub id; or a folder with fairseq's model.pt")
     command.add_argument("folder", help="where to write it")
-    command.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16 (default: float32)")
-    command.add_argument("--int8", action="store_true", help="the large matrices in eight bits, a scale per row")
+    add_dtype(command)
+    command.add_argument("--int8", action="store_true", help="the large matrices in int8, with a scale per row")
     command.set_defaults(run=convert)
-    options = parser.parse_args(arguments)
-    sys.stdout.reconfigure(encoding="utf-8")  # a terminal may have been declared to be ASCII; the text is not
+
+    command = commands.add_parser("pretrain", help="train a model from a recipe, as the bundled checkpoints were")
+    command.add_argument("recipe", type=Path, help="a recipe.json")
+    into = "for the state and the result; a run that was stopped resumes from it"
+    command.add_argument("--into", type=Path, required=True, metavar="FOLDER", help=into)
+    command.set_defaults(run=pretrain)
+
+    command = commands.add_parser("course", help="link, execute and render the notebooks of the course")
+    tools = command.add_subparsers(required=True, metavar="TOOL", dest="tool")
+    tools.add_parser("tidy", help="update glossary links, header cards and footers")
+    tool = tools.add_parser("run", help="execute notebooks in place")
+    tool.add_argument("names", nargs="+", metavar="NAME", help="such as 03")
+    tools.add_parser("read", help="write the reading version").add_argument("folder", type=Path)
+    tools.add_parser("badges", help="print Binder and Colab badges").add_argument("repository", metavar="OWNER/NAME")
+    command.set_defaults(run=course)
+
+    command = commands.add_parser("distributed", help="on several GPUs, under torchrun: python -> torchrun")
+    tasks = command.add_subparsers(required=True, metavar="TASK")
+    task = tasks.add_parser("fill", help="predict the <mask> tokens of a text")
+    task.add_argument("text")
+    task.add_argument("--tensor", type=int, metavar="N", help="ranks that shard each matrix (default: all)")
+    task.set_defaults(run=distributed_fill)
+    task = tasks.add_parser("train", help="train on the Universal Declaration of Human Rights in one language")
+    task.add_argument("--language", default="pt", help="(default: pt, Portuguese, new to tiny)")
+    task.add_argument("--tensor", type=int, default=1, metavar="N", help="ranks that shard each matrix (default: 1)")
+    task.add_argument("--steps", type=int, default=10, metavar="N", help="(default: 10)")
+    task.add_argument("--batch", type=int, default=8, metavar="N", help="texts per rank and step (default: 8)")
+    rate = "initial learning rate (default: 1e-3, for tiny; 1e-5 suits XL)"
+    task.add_argument("--lr", type=float, default=1e-3, metavar="X", help=rate)
+    task.add_argument("--into", type=Path, metavar="FOLDER", help="where to save the result")
+    task.set_defaults(run=distributed_train)
+    for task in tasks.choices.values():
+        add_model(task)
+        add_dtype(task)
+        task.add_argument("--timeout", type=float, default=600, metavar="SECONDS", help="to wait for another rank")
+    return parser
+
+
+def add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", default="tiny", help="a checkpoint's name, folder or hub id (default: tiny)")
+
+
+def add_dtype(command: argparse.ArgumentParser) -> None:
+    names = ", ".join(planner.ITEMSIZES)
+    command.add_argument("--dtype", choices=planner.ITEMSIZES, default="float32", help=f"{names} (default: float32)")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = make_parser().parse_args(arguments)
+    sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]  # a terminal may claim to be ASCII
     try:
         options.run(options)
-    except (OSError, ValueError) as error:
-        print(error, file=sys.stderr)
+    except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and type(error).__name__ != "RankError":
+            raise
+        print(error, file=sys.stderr, flush=True)
         return 2
     return 0
 
