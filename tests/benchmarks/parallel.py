@@ -18,14 +18,16 @@ import torch.distributed as dist
 from full_size import IDS, anonymous_memory
 
 from xlmrxl_min import XLMRobertaXLForMaskedLM
-from xlmrxl_min.scale.parallel import held, load, ranks
+from xlmrxl_min.scale.mesh import init_mesh
+from xlmrxl_min.scale.parallel import num_local_parameters
+from xlmrxl_min.scale.sharded_checkpoint import load
 
 
 def on_a_rank(source: str, folder: Path) -> None:
-    with ranks(tensor=2) as mesh:
+    with init_mesh(tensor=2) as mesh:
         start = time.monotonic()
         model = load(XLMRobertaXLForMaskedLM, source, mesh)
-        result = {"seconds": time.monotonic() - start, "parameters": held(model), "memory": anonymous_memory()}
+        result = {"seconds": time.monotonic() - start, "parameters": num_local_parameters(model), "memory": anonymous_memory()}
         with torch.no_grad():
             torch.save(model(IDS).logits, folder / f"{dist.get_rank()}.pt")
         (folder / f"{dist.get_rank()}.json").write_text(json.dumps(result))

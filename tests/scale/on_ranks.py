@@ -25,8 +25,11 @@ from torch.distributed.tensor.debug import CommDebugMode
 import xlmrxl_min
 from xlmrxl_min import XLMRobertaTokenizer, XLMRobertaXLConfig, fill_mask
 from xlmrxl_min.checkpoints.readers import CheckpointError, CheckpointReader
-from xlmrxl_min.scale.parallel import load, own_part, parallelize, ranks, save, shared_loss, train_step, within
-from xlmrxl_min.training.loop import adamw, compute_loss, fit, labelled, rate
+from xlmrxl_min.scale.mesh import init_mesh
+from xlmrxl_min.scale.parallel import call_unsharded, parallelize
+from xlmrxl_min.scale.sharded_checkpoint import MeshSharding, load, save
+from xlmrxl_min.scale.train import train_step, weighted_loss
+from xlmrxl_min.training.loop import adamw, compute_loss, count_labels, fit, lr_schedule
 
 # 61 words, which nothing divides
 SIZES = {**SMALL, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
@@ -128,7 +131,7 @@ def numbers_equal(task, positions, mesh):
         one(**inputs).last_hidden_state.square().sum().backward()
         (divided(**my_rows(inputs, mesh)).last_hidden_state.square().sum() * mesh["data"].size()).backward()
     else:
-        expected, loss = compute_loss(one, batch), shared_loss(divided, my_rows(batch, mesh), mesh)
+        expected, loss = compute_loss(one, batch), weighted_loss(divided, my_rows(batch, mesh), mesh)
         expected.backward()
         loss.backward()
         mean = loss.detach() / mesh["data"].size()
@@ -171,7 +174,7 @@ def generation_equal(positions, mesh):
         def write(model, inputs, settings=settings):
             return model.generate(**inputs, max_new_tokens=6, eos_token_id=-1, **settings)
 
-        assert torch.equal(within(divided, write, my_rows(prompts, mesh)), mine(write(one, prompts), mesh))
+        assert torch.equal(call_unsharded(divided, write, my_rows(prompts, mesh)), mine(write(one, prompts), mesh))
     with torch.no_grad():  # the cache holds the rank's own heads: logits equal to those without one
         own, states = my_rows(batch, mesh)["input_ids"], batch["encoder_hidden_states"]
         first = divided(own[:, :4], encoder_hidden_states=mine(states, mesh))
@@ -181,7 +184,7 @@ def generation_equal(positions, mesh):
     assert first.past_key_values.layers[0].keys.shape[1] == 4 // mesh["tensor"].size()
     labels = {"labels": batch["input_ids"].masked_fill(batch["input_ids"] == 1, -100)}
     compute_loss(one, {**batch, **labels}).backward()
-    shared_loss(divided, my_rows({**batch, **labels}, mesh), mesh).backward()  # what has written can still learn
+    weighted_loss(divided, my_rows({**batch, **labels}, mesh), mesh).backward()  # what has written can still learn
     equal_gradients(divided, one)
 
 
@@ -194,14 +197,14 @@ def ten_steps(task, mesh):
     one, divided = (model.double() for model in pair(task, position_embedding_type="relative_key"))
     parallelize(divided, mesh)
     batches = [example(task, seed=seed) for seed in range(10)]
-    settings = {"steps": 10, "learning_rate": 0.01, "warmup_steps": 3, "clip": 0.5}
+    settings = {"steps": 10, "learning_rate": 0.01, "warmup_steps": 3, "max_grad_norm": 0.5}
     history = fit(one, lambda epoch: batches, **settings, progress=False)
-    assert any(entry["gradient"] > 0.5 for entry in history)  # some are cut short
+    assert any(entry["grad_norm"] > 0.5 for entry in history)  # some are cut short
     optimizer, losses = adamw(divided.train(), 0.01, 0.01), []
     for step, batch in enumerate(batches):
         for group in optimizer.param_groups:
-            group["lr"] = 0.01 * rate(step, 10, 3, 1.0)
-        losses.append(train_step(divided, optimizer, my_rows(batch, mesh), mesh, clip=0.5))
+            group["lr"] = 0.01 * lr_schedule(step, 10, 3, 1.0)
+        losses.append(train_step(divided, optimizer, my_rows(batch, mesh), mesh, max_grad_norm=0.5))
     close(torch.tensor(losses), torch.tensor([entry["loss"] for entry in history]))
     for ours, expected in zip(divided.parameters(), one.parameters(), strict=True):
         close(whole(ours), expected, 1e-7)
@@ -221,11 +224,11 @@ def after_looking(mesh):
     batch = example("ForMaskedLM")
     for _ in range(2):
         compute_loss(one, batch).backward()
-        shared_loss(divided, my_rows(batch, mesh), mesh).backward()
+        weighted_loss(divided, my_rows(batch, mesh), mesh).backward()
         equal_gradients(divided, one)
         with torch.no_grad():
             divided(batch["input_ids"])
-            within(divided, lambda model: model.backbone(batch["input_ids"]).last_hidden_state)
+            call_unsharded(divided, lambda model: model.backbone(batch["input_ids"]).last_hidden_state)
         one.zero_grad()
         divided.zero_grad()
 
@@ -254,7 +257,7 @@ def one_without_labels(mesh):
     """example() leaves the first rows without any: some rank has nothing to learn from, and still takes part."""
     everybody = [None] * dist.get_world_size()
     own = my_rows(example("ForMaskedLM"), mesh)
-    dist.all_gather_object(everybody, labelled(pair("ForMaskedLM")[0], own))
+    dist.all_gather_object(everybody, count_labels(pair("ForMaskedLM")[0], own))
     assert (0 in everybody) == (mesh["data"].size() > 1)
 
 
@@ -286,7 +289,7 @@ def in_two_types(mesh):
         return
     parallelize(divided, mesh, mixed_precision=policy)
     batch = {**example("Model"), "labels": torch.full((8,), 3.0)}
-    loss, expected = shared_loss(divided, my_rows(batch, mesh), mesh), compute_loss(one, batch)
+    loss, expected = weighted_loss(divided, my_rows(batch, mesh), mesh), compute_loss(one, batch)
     loss.backward()
     mean = loss.detach() / mesh["data"].size()
     dist.all_reduce(mean, group=mesh["data"].get_group())
@@ -303,7 +306,7 @@ def answer_beyond_the_text(mesh):
     batch = example("ForQuestionAnswering")
     batch["end_positions"][:] = 9
     with pytest.raises(ValueError, match="end_positions lie beyond the text"):
-        shared_loss(divided, my_rows(batch, mesh), mesh)
+        weighted_loss(divided, my_rows(batch, mesh), mesh)
 
 
 # ---- files
@@ -375,7 +378,7 @@ def reads_its_part(mesh):
         CheckpointReader.close = close_store
     own = columns = 0
     for parameter in divided.parameters():
-        pieces = [rows.stop - rows.start for rows in own_part(parameter)]
+        pieces = [rows.stop - rows.start for rows in MeshSharding(mesh).own(parameter)]
         assert tuple(pieces) == tuple((parameter.to_local() if isinstance(parameter, DTensor) else parameter).shape)
         own += 4 * torch.Size(pieces).numel()
         if len(pieces) == 2:  # where there is a piece of every row, no page is without one
@@ -410,7 +413,7 @@ def real_model_fills(mesh):
     divided = load(xlmrxl_min.XLMRobertaXLForMaskedLM, "tiny", mesh, progress=False)
     one = xlmrxl_min.XLMRobertaXLForMaskedLM.from_pretrained("tiny")
     text = "Alle Menschen sind frei und <mask> an Würde"
-    ours, theirs = within(divided, fill_mask, tokenizer, text)[0], fill_mask(one, tokenizer, text)[0]
+    ours, theirs = call_unsharded(divided, fill_mask, tokenizer, text)[0], fill_mask(one, tokenizer, text)[0]
     assert [p.token_id for p in ours] == [p.token_id for p in theirs]
     close(torch.tensor([p.probability for p in ours]), torch.tensor([p.probability for p in theirs]))
     assert ours[0].text == "gleich"
@@ -429,7 +432,7 @@ def cannot_write(mesh):
 def main():
     torch.set_num_threads(1)
     outcomes, count = {}, int(os.environ["WORLD_SIZE"])
-    with ranks(count, timeout_s=120):
+    with init_mesh(count, timeout_s=120):
         for data, tensor in [(1, count), (count, 1)] + ([(2, 2)] if count == 4 else []):
             mesh = init_device_mesh("cpu", (data, tensor), mesh_dim_names=("data", "tensor"))
             for name, function in JOBS.items():

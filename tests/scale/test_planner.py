@@ -24,7 +24,7 @@ from xlmrxl_min.base import POSITION_EMBEDDING_TYPES as POSITION_TYPES
 from xlmrxl_min.checkpoints import memory
 from xlmrxl_min.checkpoints.memory import free_memory
 from xlmrxl_min.scale import planner
-from xlmrxl_min.scale.planner import bytes_of_weights, fits, flops, parameters, plan, report
+from xlmrxl_min.scale.planner import weight_bytes, fits, flops, parameters, plan, report
 from xlmrxl_min.training.loop import adamw
 
 SMALL = {"vocab_size": 300, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -128,9 +128,9 @@ def test_bytes_of_weights(head):
         model = build(config, head)
         numbers = sum(parameter.numel() for parameter in model.parameters())
         for dtype, size in (("float32", 4), ("bfloat16", 2), ("float16", 2)):
-            assert bytes_of_weights(config, dtype, head) == numbers * size
-            assert bytes_of_weights(config, dtype, head, "int8") == int8_bytes(model, size)
-    assert bytes_of_weights(XLMRobertaXLConfig.xl(), "float32") == 13_930_967_040
+            assert weight_bytes(config, dtype, head) == numbers * size
+            assert weight_bytes(config, dtype, head, "int8") == int8_bytes(model, size)
+    assert weight_bytes(XLMRobertaXLConfig.xl(), "float32") == 13_930_967_040
 
 
 # ---- FLOPs
@@ -332,7 +332,7 @@ def test_the_cache_is_what_the_model_allocates():
 def test_plan_of_int8(vocabulary, batch, tokens, dtype):
     config = small(vocab_size=vocabulary)
     planned = plan(config, batch=batch, tokens=tokens, dtype=dtype, quantize="int8")
-    assert planned.weights == bytes_of_weights(config, dtype, quantize="int8")
+    assert planned.weights == weight_bytes(config, dtype, quantize="int8")
     close(planned.activations, ledger_of_forward(config, "ForMaskedLM", dtype, batch, tokens, int8=True))
 
 

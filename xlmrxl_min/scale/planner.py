@@ -1,14 +1,16 @@
-"""Parameters, bytes and FLOPs of a model before it exists. Walked through in notebooks/09_precision_and_size.ipynb.
+"""Parameters, FLOPs and memory of a model before it is built. Walked through in notebooks/09_precision_and_size.ipynb.
 
-Everything is a formula of the config, with the letters of model.py: b batch, t token, h head, d head width, e hidden
-width, f feed-forward width, v vocabulary, l layer. The tests hold the formulas to models: the parameters to every class
-on the meta device, the FLOPs to PyTorch's counter, the plan to the bytes that a run really has at its fullest moment.
+Everything is a formula of the config, with the letters of model.py. On one device, parameters, FLOPs, and the bytes of
+weights, gradients, optimizer and KV cache are exact. Activations are an estimate: for models of XL's proportions within
+15% of the measured peak (tests/scale/test_planner.py).
 """
 
 from __future__ import annotations
 
 import textwrap
-from typing import NamedTuple
+from collections.abc import Iterable
+from math import ceil
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,100 +18,91 @@ from ..checkpoints.int8 import PART
 from ..model import QUERY_BLOCK_SIZE, XLMRobertaXLConfig
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-HEADS = ("Model", "ForMaskedLM", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification")
-HEADS += ("ForMultipleChoice", "ForQuestionAnswering")
-# GiB that the makers print on the box. Drivers and PyTorch take their share of it: see SPARE.
+HEADS = (
+    "Model", "ForMaskedLM", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification", "ForMultipleChoice",
+    "ForQuestionAnswering",
+)  # fmt: skip
+# GiB of memory, as advertised. The driver and PyTorch need some of it: see RESERVED.
 GPUS = {
     "RTX 3060": 12, "T4": 16, "RTX 4090": 24, "L4": 24, "A10": 24, "V100": 32, "RTX 5090": 32, "A100 40": 40,
     "L40S": 48, "A100 80": 80, "H100": 80, "H200": 141,
 }  # fmt: skip
-SPARE = 0.1  # the share of a GPU that `fits` leaves free, for all that a plan does not count
+RESERVED = 0.1  # the fraction of a GPU's memory that `fits` leaves free for what a plan does not count
+MASKED = 0.15  # the fraction of the positions that have labels, and so logits, in training a masked language model
 
 
 # ---- parameters
 
 
-class Part(NamedTuple):
-    """Numbers of one component: in matrices that int8 can hold, the rows of those, and what is beside them."""
+def matrices(config: XLMRobertaXLConfig, head: str) -> dict[str, list[tuple[int, int]]]:
+    """The (rows, columns) of every matrix that a linear layer or the word embeddings have, by component.
 
-    matrices: int = 0
-    rows: int = 0
-    rest: int = 0
-
-    @property
-    def numbers(self) -> int:
-        return self.matrices + self.rest
-
-
-def together(*parts: Part, times: int = 1) -> Part:
-    return Part(*(times * sum(column) for column in zip(*parts, strict=True)))
-
-
-def linear(columns: int, rows: int) -> Part:
-    """A layer from `columns` numbers to `rows`, with its bias."""
-    return Part(rows * columns, rows, rows)
-
-
-def parts(config: XLMRobertaXLConfig, head: str = "ForMaskedLM") -> dict[str, Part]:
-    """Every component of the class `XLMRobertaXL` + head; a tied matrix counts once. ValueError for another head."""
+    A tied matrix counts once, as word embeddings. Raises ValueError for an unknown head.
+    """
     if head not in HEADS:
         raise ValueError(f"head={head!r} is unknown: take one of {', '.join(HEADS)}.")
     config.validate()
     e, f, v, layers = config.hidden_size, config.intermediate_size, config.vocab_size, config.num_hidden_layers
-    inner = inner_widths(config)
-    norms = 2 * layers + 1 + layers * config.add_cross_attention
-    distances = (2 * config.max_position_embeddings - 1) * head_dim(config) * layers
-    lm = together(linear(e, e), Part(rest=2 * e), Part(rest=v) if config.tie_word_embeddings else linear(e, v))
-    heads = {"ForMaskedLM": lm, "ForCausalLM": lm, "ForMultipleChoice": linear(e, 1)}
-    heads["ForSequenceClassification"] = together(linear(e, e), linear(e, config.num_labels))
-    heads["ForTokenClassification"] = heads["ForQuestionAnswering"] = linear(e, config.num_labels)
+    lm_head = [(e, e)] if config.tie_word_embeddings else [(e, e), (v, e)]
+    heads = {"Model": [], "ForMaskedLM": lm_head, "ForCausalLM": lm_head, "ForMultipleChoice": [(1, e)]}
+    heads["ForSequenceClassification"] = [(e, e), (config.num_labels, e)]
     return {
-        "word embeddings": Part(matrices=v * e, rows=v),
-        "positions": Part(rest=config.max_position_embeddings * e),
-        "token types": Part(rest=config.type_vocab_size * e),
-        "attention": together(*(part for i in inner for part in [linear(e, i)] * 3 + [linear(i, e)])),
-        "distance tables": Part(rest=distances if config.position_embedding_type != "absolute" else 0),
-        "cross-attention": together(linear(e, e), times=4 * layers * config.add_cross_attention),
-        "feed-forward": together(linear(e, f), linear(f, e), times=layers),
-        "norms": Part(rest=2 * e * norms),
-        "pooler": linear(e, e) if head in ("Model", "ForMultipleChoice") else Part(),
-        "head": heads.get(head, Part()),
+        "word embeddings": [(v, e)],
+        "attention": [shape for inner in attention_widths(config) for shape in [(inner, e)] * 3 + [(e, inner)]],
+        "cross-attention": [(e, e)] * 4 * layers * config.add_cross_attention,
+        "feed-forward": [(f, e), (e, f)] * layers,
+        "pooler": [(e, e)] * (head in ("Model", "ForMultipleChoice")),
+        "head": heads.get(head, [(config.num_labels, e)]),
     }
 
 
 def parameters(config: XLMRobertaXLConfig, head: str = "ForMaskedLM") -> dict[str, int]:
-    """How many parameters each component of the class `XLMRobertaXL` + head has; "Model" is the one with a pooler.
+    """The number of parameters of each component of the class `XLMRobertaXL` + head; a tied matrix counts once.
 
-    A position table counts even where relative positions leave it unused, as it is there. ValueError for other heads.
+    "Model" is the one with a pooler. The position table counts even if relative positions leave it unused. Raises
+    ValueError for an unknown head.
     """
-    return {name: part.numbers for name, part in parts(config, head).items()}
+    shapes, e, layers = matrices(config, head), config.hidden_size, config.num_hidden_layers
+    counts = {name: sum(rows * columns + rows for rows, columns in shapes[name]) for name in shapes}
+    counts["word embeddings"] -= config.vocab_size  # no bias
+    if "LM" in head:  # a norm, and the bias of a tied matrix
+        counts["head"] += 2 * e + config.vocab_size * config.tie_word_embeddings
+    is_relative = config.position_embedding_type != "absolute"
+    return {
+        **counts,
+        "positions": config.max_position_embeddings * e,
+        "token types": config.type_vocab_size * e,
+        "distance tables": (2 * config.max_position_embeddings - 1) * head_dim(config) * layers * is_relative,
+        "norms": 2 * e * (layers * (2 + config.add_cross_attention) + 1),
+    }
 
 
 def head_dim(config: XLMRobertaXLConfig) -> int:
     return config.hidden_size // config.num_attention_heads
 
 
-def inner_widths(config: XLMRobertaXLConfig) -> list[int]:
-    """Of every layer, how wide its heads are together: e, less the pruned ones."""
-    gone = [len(set(config.pruned_heads.get(i, ()))) for i in range(config.num_hidden_layers)]
-    return [config.hidden_size - n * head_dim(config) for n in gone]
+def attention_widths(config: XLMRobertaXLConfig) -> list[int]:
+    """For each layer, the width of all its heads together: e without the pruned ones."""
+    pruned = [len(set(config.pruned_heads.get(i, ()))) for i in range(config.num_hidden_layers)]
+    return [config.hidden_size - n * head_dim(config) for n in pruned]
 
 
-def bytes_of_weights(
+def weight_bytes(
     config: XLMRobertaXLConfig, dtype: str = "float32", head: str = "ForMaskedLM", quantize: str | None = None
 ) -> int:
-    """Bytes of all parameters in `dtype`.
+    """The bytes of all parameters in `dtype`.
 
-    quantize="int8": the matrices of the blocks, of the LM head and of the words take a byte per number, and four more,
-    a float32 scale, per row; biases, norms, positions, token types, distance tables and small heads stay in `dtype`.
+    quantize="int8": one byte per weight of the matrices of the blocks, the LM head and the word embeddings, and four
+    for the float32 scale of each row; all others stay in `dtype`. Raises ValueError for anything else.
     """
-    size, of = itemsize(dtype), parts(config, head)
-    whole, small = together(*of.values()), together(of["pooler"], Part() if "LM" in head else of["head"])
     if quantize not in (None, "int8"):
         raise ValueError(f"quantize={quantize!r} is unknown: take int8 or None.")
-    in_int8 = whole.matrices - small.matrices if quantize else 0
-    scales = 4 * (whole.rows - small.rows) if quantize else 0
-    return in_int8 + scales + (whole.numbers - in_int8) * size
+    total, shapes = sum(parameters(config, head).values()), matrices(config, head)
+    is_quantized = {name: quantize is not None and name != "pooler" for name in shapes}
+    is_quantized["head"] &= "LM" in head
+    in_int8 = [shape for name in shapes if is_quantized[name] for shape in shapes[name]]
+    quantized = sum(rows * columns for rows, columns in in_int8)
+    return quantized + 4 * sum(rows for rows, _ in in_int8) + (total - quantized) * itemsize(dtype)
 
 
 def itemsize(dtype: str | torch.dtype) -> int:
@@ -123,209 +116,230 @@ def itemsize(dtype: str | torch.dtype) -> int:
 
 
 def flops(config: XLMRobertaXLConfig, batch: int = 1, tokens: int = 512, head: str = "ForMaskedLM") -> dict[str, int]:
-    """Floating-point operations of one forward pass, by component: two, multiply and add, for each product of a matmul.
+    """Floating-point operations of one forward pass by component: a multiplication and an addition per matmul product.
 
-    Norms, activations, softmax and additions are left out; the matmuls are the work. A causal mask saves nothing here,
-    though a kernel may skip what it hides. Cross-attention looks at as many tokens; multiple choice counts a text for
-    every choice.
+    Norms, activations and softmax are left out, as matmuls are nearly all of the work. A causal mask saves nothing
+    here, though a kernel may skip masked products. Cross-attention is to as many tokens; multiple choice counts a text
+    for every choice.
     """
     check_shape(config, batch, tokens)
-    of, b, t, e = parts(config, head), batch, tokens, config.hidden_size
-    inner = sum(inner_widths(config))
-    pairs = {"absolute": 0, "relative_key": 1, "relative_key_query": 2}[config.position_embedding_type]
+    b, t, e, width = batch, tokens, config.hidden_size, sum(attention_widths(config))
+    weights = {name: sum(rows * columns for rows, columns in x) for name, x in matrices(config, head).items()}
+    if "LM" in head and config.tie_word_embeddings:
+        weights["head"] += config.vocab_size * e
+    cross_width = config.num_hidden_layers * e * config.add_cross_attention
     blocks = [min(QUERY_BLOCK_SIZE, t - start) for start in range(0, t, QUERY_BLOCK_SIZE)]
-    # relative_scores multiplies a block of rows by every distance that one of them needs: those to t columns, and rows - 1
-    seen = sum(rows * (rows + t - 1) for rows in blocks) if pairs else 0
-    if pairs == 2:  # a block of queries seen from the keys, those in blocks of their own
-        seen += sum(keys * (keys + rows - 1) for rows in blocks for keys in blocks)
-    across = config.num_hidden_layers * e if config.add_cross_attention else 0
-    every_token = head in ("ForMaskedLM", "ForCausalLM", "ForTokenClassification", "ForQuestionAnswering")
-    lm_words = config.vocab_size * e if config.tie_word_embeddings and "LM" in head else 0  # Part counts these as words
+    distances = 0  # relative_scores: a block of n queries is multiplied by all n + t - 1 distances that they need
+    if config.position_embedding_type != "absolute":
+        distances = sum(n * (n + t - 1) for n in blocks)
+    if config.position_embedding_type == "relative_key_query":  # and blocks of keys by those to a block of queries
+        distances += sum(m * (m + n - 1) for n in blocks for m in blocks)
+    is_per_token = "LM" in head or head in ("ForTokenClassification", "ForQuestionAnswering")
     return {
-        "attention": 2 * b * t * of["attention"].matrices,
-        "scores and mixing": 4 * b * t * t * (inner + across),
-        "distances": 2 * b * seen * inner,
-        "cross-attention": 2 * b * t * of["cross-attention"].matrices,
-        "feed-forward": 2 * b * t * of["feed-forward"].matrices,
-        "pooler": 2 * b * of["pooler"].matrices,
-        "head": 2 * b * (t if every_token else 1) * (of["head"].matrices + lm_words),
+        "attention": 2 * b * t * weights["attention"],
+        "scores and mixing": 4 * b * t * t * (width + cross_width),
+        "distances": 2 * b * distances * width,
+        "cross-attention": 2 * b * t * weights["cross-attention"],
+        "feed-forward": 2 * b * t * weights["feed-forward"],
+        "pooler": 2 * b * weights["pooler"],
+        "head": 2 * b * (t if is_per_token else 1) * weights["head"],
     }
 
 
 def check_shape(config: XLMRobertaXLConfig, batch: int, tokens: int) -> None:
-    room = config.max_seq_len
     if batch < 1 or tokens < 1:
         raise ValueError(f"a batch of {batch} texts of {tokens} tokens is impossible: take 1 or more.")
-    if tokens > room:
-        raise ValueError(f"{tokens} tokens are too many: this model has room for {room}.")
+    if tokens > config.max_seq_len:
+        raise ValueError(f"{tokens} tokens are too many: this model has room for {config.max_seq_len}.")
 
 
-# ---- the plan
+# ---- memory
 
 
 class Plan(NamedTuple):
-    """Bytes that a model needs, and when; made by `plan`."""
+    """The memory that a model needs on one rank, in bytes; made by `plan`."""
 
-    parameters: dict[str, int]  # numbers, by component
+    parameters: dict[str, int]  # numbers by component, of the whole model
     weights: int
-    activations: int  # all else that a forward pass, or in training the turn to the backward pass, holds at its fullest
-    logits: int  # the part of the activations that is logits, at the moment when they are made
-    cache: int  # keys and values of a decoder
     gradients: int  # of all weights, after the backward pass
     optimizer: int
-    total: int  # at the fullest moment
+    cache: int  # keys and values of a decoder
+    activations: int  # the peak of everything else, on one device; in training, when the backward pass starts
+    logits: int  # those of the activations that are logits
+    gathered: int  # on several ranks: unsharded for a moment. FSDP: three blocks and what is in none
+    total: int  # peak memory
 
 
 def plan(
-    config: XLMRobertaXLConfig,
-    *,
-    head: str = "ForMaskedLM",
-    dtype: str = "float32",
-    quantize: str | None = None,
-    batch: int = 1,
-    tokens: int = 512,
-    train: bool = False,
-    masked_fraction: float = 0.15,
-    decode: int = 0,
-) -> Plan:
-    """What a batch of `batch` texts of `tokens` tokens needs, in bytes, with weights and arithmetic in `dtype`.
+    config: XLMRobertaXLConfig, *, head: str = "ForMaskedLM", dtype: str = "float32", quantize: str | None = None,
+    batch: int = 1, tokens: int = 512, train: bool = False, tensor: int = 1, data: int = 1,
+) -> Plan:  # fmt: skip
+    """The memory for a batch of `batch` texts of `tokens` tokens, with weights and arithmetic in `dtype`.
 
-    A forward pass without gradients (train=False) is fullest in a block, with the stream and its own wide vectors, or
-    where the LM head makes the logits of all places. With quantize="int8", a part of
-    a matrix is also there in `dtype` while it is used. A decoder keeps keys and values of the tokens and of `decode`
-    more, in memory that doubles when it is full; with cross-attention also those of an encoder's text, taken to be as
-    long.
+    train: a step of AdamW. Memory peaks either when the backward pass starts (all activations) or in AdamW's step (all
+    gradients, and on a GPU a temporary tensor for each weight). AdamW has two float32 numbers per weight, and with
+    half-precision weights a third, a float32 copy: 16 bytes per parameter either way. (`fit` by autocast has float32
+    weights: plan as float32.)
 
-    Training (`train.fit`) is fullest either where the forward pass turns back, all activations kept and the LM head's
-    gradient made, or in AdamW's step, all gradients there and the optimizer's roots for a moment, on a GPU of all
-    weights at once (foreach). So the total is no sum: the gradients grow while the activations shrink. With several
-    batches per step (accumulate) it is one, as the gradients stay. Of a masked language model `masked_fraction` of the
-    places have a label and so logits. AdamW has two float32 numbers per weight. With half-precision weights a third is
-    counted, the float32 weights that small steps are added to; 16 bytes per parameter either way. (`fit` by autocast
-    has float32 weights: plan it as float32.)
+    tensor, data: ranks along the two dimensions of the mesh (see `init_mesh`); the batch is that of one rank along
+    "data". The parameters of a rank are exact if everything is divisible. Its activations are counted as those of one
+    device, and gradients and activations as if they peaked together, so the total is an upper bound.
 
-    Not counted: what the allocator holds in vain, kernels' workspaces, the GPU's own context, ids and masks. Taken for
-    granted: kernels that never hold the attention weights. On a CPU in training that needs
-    attention_probs_dropout_prob=0, and absolute positions. ValueError for impossible settings.
+    Not counted: fragmentation, workspaces of kernels, the GPU's context, ids and masks. Assumed: kernels that never
+    store the attention weights; on a CPU in training that takes attention_probs_dropout_prob=0 and absolute positions.
+    The KV cache is that of these tokens; in generating its memory doubles when it is full. Raises ValueError for
+    impossible settings.
     """
-    if not 0 < masked_fraction <= 1:
-        raise ValueError(f"masked_fraction={masked_fraction} is impossible: take a share above 0, up to 1.")
-    if decode < 0 or (decode > 0 and not config.is_decoder):
-        raise ValueError(f"decode={decode} is impossible: only decoders can.")
     if train and quantize is not None:
         raise ValueError("int8 weights cannot be trained: leave out either quantize or train.")
-    if train and decode > 0:
-        raise ValueError("training does not decode: leave out either decode or train.")
-    check_shape(config, batch, tokens + decode)
-    size, b, t, weights = itemsize(dtype), batch, tokens, bytes_of_weights(config, dtype, head, quantize)
-    counts, labels = parameters(config, head), config.num_labels
-    places = b * t if not train else round(masked_fraction * b * t) if head == "ForMaskedLM" else b * (t - 1)
-    sizes = {"ForMaskedLM": places * config.vocab_size, "ForCausalLM": places * config.vocab_size, "Model": 0}
-    sizes |= {"ForSequenceClassification": b * labels, "ForMultipleChoice": b}
-    logits = size * sizes.get(head, b * t * labels)
-    is_lm = "LM" in head
+    check_shape(config, batch, tokens)
+    check_ranks(config, tensor, data, quantize)
+    counts, size, is_lm = parameters(config, head), itemsize(dtype), "LM" in head
+    in_blocks, outside = tensor_shard(config, head, tensor)
+    local = ceil((in_blocks + outside) / data)
+    weights = weight_bytes(config, dtype, head, quantize) if quantize else local * size
+    words = config.vocab_size * config.hidden_size
+
+    positions = batch * (tokens - 1 if train else tokens)  # of an LM head
+    if train and head == "ForMaskedLM":
+        positions = round(MASKED * batch * tokens)
+    outputs = {"Model": 0, "ForSequenceClassification": batch * config.num_labels, "ForMultipleChoice": batch}
+    outputs |= {"ForMaskedLM": positions * config.vocab_size, "ForCausalLM": positions * config.vocab_size}
+    logits = size * outputs.get(head, batch * tokens * config.num_labels)
+
+    gathered = 0
+    if data > 1:  # the block at work, the next one, and a copy of that; in training with their gradients
+        gathered = (3 * in_blocks // config.num_hidden_layers + outside) * size * (1 + train)
+    if tensor > 1 and is_lm:  # the rank's logits and those of all ranks, beside the tensor that they become
+        gathered += logits // tensor + logits
+    if tensor > 1 and train and not (is_lm and config.tie_word_embeddings):
+        gathered += size * words  # the gradient of the word embeddings before it is sharded
     if not train:
-        cache = cache_bytes(config, b, t, decode, size)
-        activations = forward_bytes(config, b, t, size, logits if is_lm else 0, quantize)
-        return Plan(counts, weights, activations, logits, cache, 0, 0, weights + cache + activations)
-    numbers = sum(counts.values())
-    gradients, optimizer = numbers * size, numbers * (8 if size == 4 else 12)
-    activations = turning_bytes(config, b, t, size, places if is_lm else 0)
-    # the optimizer's roots; or what embeddings and LM head find for one matrix, and their sum
-    fullest = max(activations, gradients + max(4 * numbers, 2 * size * config.vocab_size * config.hidden_size * is_lm))
-    return Plan(counts, weights, activations, logits, 0, gradients, optimizer, weights + optimizer + fullest)
+        activations = inference_activations(config, batch, tokens, size, logits * is_lm, quantize)
+        cache = cache_bytes(config, batch, tokens, size)
+        total = weights + cache + gathered + activations
+        return Plan(counts, weights, 0, 0, cache, activations, logits, gathered, total)
+    activations = training_activations(config, batch, tokens, size, positions * is_lm)
+    gradients, optimizer = local * size, local * (8 if size == 4 else 12)
+    peak = max(activations, gradients + 4 * local)
+    if tensor * data > 1:  # AdamW treats DTensors one after the other: the temporary tensor of the largest
+        peak = gradients + max(gathered + activations, 4 * words // (tensor * data))
+    return Plan(counts, weights, gradients, optimizer, 0, activations, logits, gathered, weights + optimizer + peak)
 
 
-def forward_bytes(config: XLMRobertaXLConfig, b: int, t: int, size: int, logits: int, quantize: str | None) -> int:
-    """The most that a forward pass without gradients holds beside weights and cache; `logits`: of an LM head, or 0."""
-    e, f = config.hidden_size, config.intermediate_size
-    stream, wide = b * t * e * size, b * t * f * size
-
-    def widened(numbers: int) -> int:  # of an int8 matrix a part at a time, freed after its product
-        return size * min(numbers, PART) if quantize else 0
-
-    attention = 7 * stream + widened(e * e)  # norm, query, key, value, mixed, out, the new stream
-    remembers = config.is_decoder and config.use_cache  # then keys and values are in the cache, and nowhere else
-    attention = max(attention, (2 if remembers else 4) * stream + bias_bytes(config, b, t, size))
-    feed_forward = stream + max(2 * wide, stream + wide + widened(e * f))  # the new stream; before and after the bend
-    block = stream + max(attention, feed_forward)
-    scaled = max(logits, widened(e * config.vocab_size)) if quantize else 0
-    return max(block, 2 * stream + logits + scaled if logits else 0)
-
-
-def bias_bytes(config: XLMRobertaXLConfig, b: int, t: int, size: int) -> int:
-    """The most that `Attention.fused` holds of what is added to the scores, with the skewed products it comes from."""
-    rows, heads, is_decoder = min(t, QUERY_BLOCK_SIZE), config.num_attention_heads, config.is_decoder
-    if config.position_embedding_type == "absolute":  # which keys come before, in truths and in numbers, for all texts
-        return t * t * (2 + 2 * size) * is_decoder
-    bias, table = b * heads * rows * t * size, (2 * config.max_position_embeddings - 1) * head_dim(config) * size
-    masked = (bias + rows * t * (1 + 2 * size)) * is_decoder
-    held = t * t * is_decoder + bias * (1 + (t > rows))  # this block's, and the last one's if there was one
-    if config.position_embedding_type == "relative_key":
-        return held + max(masked, table + b * heads * rows * (rows + t - 1) * size)
-    blocks = [min(QUERY_BLOCK_SIZE, t - start) for start in range(0, t, QUERY_BLOCK_SIZE)]
-    from_keys = sum(keys * (keys + rows - 1) for keys in blocks) * b * heads * size
-    return held + max(masked, 2 * table + bias + from_keys)
+def inference_activations(
+    config: XLMRobertaXLConfig, b: int, t: int, size: int, logits: int, quantize: str | None
+) -> int:
+    """The estimated peak of a forward pass without gradients; `logits`: the bytes of an LM head's, or 0."""
+    e, f, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
+    hidden, wide, bias = b * t * e * size, b * t * f * size, b * heads * min(t, QUERY_BLOCK_SIZE) * t * size
+    attention = {  # of b t e: the residual stream, its norm, query, key, value and context
+        "absolute": 8 * hidden,
+        "relative_key": 5 * hidden + 4 * bias,  # the bias of a block of queries, its copies, the products before skew
+        "relative_key_query": 5 * hidden + 5 * bias,
+    }[config.position_embedding_type]
+    feed_forward = 3 * hidden + 2 * wide  # before and after the activation function
+    dequantized = size * min(PART, e * f) if quantize else 0
+    scaled = logits if quantize else 0  # the product with an int8 matrix is multiplied by the scales
+    return max(attention + dequantized, feed_forward + dequantized, 2 * hidden + logits + scaled)
 
 
-def turning_bytes(config: XLMRobertaXLConfig, b: int, t: int, size: int, places: int) -> int:
-    """The most that training holds beside weights and optimizer before the blocks' gradients come.
-
-    places: how many of them go through an LM head; 0 for other heads.
-    """
-    e, f, v, layers = config.hidden_size, config.intermediate_size, config.vocab_size, config.num_hidden_layers
-    stream, wide, heads = b * t * e * size, b * t * f * size, config.num_attention_heads
-    masks = stream * (config.hidden_dropout_prob > 0)  # dropout keeps what it has drawn; on a GPU as bytes
-    attention = 6 * stream + masks + 4 * b * heads * t  # norm, query, key, value, mixed, sum; a float32 sum per row
-    layer = attention * (1 + config.add_cross_attention) + 2 * stream + 2 * wide
-    relative = config.position_embedding_type != "absolute"
-    if relative:  # what PyTorch keeps where no fused kernel has a gradient for the bias
-        copies = -(-t // QUERY_BLOCK_SIZE) * (3 if config.position_embedding_type == "relative_key_query" else 2)
-        layer += b * heads * t * t * size + copies * stream
-    layer += t * t * size * config.is_decoder
-    kept = 2 * stream + masks + layers * layer  # the first stream, the last norm
-    matrix = v * e * size if places else 0  # its gradient, before the blocks have any
-    # log-probabilities, their gradient, the logits' gradient; then the matrix's; then a block's wide vectors again
-    moments = [3 * 4 * places * v, places * v * size + matrix, matrix + wide + 2 * stream + e * f * size]
-    if relative:  # the last layer's bias, which is made before what follows it in that layer
-        later = 2 * wide + 4 * stream + b * heads * min(t, QUERY_BLOCK_SIZE) * t * size
-        moments.append(bias_bytes(config, b, t, size) - later)
-    return kept + 4 * places * e * size + max(moments)
+def training_activations(config: XLMRobertaXLConfig, b: int, t: int, size: int, positions: int) -> int:
+    """The estimated peak when the backward pass starts; `positions`: those with logits of an LM head."""
+    e, f, v, heads = config.hidden_size, config.intermediate_size, config.vocab_size, config.num_attention_heads
+    hidden, wide = b * t * e * size, b * t * f * size
+    layer = 9 * hidden + 2 * wide + 7 * hidden * config.add_cross_attention  # what autograd keeps
+    if config.position_embedding_type != "absolute":  # attention weights, and scaled copies for each block of queries
+        copies = 3 if config.position_embedding_type == "relative_key_query" else 2
+        layer += b * heads * t * t * size + copies * ceil(t / QUERY_BLOCK_SIZE) * hidden
+    # of the LM head: float32 log-probabilities, their gradient and the logits', or the gradient of its matrix
+    head = 4 * positions * e * size + max(3 * 4 * positions * v, size * v * e * (positions > 0))
+    return config.num_hidden_layers * layer + 3 * hidden + head
 
 
-def cache_bytes(config: XLMRobertaXLConfig, b: int, t: int, decode: int, size: int) -> int:
-    """Keys and values of all layers in memory that `LayerCache` has doubled until tokens and `decode` more fit."""
+def cache_bytes(config: XLMRobertaXLConfig, b: int, t: int, size: int) -> int:
+    """Keys and values of all layers; LayerCache.append allocates 64 positions at least, and one more than needed."""
     if not (config.is_decoder and config.use_cache):
         return 0
-    room = max(t + 1, 64)  # one place stays free (LayerCache.append)
-    while room <= t + decode:
-        room *= 2
-    own, across = sum(inner_widths(config)), config.num_hidden_layers * config.hidden_size * config.add_cross_attention
-    return 2 * b * size * (room * own + max(t + 1, 64) * across)
+    cross_width = config.num_hidden_layers * config.hidden_size * config.add_cross_attention
+    return 2 * b * max(t + 1, 64) * size * (sum(attention_widths(config)) + cross_width)
 
 
-# ---- what there is
+# ---- several ranks
+
+
+def check_ranks(config: XLMRobertaXLConfig, tensor: int, data: int = 1, quantize: str | None = None) -> None:
+    """Raise ValueError if a model cannot be sharded over `tensor` by `data` ranks."""
+    if tensor < 1 or data < 1:
+        raise ValueError(f"{min(tensor, data)} ranks are impossible: take 1 or more.")
+    if quantize is not None and tensor * data > 1:
+        raise ValueError("int8 weights are not sharded: leave out quantize, or take one rank.")
+    for i, width in enumerate(attention_widths(config)):
+        heads = width // head_dim(config)
+        if heads % tensor > 0:
+            layer = f" (in layer {i}, after pruning)" if heads < config.num_attention_heads else ""
+            raise ValueError(f"{heads} heads{layer} cannot be sharded over {tensor} ranks: take a divisor.")
+    if config.intermediate_size % tensor > 0:
+        width = config.intermediate_size
+        raise ValueError(f"intermediate_size={width} cannot be sharded over {tensor} ranks: take a divisor.")
+
+
+def tensor_shard(config: XLMRobertaXLConfig, head: str, tensor: int) -> tuple[int, int]:
+    """The parameters per rank after tensor parallelism: of all blocks, and outside them."""
+    counts, e, layers = parameters(config, head), config.hidden_size, config.num_hidden_layers
+    replicated_biases = e * layers * (2 + config.add_cross_attention)  # of each block's matrices sharded by rows
+    replicated = replicated_biases + counts["norms"] - 2 * e + counts["distance tables"]
+    in_blocks = counts["attention"] + counts["cross-attention"] + counts["feed-forward"] - replicated_biases
+    vocabulary = counts["word embeddings"]
+    if "LM" in head:  # the decoder's bias, and its matrix if it has one of its own
+        vocabulary += config.vocab_size * (1 if config.tie_word_embeddings else e + 1)
+    outside = sum(counts.values()) - in_blocks - replicated - vocabulary
+    return in_blocks // tensor + replicated, ceil(vocabulary / tensor) + outside
+
+
+# ---- GPUs
 
 
 def fits(plan: Plan) -> list[str]:
-    """Names of the GPUs of `GPUS` whose memory, less a tenth (`SPARE`), holds the plan's total."""
-    return [name for name, gib in GPUS.items() if plan.total <= gib * 2**30 * (1 - SPARE)]
+    """The names of those GPUS whose memory, without the fraction RESERVED, holds the plan's total."""
+    return [name for name, gib in GPUS.items() if plan.total <= gib * 2**30 * (1 - RESERVED)]
 
 
-def report(plan: Plan) -> str:
-    """The plan as a table: numbers by component, bytes in GB (10⁹), and the GPUs that it fits into."""
+def format_plan(plan: Plan) -> str:
+    """The plan as a table: parameters by component, memory in GB (10⁹ bytes), and the GPUs that have enough."""
     rows = [(name, f"{count:,}") for name, count in plan.parameters.items() if count]
-    rows += [("parameters", f"{sum(plan.parameters.values()):,}"), None]
+    rows += [("parameters", f"{sum(plan.parameters.values()):,}"), ("", "")]
+    labels = {"activations": "activations (peak)", "logits": "  of these, logits", "total": "peak memory"}
     names = ("weights", "activations", "logits", "cache", "gradients", "optimizer", "total")
-    said = {"activations": "activations at their fullest", "logits": "  logits among them", "total": "fullest moment"}
-    rows += [(said.get(name, name), gigabytes(n)) for name in names if (n := getattr(plan, name)) or name == "total"]
-    lines = ["" if row is None else f"{row[0]:<30}{row[1]:>16}" for row in rows]
+    rows += [(labels.get(name, name), gigabytes(n)) for name in names if (n := getattr(plan, name)) or name == "total"]
+    lines = [f"{name:<30}{value:>16}".rstrip() for name, value in rows]
     fitting = fits(plan)
-    for words, names in (("fits", fitting), ("does not fit", [name for name in GPUS if name not in fitting])):
-        gpus = ", ".join(f"{name} ({GPUS[name]})" for name in names) or "none of our list"
-        lines += ["", *textwrap.wrap(f"{words}, with a tenth to spare, into: {gpus}", 96, subsequent_indent="  ")]
+    for label, gpus in (("fits", fitting), ("does not fit", [name for name in GPUS if name not in fitting])):
+        listed = ", ".join(f"{name} ({GPUS[name]})" for name in gpus) or "none of our list"
+        lines += [
+            "",
+            *textwrap.wrap(f"{label}, with {RESERVED:.0%} reserved, into: {listed}", 96, subsequent_indent="  "),
+        ]
     return "\n".join(lines)
 
 
 def gigabytes(n: int) -> str:
     return f"{n / 1e9:,.2f} GB" if n >= 1e7 else f"{n / 1e6:,.2f} MB"
+
+
+def format_rank_plans(config: XLMRobertaXLConfig, counts: Iterable[int], **settings: Any) -> str:
+    """A line for each number of ranks and each dimension: GB (10⁹ bytes) per rank, and the smallest GPU for it.
+
+    settings: those of `plan`.
+    """
+    columns = ("weights", "gradients", "optimizer", "gathered", "activations", "total")
+    lines = ["GB per rank", "ranks  along " + "".join(f"{name:>13}" for name in columns) + "  smallest GPU"]
+    for count in counts:
+        for dimension, (tensor, data) in {"tensor": (count, 1), "data": (1, count)}.items():
+            planned = plan(config, tensor=tensor, data=data, **settings)
+            fitting = fits(planned)
+            row = "".join(f"{getattr(planned, name) / 1e9:>13.2f}" for name in columns)
+            gpu = f"{fitting[0]} ({GPUS[fitting[0]]})" if fitting else "none of our list"
+            lines.append(f"{count:>5}  {dimension:<6}{row}  {gpu}")
+    note = "Ranks along data have a batch each; those along tensor share one, and may need less for activations."
+    return "\n".join([*lines, "", note])

@@ -1,0 +1,71 @@
+"""A training step on several ranks, equal to one process's on all their batches. See notebooks/11_many_gpus.ipynb."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+
+from ..model import PreTrainedModel
+from ..training.loop import Batch, compute_loss, count_labels
+from .parallel import call_unsharded
+
+
+def train_step(
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    mesh: DeviceMesh,
+    max_grad_norm: float = 1.0,
+) -> float:
+    """Take one optimizer step on this rank's batch and those of the others; return the loss of all of them.
+
+    The ranks of a "tensor" group have the same batch.
+    """
+    loss = weighted_loss(model, batch, mesh)
+    loss.backward()
+    clip_grad_norm(model.parameters(), max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    mean = loss.detach() / mesh["data"].size()
+    dist.all_reduce(mean, group=mesh["data"].get_group())
+    return mean.item()
+
+
+def weighted_loss(model: PreTrainedModel, batch: Batch, mesh: DeviceMesh) -> Tensor:
+    """The loss of this rank's batch, weighted so that its mean over "data" is the loss of all batches as one.
+
+    FSDP averages the ranks' gradients; but one batch may have more labels than another, or none. Raises ValueError for
+    start_positions or end_positions beyond the text, as each of the two losses has its own number of labels.
+    """
+    data, count = mesh["data"], torch.tensor(count_labels(model, batch), dtype=torch.float64, device=model.device)
+    total = count.clone()
+    dist.all_reduce(total, group=data.get_group())
+    for name in ("start_positions", "end_positions"):
+        if name in batch and bool((batch[name] >= batch["input_ids"].shape[1]).any()):
+            raise ValueError(f"{name} lie beyond the text, so that no weight over ranks is right: drop those texts.")
+    if not count:  # the other ranks wait for this one's gradients: take those of arbitrary labels, times 0
+        batch = {**batch, "labels": torch.zeros_like(batch["labels"])}
+    batch = {name: values.to(model.device) for name, values in batch.items()}
+    return call_unsharded(model, compute_loss, batch) * (count * data.size() / total.clamp(min=1))
+
+
+def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Scale all gradients down to the norm `max_norm` if theirs is larger; return the norm before.
+
+    As torch.nn.utils.clip_grad_norm_, which cannot mix tensors with DTensors, or DTensors of several meshes.
+    """
+    groups: dict[DeviceMesh | None, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            mesh = parameter.grad.device_mesh if isinstance(parameter.grad, DTensor) else None
+            groups.setdefault(mesh, []).append(parameter)
+    norms = [torch.nn.utils.get_total_norm(p.grad for p in group if p.grad is not None) for group in groups.values()]
+    norm = torch.stack([x.full_tensor() if isinstance(x, DTensor) else x for x in norms]).norm()
+    for group in groups.values():
+        torch.nn.utils.clip_grads_with_norm_(group, max_norm, norm)
+    return norm
