@@ -188,7 +188,7 @@ def test_a_misconception_is_recognised_though_the_code_stops_on_a_later_case():
         ),
         ("choice", lambda ids, encode, score: score(encode(ids)), "Your code stops with ValueError: encode takes n t"),
         ("distances", lambda tokens: tokens + 5, "Not quite. With tokens = 1: different: 6 where 1 should be."),
-        ("norm", lambda x, *rest: y, "Your code stops with NameError: name 'y' is not defined."),
+        ("norm", lambda x, *rest: y, "Your code stops with NameError: name 'y' is not defined."),  # noqa: F821
     ],
 )
 def test_the_message_names_the_case_or_the_error(check, mine, message):

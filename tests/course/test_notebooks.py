@@ -1,4 +1,4 @@
-"""The notebooks as one course: in order, within budget, linked, tidy, and readable without Jupyter."""
+"""The notebooks: executed in order, within budget, linked, tidy, and rendered as pages."""
 
 import html
 import inspect
@@ -16,53 +16,63 @@ from nbval.plugin import comment_markers, metadata_tags
 
 from xlmrxl_min import model
 from xlmrxl_min.course import notebooks as course
-from xlmrxl_min.course.notebooks import GLOSSARY, ROOT, anchor, figures, headings, load, notebooks, prose, source
+from xlmrxl_min.course.notebooks import (
+    GLOSSARY,
+    ROOT,
+    anchor,
+    captions,
+    headings,
+    list_notebooks,
+    prose,
+    read_notebook,
+    source,
+)
 
 README = ROOT / "README.md"
-NOTEBOOKS = notebooks()
+NOTEBOOKS = list_notebooks()
 SECONDS = {"07_heads": 450}  # every head is fine-tuned, from three starts
-TIDY = "run `python -m xlmrxl_min.course.notebooks tidy`"
+TIDY = "run `python -m xlmrxl_min course tidy`"
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 each_page = pytest.mark.parametrize("path", [*NOTEBOOKS, GLOSSARY, README], ids=lambda path: path.stem)
 
 
 def code_cells(path):
-    return [cell for cell in load(path)["cells"] if cell["cell_type"] == "code"]
+    return [cell for cell in read_notebook(path)["cells"] if cell["cell_type"] == "code"]
 
 
 def outputs(path):
     return [output for cell in code_cells(path) for output in cell["outputs"]]
 
 
-# ---- each notebook: whole, small, of no particular machine
+# ---- each notebook
 
 
 @each_notebook
-def test_it_was_run_from_top_to_bottom(path):
+def test_notebook_was_run_from_top_to_bottom(path):
     cells = code_cells(path)
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1)), "run it from top to bottom"
     assert not [out for out in outputs(path) if out["output_type"] == "error" or out.get("name") == "stderr"]
 
 
 @each_notebook
-def test_it_keeps_to_the_budget(path):
-    assert len(load(path)["cells"]) <= 40
+def test_notebook_is_within_budget(path):
+    assert len(read_notebook(path)["cells"]) <= 40
     assert max(len(source(cell).splitlines()) for cell in code_cells(path)) <= 20
     assert path.stat().st_size <= 500_000
 
 
 @each_notebook
-def test_it_was_timed(path):
-    took = load(path)["metadata"].get("xlmrxl_min", {}).get("run_seconds")
-    assert took is not None, f"nobody knows how long it runs: `python -m xlmrxl_min.course.notebooks run {path.stem}`"
+def test_notebook_was_timed(path):
+    took = read_notebook(path)["metadata"].get("xlmrxl_min", {}).get("run_seconds")
+    assert took is not None, f"run `python -m xlmrxl_min course run {path.stem}`"
     assert 0 < took <= SECONDS.get(path.stem, 100), f"{took} s on two cores"
 
 
 @each_page
 def test_headings_are_in_order(path):
     text = path.read_text(encoding="utf-8")
-    notebook = {"cells": [{"cell_type": "markdown", "source": [text]}]} if path == README else load(path)
+    notebook = {"cells": [{"cell_type": "markdown", "source": [text]}]} if path == README else read_notebook(path)
     levels = [level for level, _ in headings(notebook)]
     names = [name for _, name in headings(notebook)]
     assert levels[0] == 1
@@ -72,10 +82,10 @@ def test_headings_are_in_order(path):
 
 
 @each_notebook
-def test_every_figure_has_its_sentence(path):
-    for i, cell in enumerate(load(path)["cells"]):
-        for sentence in figures(cell):
-            assert 20 <= len(sentence) <= 900, f"the figure of cell {i} has this under it: {sentence!r}"
+def test_every_figure_has_a_caption(path):
+    for i, cell in enumerate(read_notebook(path)["cells"]):
+        for sentence in captions(cell):
+            assert 20 <= len(sentence) <= 900, f"the caption of cell {i}'s figure: {sentence!r}"
         shown = cell.get("outputs", [])
         for figure, below in pairwise([*shown, {}]):
             if "image/png" in figure.get("data", {}):
@@ -83,7 +93,7 @@ def test_every_figure_has_its_sentence(path):
 
 
 @each_page
-def test_nothing_from_outside_and_of_no_machine(path):
+def test_no_paths_of_a_machine_and_nothing_from_the_network(path):
     raw = path.read_text(encoding="utf-8")
     machine = r"(?<![\w.])/(?:home|root|tmp|usr|work|Users)/|[A-Za-z]:\\+Users"
     assert not re.search(machine, raw), "a path of the machine it ran on"
@@ -94,7 +104,7 @@ def test_nothing_from_outside_and_of_no_machine(path):
 
 
 @each_notebook
-def test_markers_are_those_that_nbval_knows(path):
+def test_markers_are_known_to_nbval(path):
     for cell in code_cells(path):
         for line in source(cell).splitlines():
             if re.match(r"#\s*(?:nbval|pytest_validate)", line.strip(), flags=re.IGNORECASE):
@@ -103,19 +113,19 @@ def test_markers_are_those_that_nbval_knows(path):
             assert tag in metadata_tags or not tag.lower().startswith("nbval"), tag
 
 
-# ---- the course: everything leads somewhere
+# ---- links
 
 
 def anchors(path):
     """Of a notebook as Jupyter makes them, of Markdown as GitHub does."""
     if path.suffix == ".ipynb":
-        return {anchor(name) for _, name in headings(load(path))}
+        return {anchor(name) for _, name in headings(read_notebook(path))}
     names = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return {re.sub(r"[^\w-]", "", name.replace(" ", "-")).lower() for name in names}
 
 
 def links(path):
-    text = path.read_text(encoding="utf-8") if path.suffix == ".md" else "\n".join(prose(load(path)))
+    text = path.read_text(encoding="utf-8") if path.suffix == ".md" else "\n".join(prose(read_notebook(path)))
     text = re.sub(r"^```.*?^```|`[^`\n]+`", "", text, flags=re.DOTALL | re.MULTILINE)
     return re.findall(r"\]\(([^)\s]+)\)", text)
 
@@ -132,14 +142,14 @@ def test_links_lead_to_files_and_headings(path):
 
 @each_page
 def test_source_files_that_are_named_exist(path):
-    text = path.read_text(encoding="utf-8") if path.suffix == ".md" else "\n".join(prose(load(path)))
+    text = path.read_text(encoding="utf-8") if path.suffix == ".md" else "\n".join(prose(read_notebook(path)))
     for name in re.findall(r"(?<![\w/])(?:xlmrxl_min|tests|notebooks)/[\w/.-]+\.\w+", text):
         assert (ROOT / name).is_file(), name
 
 
-def test_anchors_are_those_of_jupyter():
+def test_anchors_equal_those_of_jupyter():
     for path in [*NOTEBOOKS, GLOSSARY]:
-        for _, name in headings(load(path)):
+        for _, name in headings(read_notebook(path)):
             made = re.search(r'id="([^"]*)"', markdown2html_mistune(f"# {name}"))[1]
             assert unquote(html.unescape(made)) == anchor(name)
 
@@ -151,22 +161,24 @@ def test_readme_and_map_list_every_notebook():
     for line in readme.splitlines():
         listed = re.match(r"^\|.*?(\d\d_\w+)", line)
         if listed:
-            assert (course.HERE / f"{listed[1]}.ipynb").exists(), line
+            assert (course.FOLDER / f"{listed[1]}.ipynb").exists(), line
     assert f"notebooks/{GLOSSARY.name}" in links(README)
-    assert "python -m xlmrxl_min.course.notebooks read" in readme
+    assert "python -m xlmrxl_min course read" in readme
     assert {path.name for path in NOTEBOOKS[1:]} <= set(links(NOTEBOOKS[0])), "the map of the course, in 00"
 
 
 CLASSES = [cls for cls in vars(model).values() if inspect.isclass(cls) and cls.__module__ == model.__name__]
-INSIDE = {"ModelOutput", "LayerCache", "PreTrainedModel"}  # what models return, and two that others are made of
 
 
-@pytest.mark.parametrize("cls", [cls for cls in CLASSES if cls.__name__ not in INSIDE], ids=lambda cls: cls.__name__)
-def test_every_component_is_in_the_notebook_that_it_names(cls):
-    named = [course.HERE / f"{stem}.ipynb" for stem in re.findall(r"notebooks/(\w+)\.ipynb", cls.__doc__)]
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_every_class_is_in_the_notebook_that_it_names(cls):
+    named = [course.FOLDER / f"{stem}.ipynb" for stem in re.findall(r"notebooks/(\w+)\.ipynb", cls.__doc__)]
     assert named or not issubclass(cls, model.nn.Module), f"{cls.__name__} names no notebook"
     assert set(named) <= set(NOTEBOOKS), f"{cls.__name__} names a notebook that is not there"
-    shown = {path: course.LINKED.sub(r"\1", "\n".join(map(source, load(path)["cells"]))) for path in named or NOTEBOOKS}
+    shown = {
+        path: course.GLOSSARY_LINK.sub(r"\1", "\n".join(map(source, read_notebook(path)["cells"])))
+        for path in named or NOTEBOOKS
+    }
     found = [path for path in shown if re.search(rf"\b{cls.__name__}\b", shown[path])]
     assert found == named if named else found, f"{cls.__name__} is neither used nor shown in the notebook that it names"
 
@@ -175,24 +187,24 @@ def test_every_component_is_in_the_notebook_that_it_names(cls):
 
 
 @each_notebook
-def test_it_is_tidy(path):
-    assert course.tidied(path) == path.read_text(encoding="utf-8"), TIDY
+def test_notebook_is_tidy(path):
+    assert course.tidy_text(path) == path.read_text(encoding="utf-8"), TIDY
 
 
-def test_glossary_is_in_order_and_used():
-    names = [name for level, name in headings(load(GLOSSARY)) if level == 3]
+def test_glossary_is_sorted_and_every_term_is_linked():
+    names = [name for level, name in headings(read_notebook(GLOSSARY)) if level == 3]
     assert names == sorted(names, key=str.casefold)
     assert names == list(course.glossary())
     spellings = [spelling for some in course.glossary().values() for spelling in some]
     assert len(set(spellings)) == len(spellings), "one spelling for two terms"
-    used = {name for path in NOTEBOOKS for name in course.terms_of(load(path))}
+    used = {name for path in NOTEBOOKS for name in course.linked_terms(read_notebook(path))}
     assert not set(names) - used, f"linked nowhere; {TIDY}, or leave them out"
-    for entry in re.split(r"^### ", "\n".join(prose(load(GLOSSARY))), flags=re.MULTILINE)[1:]:
+    for entry in re.split(r"^### ", "\n".join(prose(read_notebook(GLOSSARY))), flags=re.MULTILINE)[1:]:
         assert re.search(r"→ \[\d\d, .+\]\(\d\d_\w+\.ipynb#.+\)", entry), entry
 
 
 def test_glossary_has_the_axes_of_the_model():
-    table = dict(re.findall(r"^\| ([a-z]) \| (.+) \|$", prose(load(GLOSSARY))[0], flags=re.MULTILINE))
+    table = dict(re.findall(r"^\| ([a-z]) \| (.+) \|$", prose(read_notebook(GLOSSARY))[0], flags=re.MULTILINE))
     axes = model.__doc__.split("Axes,")[1].split(":", 1)[1].split("\n\n")[1]
     assert table == dict(entry.split(" ", 1) for entry in re.split(r"\s{2,}", axes.strip()))
 
@@ -217,34 +229,33 @@ def test_glossary_has_the_axes_of_the_model():
         ("queries", "[queries](#Query)"),
     ],
 )
-def test_the_first_use_is_linked(text, linked):
+def test_first_use_of_a_term_is_linked(text, linked):
     terms = {"Cache": ["cache"], "Cross-cache": ["cross cache"], "Key": ["*key*"], "Query": ["query"]}
-    assert course.with_terms([text], terms) == [linked.replace("(#", "(glossary.ipynb#")]
+    assert course.link_terms([text], terms) == [linked.replace("(#", "(glossary.ipynb#")]
 
 
-def test_a_card_without_a_row_is_refused():
+def test_card_with_a_missing_row_raises():
     path = NOTEBOOKS[2]
-    text = prose(load(path))[0].replace("**You need**", "**You want**")
+    text = prose(read_notebook(path))[0].replace("**You need**", "**You want**")
     with pytest.raises(ValueError, match=r"02_attention\.ipynb has the rows .*You want.* it needs"):
-        course.with_card(path, text, [])
+        course.update_card(path, text, [])
 
 
 # ---- run
 
 
-def test_run_keeps_the_seconds_and_no_times(tmp_path, monkeypatch):
+def test_run_keeps_the_duration_and_no_timestamps(tmp_path):
     cell = {"cell_type": "code", "id": "a", "metadata": {"execution": {}}, "source": ["6 * 7"], "outputs": []}
     notebook = {"cells": [cell | {"execution_count": None}], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
-    (tmp_path / "00_small.ipynb").write_text(course.dumped(notebook))
-    monkeypatch.setattr(course, "HERE", tmp_path)
-    course.run(["00"])
-    done = load(tmp_path / "00_small.ipynb")
+    (tmp_path / "00_small.ipynb").write_text(course.to_json(notebook))
+    course.run(["00"], tmp_path)
+    done = read_notebook(tmp_path / "00_small.ipynb")
     assert done["cells"][0]["outputs"][0]["data"]["text/plain"] == ["42"]
     assert done["cells"][0]["metadata"] == {}
     assert 0 < done["metadata"]["xlmrxl_min"]["run_seconds"] < 60
-    assert (tmp_path / "00_small.ipynb").read_text() == course.dumped(done)
+    assert (tmp_path / "00_small.ipynb").read_text() == course.to_json(done)
     with pytest.raises(ValueError, match="There is no notebook '99'; there are 00 small"):
-        course.run(["99"])
+        course.run(["99"], tmp_path)
 
 
 # ---- read
@@ -274,23 +285,26 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    from xlmrxl_min.course.reading import read
+    from xlmrxl_min.course.reading import NAME, read
 
     folder = tmp_path_factory.mktemp("course") / "pages"
-    for _ in range(2):  # the second time in place of the first
-        read(folder)
+    (folder / "recap").mkdir(parents=True)
+    (folder / "index.html").write_text(f"<title>{NAME}</title> An earlier version, which is replaced.")
+    (folder / "recap" / "old.html").touch()
+    read(folder)
     assert [path.name for path in folder.parent.iterdir()] == ["pages"], "nothing is left over"
+    assert not (folder / "recap" / "old.html").exists()
     return {path.relative_to(folder): Page(path) for path in folder.rglob("*.html")}
 
 
-def test_every_notebook_has_its_page_and_its_sheet(pages):
+def test_every_notebook_has_its_page_and_its_recap(pages):
     expected = {Path("index.html"), Path("glossary.html"), Path("source/README.md.html")}
     expected |= {Path(f"{path.stem}.html") for path in NOTEBOOKS}
     expected |= {Path("recap", f"{path.stem}.html") for path in NOTEBOOKS}
     assert expected <= set(pages)
 
 
-def test_links_of_pages_lead_to_pages_and_places(pages):
+def test_links_of_pages_lead_to_pages_and_headings(pages):
     for name, page in pages.items():
         assert len(set(page.ids)) == len(page.ids), f"an id twice in {name}"
         for href in page.hrefs:
@@ -314,7 +328,7 @@ def test_pages_stand_alone(pages):
             assert len(image["alt"]) >= 20, name
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path):
+def test_a_folder_with_other_files_raises_and_is_kept(tmp_path):
     from xlmrxl_min.course.reading import read
 
     (tmp_path / "mine" / "recap").mkdir(parents=True)

@@ -371,7 +371,7 @@ CASES["K"] = Case(
     {
         "what the cache holds": "token by token the same cache gives the right answer.",
         "the causal mask": "no weight is on later tokens, and some is on the past.",
-        "rounding": "it errs by 10⁻⁵ here, as the healthy decoder shows, whatever the pieces.",
+        "rounding": "it errs by 10⁻⁵ here, as the correct decoder shows, whatever the chunks.",
     },
 )
 
