@@ -16,7 +16,7 @@ from .checkpoints.load import config_for, locate_weights
 from .checkpoints.locate import folder_of
 from .checkpoints.names import hugging_face_tensors
 from .checkpoints.readers import open_store
-from .inference.predict import fill_mask, format_predictions
+from .inference.predict import Prediction, fill_mask
 from .interpret.explore import explore
 from .model import XLMRobertaXLConfig, XLMRobertaXLForMaskedLM
 from .scale import planner
@@ -27,6 +27,18 @@ def fill(options: argparse.Namespace) -> None:
     model = XLMRobertaXLForMaskedLM.from_pretrained(options.model)
     tokenizer = XLMRobertaTokenizer.from_pretrained(options.model)
     print(format_predictions(fill_mask(model, tokenizer, options.text, top_k=options.top_k)))
+
+
+def format_predictions(predictions: list[list[Prediction]]) -> str:
+    """Format fill_mask's result for one text as lines for a terminal, with a bar for each probability."""
+    lines = []
+    for number, candidates in enumerate(predictions, start=1):
+        lines.append(f"<mask> {number}")
+        for candidate in candidates:
+            bar = "█" * round(30 * candidate.probability)
+            # the text comes last: whatever its width and direction on the screen, the columns stay aligned
+            lines.append(f"  {candidate.probability:6.1%}  {bar:<30}  {candidate.text}")
+    return "\n".join(lines)
 
 
 def attend(options: argparse.Namespace) -> None:

@@ -8,6 +8,8 @@ from reference import TASKS, draw, error, output_error, twins
 from test_parity import compute_loss
 
 SEEDS = range(503, 519)  # with every task, position type and kind of mask (the second test)
+FAST = {503, 509}
+slow = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +26,7 @@ def gradients(model):
     return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", [seed if seed in FAST else pytest.param(seed, marks=slow) for seed in SEEDS])
 def test_random_configurations(seed):
     """As in the parity tests: outputs and gradients."""
     task, build, config, inputs = draw(seed)
@@ -47,7 +49,10 @@ def test_the_draw_reaches_every_corner():
     assert {inputs["attention_mask"].dim() for *_, inputs in drawn if "attention_mask" in inputs} == {2, 3}
 
 
-@pytest.mark.parametrize("position_embedding_type", ["absolute", "relative_key", "relative_key_query"])
+@pytest.mark.parametrize(
+    "position_embedding_type",
+    ["absolute", pytest.param("relative_key", marks=slow), pytest.param("relative_key_query", marks=slow)],
+)
 def test_cached_decoding(position_embedding_type):
     """140 tokens: the cache grows twice. More graphs than PyTorch's limit, eight, would be an error."""
     config = {"position_embedding_type": position_embedding_type, "max_position_embeddings": 160}
@@ -64,7 +69,7 @@ def test_cached_decoding(position_embedding_type):
     assert error(torch.cat(logits, dim=1), expected) < 1e-5
 
 
-@pytest.mark.parametrize("position_embedding_type", ["absolute", "relative_key_query"])
+@pytest.mark.parametrize("position_embedding_type", [pytest.param("absolute", marks=slow), "relative_key_query"])
 def test_many_shapes_make_few_graphs(position_embedding_type):
     _, model = twins("Model", position_embedding_type=position_embedding_type)
     fast = compiled(model)
@@ -76,6 +81,7 @@ def test_many_shapes_make_few_graphs(position_embedding_type):
             assert error(fast(ids, mask).last_hidden_state, model(ids, mask).last_hidden_state) < 1e-5
 
 
+@slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="PyTorch's own backend needs a C++ compiler, here is no g++")
 def test_with_the_usual_backend():
     _, model = twins("ForMaskedLM", num_hidden_layers=1)

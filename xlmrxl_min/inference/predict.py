@@ -105,18 +105,6 @@ def fill_mask(
     return results if is_list(texts) else results[0]
 
 
-def format_predictions(predictions: list[list[Prediction]]) -> str:
-    """Format fill_mask's result for one text as lines for a terminal, with a bar for each probability."""
-    lines = []
-    for number, candidates in enumerate(predictions, start=1):
-        lines.append(f"<mask> {number}")
-        for candidate in candidates:
-            bar = "█" * round(30 * candidate.probability)
-            # the text comes last: whatever its width and direction on the screen, the columns stay aligned
-            lines.append(f"  {candidate.probability:6.1%}  {bar:<30}  {candidate.text}")
-    return "\n".join(lines)
-
-
 def embed(
     model: PreTrainedModel, tokenizer: XLMRobertaTokenizer, texts: str | Sequence[str], *,
     pooling: str = "mean", batch_size: int = 16, progress: bool = True, truncation: bool = False,
