@@ -1,21 +1,21 @@
-"""The attention viewer: the page holds the model's weights, and a real browser says of them what the model says."""
+"""The attention explorer: the page holds the model's weights, and in a browser its sentences and lines match them."""
 
 import base64
 import html
 import itertools
 import json
 import re
+import shutil
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import torch
-from browser import PROGRAM, Browser, until
 
 from xlmrxl_min import XLMRobertaTokenizer, XLMRobertaXLConfig, XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM
 from xlmrxl_min.__main__ import main
-from xlmrxl_min.interpret.explore import LARGEST_PAGE, TEMPLATE, explore
+from xlmrxl_min.interpret.explore import MAX_WEIGHTS, TEMPLATE, explore
 from xlmrxl_min.training.texts import udhr
 
 HOSTILE = [
@@ -69,7 +69,7 @@ def data_of(page):
 # ---- the page as text
 
 
-def test_its_bytes_are_the_weights(pair):
+def test_the_page_holds_the_weights(pair):
     attentions, tokens = pair
     data = data_of(explore(attentions, tokens).html)
     assert data["queries"] == data["keys"] == tokens
@@ -79,7 +79,7 @@ def test_its_bytes_are_the_weights(pair):
         assert (stored.view(layer.shape) / 255 - layer).abs().max() <= 1 / 510 + 1e-6
 
 
-def test_every_form_that_a_model_returns(pair):
+def test_every_form_of_attentions(pair):
     attentions, tokens = pair
     page = explore(attentions, tokens).html
     assert explore([layer[0] for layer in attentions], tokens).html == page
@@ -90,13 +90,13 @@ def test_every_form_that_a_model_returns(pair):
     assert base64.b64decode(data_of(explore([rounded_up], ["a"]).html)["layers"][0]) == b"\xff"
 
 
-def test_the_same_input_gives_the_same_page(pair):
+def test_the_page_is_deterministic(pair):
     assert explore(*pair).html == explore(*pair).html
     assert explore(*pair)._repr_html_() == explore(*pair)._repr_html_()
     assert repr(explore(*pair)) == "Explorer(title='Attention')"
 
 
-def test_nothing_comes_from_outside(pair):
+def test_the_page_loads_nothing(pair):
     page = explore(*pair).html
     for foreign in ("http:", "https:", "://", "src=", "<link", "@import", "url(", "fetch(", "import("):
         assert foreign not in page
@@ -128,7 +128,7 @@ def test_no_token_can_become_markup():
     assert "<script" not in page._repr_html_()
 
 
-def test_in_a_notebook_it_is_a_frame(pair):
+def test_a_notebook_shows_the_page_in_a_frame(pair):
     page = explore(*pair, title='"quoted" & <s>')
     shown = page._repr_html_()
     assert re.match(r'<iframe srcdoc="[^"]*" sandbox="allow-scripts" title="[^"]*" style="[^"]*"></iframe>$', shown)
@@ -142,7 +142,7 @@ def test_in_a_notebook_it_is_a_frame(pair):
     assert 400 < heights[0] < heights[-1] < 800
 
 
-def test_saving_is_whole_or_not_at_all(pair, tmp_path, monkeypatch):
+def test_saving_is_atomic(pair, tmp_path, monkeypatch):
     page = explore(*pair)
     path = page.save(tmp_path / "new" / "folder" / "page.html")
     assert path.read_bytes() == page.html.encode("utf-8")
@@ -170,18 +170,22 @@ def test_saving_is_whole_or_not_at_all(pair, tmp_path, monkeypatch):
         ([[[0.5]]], "a", "attentions[0] is a list"),
         ([uniform(1, 3, 2, 2), uniform(2, 3, 2, 2)], "ab", "attentions[1] holds 2 texts, and a page shows one"),
         (uniform(3, 2, 2), "ab", "attentions[0] has the shape (2, 2), but weights are 1 h q k or h q k"),
-        ([uniform(1, 0, 2, 2)], "ab", "has the shape (1, 0, 2, 2), which is no head"),
-        ([uniform(3, 2, 2)], "abc", "attentions[0] has 2 queries, but tokens names 3: pass one string for each"),
-        ([uniform(3, 2, 5)], "ab", "attentions[0] has 5 keys, but keys names 2"),
+        ([uniform(1, 0, 2, 2)], "ab", "has the shape (1, 0, 2, 2), without any head"),
+        ([uniform(3, 2, 2)], "abc", "attentions[0] has 2 queries, but tokens has 3: pass one string each"),
+        ([uniform(3, 2, 5)], "ab", "attentions[0] has 5 keys, but keys has 2"),
         ([uniform(3, 2, 2), torch.full((3, 2, 2), torch.nan)], "ab", "attentions[1] holds nan, but"),
         ([torch.full((3, 2, 2), torch.inf)], "ab", "holds inf, but attention weights are from 0 to 1"),
         ([uniform(3, 2, 2) - 0.75], "ab", "holds -0.25, but"),
-        ([uniform(3, 2, 2) * 2.5], "ab", "holds 1.25, but attention weights are from 0 to 1: pass what comes out"),
+        (
+            [uniform(3, 2, 2) * 2.5],
+            "ab",
+            "holds 1.25, but attention weights are from 0 to 1: pass the output of the softmax",
+        ),
         ([uniform(3, 2, 2).long()], [1, 2], "tokens is a list of something else, but it takes a list of strings"),
         ([uniform(3, 2, 2)], [], "tokens is empty"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_sentence(attentions, tokens, words):
+def test_wrong_weights_raise_one_sentence(attentions, tokens, words):
     tokens = list(tokens) if isinstance(tokens, str) else tokens
     with pytest.raises(ValueError, match=re.escape(words)) as caught:
         explore(attentions, tokens)
@@ -189,7 +193,7 @@ def test_what_is_wrong_is_said_in_one_sentence(attentions, tokens, words):
     assert str(caught.value).endswith(".")
 
 
-def test_strings_that_are_no_list():
+def test_tokens_must_be_a_list_of_strings():
     for tokens in ("ab", torch.tensor([1, 2]), None):
         with pytest.raises(ValueError, match=f"tokens is a {type(tokens).__name__}, but it takes a list of strings"):
             explore([uniform(3, 2, 2)], tokens)
@@ -197,16 +201,17 @@ def test_strings_that_are_no_list():
         explore([uniform(3, 2, 2)], ["a", "b"], keys="ab")
 
 
-def test_a_page_that_is_too_large_is_refused_before_it_is_made():
+def test_a_page_has_a_maximum_size():
     layers = [torch.empty(1, 32, 512, 512, device="meta")] * 36  # XL on its longest text
     with pytest.raises(
-        ValueError, match=r"36 layers on 512 tokens .* 302 MB .* 24 MB: take fewer layers .*\[:2\]\) or a"
+        ValueError,
+        match=r"36 layers with 512 queries and 512 keys .* 302 MB .* 24 MB: take fewer layers .*\[:2\]\) or a",
     ):
         explore(layers, ["a"] * 512)
-    with pytest.raises(ValueError, match=r"1 layers on 512 .*: take a shorter text\.$"):
+    with pytest.raises(ValueError, match=r"1 layers with 512 .*: take a shorter text\.$"):
         explore([torch.empty(1, 92, 512, 512, device="meta")], ["a"] * 512)
-    side = int((LARGEST_PAGE / 24) ** 0.5)
-    assert len(explore([torch.zeros(24, side, side)], ["a"] * side).html) < 1.4 * LARGEST_PAGE
+    side = int((MAX_WEIGHTS / 24) ** 0.5)
+    assert len(explore([torch.zeros(24, side, side)], ["a"] * side).html) < 1.4 * MAX_WEIGHTS
 
 
 # ---- the command line
@@ -240,7 +245,7 @@ def test_attend_writes_the_page(command, tmp_path, pair, tokenizer):
         ] == tokenizer.tokenize(text)
 
 
-def test_attend_says_in_one_line_what_is_wrong(command, tmp_path):
+def test_attend_reports_errors_in_one_line(command, tmp_path):
     (tmp_path / "file").write_text("")
     for arguments, words in (
         ([""], "there is nothing to look at in '': give a text"),
@@ -261,28 +266,39 @@ def test_attend_says_in_one_line_what_is_wrong(command, tmp_path):
 
 @pytest.fixture(scope="module")
 def browser():
-    if PROGRAM is None:
-        pytest.skip("needs Chromium or Chrome, and there is none here")
-    with Browser() as running:
+    api = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+    if program is None:
+        pytest.skip("needs Chromium or Chrome")
+    with api.sync_playwright() as playwright, playwright.chromium.launch(executable_path=program) as running:
         yield running
 
 
 @pytest.fixture
-def show(browser, tmp_path):
-    """Opens an explorer's page; afterwards nothing must have gone wrong in it, nor been fetched but the page itself."""
+def open_page(browser):
+    """Open a file in a new tab; at the end nothing may be logged, raised, or requested but the file itself."""
     opened = []
 
-    def show(explorer, **options):
-        path = tmp_path / f"{len(opened)}.html"
-        explorer.save(path)
-        opened.append((browser.open(path, **options), path))
-        return opened[-1][0]
+    def open_page(path, **options):
+        page = browser.new_page(**{"viewport": {"width": 1200, "height": 900}, "color_scheme": "light", **options})
+        events = []
+        page.on("console", lambda message: events.append(message.text))
+        page.on("pageerror", lambda error: events.append(str(error)))
+        page.on("request", lambda request: events.append(request.url))
+        page.goto(path.as_uri())
+        opened.append((page, events, path.as_uri()))
+        return page
 
-    yield show
-    for page, path in opened:
-        assert page.complaints() == []
-        assert page.requests() == [path.as_uri()]
+    yield open_page
+    for page, events, url in opened:
         assert page.evaluate("window.hacked === undefined")
+        page.close()
+        assert events == [url]
+
+
+@pytest.fixture
+def show(open_page, tmp_path):
+    return lambda explorer, **options: open_page(explorer.save(tmp_path / "page.html"), **options)
 
 
 def query(at):
@@ -297,27 +313,31 @@ def head_button(head):
     return f"#heads button:nth-child({head + 2})"
 
 
-def said(page):
-    return page.evaluate("document.getElementById('sentence').textContent")
+def press(page, *keys):
+    for name in keys:
+        page.keyboard.press(name)
+
+
+def sentence_of(page):
+    return page.text_content("#sentence")
 
 
 def subject(page):
-    """Whom it speaks of."""
-    return re.match(r"Layer \d+, .*?: (.*) looks most at ", said(page))[1]
+    return re.match(r"Layer \d+, .*?: (.*) attends most to ", sentence_of(page))[1]
 
 
-def percent(share):
-    return int(100 * share + 0.5)
+def percent(weight):
+    return int(100 * weight + 0.5)
 
 
 def name(tokens, at):
     return f"{tokens[at]} ({at})" if tokens.count(tokens[at]) > 1 else tokens[at]
 
 
-def ranking(shares, tokens):
-    """What the page says of the five strongest of these shares, told from the numbers alone."""
-    best = sorted(range(len(shares)), key=lambda i: (-shares[i], i))[:5]
-    first, *others = [f"{name(tokens, i)}, {percent(shares[i])}%" for i in best if percent(shares[i])]
+def ranking(weights, tokens):
+    """The page's text for the five largest of these weights, made from the numbers alone."""
+    best = sorted(range(len(weights)), key=lambda i: (-weights[i], i))[:5]
+    first, *others = [f"{name(tokens, i)}, {percent(weights[i])}%" for i in best if percent(weights[i])]
     return first + (f"; then {'; '.join(others)}" if others else "") + "."
 
 
@@ -326,30 +346,30 @@ def stored(weights):
 
 
 def without(weights, tokens):
-    """Without <s> and </s>: their columns are zero, and each row sums to one."""
+    """Without <s> and </s>: their columns are 0, and each row sums to 1."""
     kept = torch.tensor([token not in ("<s>", "</s>") for token in tokens])
     weights = weights * kept
     return weights / weights.sum(-1, keepdim=True)
 
 
-def certain(candidates, shares, tokens):
-    """Those of the candidates for which 1/255 changes nothing in what is said; `shares` of (candidate, of what)."""
+def certain(candidates, weights_of, tokens):
+    """The candidates for which rounding to 1/255 does not change the text; weights_of: (candidate, rounding)."""
     return [
         candidate
         for candidate in candidates
-        if ranking(shares(candidate, lambda w: w.double()).tolist(), tokens)
-        == ranking(shares(candidate, stored).tolist(), tokens)
+        if ranking(weights_of(candidate, lambda w: w.double()).tolist(), tokens)
+        == ranking(weights_of(candidate, stored).tolist(), tokens)
     ]
 
 
 def middle(page, selector):
-    """The height of the middle of a token in the window, where it is."""
+    """The vertical centre of a token in the window."""
     box = f"document.querySelector({json.dumps(selector)}).getBoundingClientRect()"
     return page.evaluate(f"(box => box.top + box.height / 2)({box})")
 
 
 def thickest(page):
-    """The heights in the window at which the thickest line begins and ends."""
+    """The vertical positions in the window of the ends of the thickest line."""
     return page.evaluate(
         """(line => {
             const [place, end] = [line.getScreenCTM(), line.getTotalLength()];
@@ -360,11 +380,11 @@ def thickest(page):
 
 
 def show_head(page, layer, head):
-    page.press("Escape", *["PageDown"] * layer)
+    press(page, "Escape", *["PageDown"] * layer)
     page.click(head_button(head))
 
 
-def test_pointing_at_a_token_names_what_it_looks_at_most(show, pair):
+def test_pointing_at_a_token_names_its_largest_weights(show, pair):
     attentions, tokens = pair
     page = show(explore(attentions, tokens))
     show_head(page, 2, 3)
@@ -375,18 +395,16 @@ def test_pointing_at_a_token_names_what_it_looks_at_most(show, pair):
     assert min(len(rows), len(columns)) >= 5
     page.hover(query(pravo))
     assert weights[pravo].argmax() == right
-    assert said(page).startswith(
-        f"Layer 2, head 3: ▁право looks most at ▁right, {percent(weights[pravo, right])}%; then "
+    assert sentence_of(page).startswith(
+        f"Layer 2, head 3: ▁право attends most to ▁right, {percent(weights[pravo, right])}%; then "
     )
     for q in rows[:5]:
         page.hover(query(q))
-        shares = weights[q].tolist()
-        assert said(page) == f"Layer 2, head 3: {name(tokens, q)} looks most at {ranking(shares, tokens)}"
-        labels = page.evaluate("[...document.querySelectorAll('#keys .share')].map(share => share.textContent)")
+        row = weights[q].tolist()
+        assert sentence_of(page) == f"Layer 2, head 3: {name(tokens, q)} attends most to {ranking(row, tokens)}"
+        labels = page.evaluate("[...document.querySelectorAll('#keys .weight')].map(weight => weight.textContent)")
         top = weights[q].topk(5).indices.tolist()
-        assert labels == [
-            f"{percent(shares[k])}%" if k in top and percent(shares[k]) else "" for k in range(len(tokens))
-        ]
+        assert labels == [f"{percent(w)}%" if k in top and percent(w) else "" for k, w in enumerate(row)]
         lines = page.evaluate("[...document.querySelectorAll('path')].map(path => path.getAttribute('d'))")
         drawn = stored(weights)[q] > stored(weights)[q].max() / 20
         assert lines == [
@@ -394,54 +412,56 @@ def test_pointing_at_a_token_names_what_it_looks_at_most(show, pair):
         ]
     for k in columns[:5]:
         page.hover(key(k))
-        shares = weights[:, k].tolist()
-        assert said(page) == f"Layer 2, head 3: {name(tokens, k)} is looked at most by {ranking(shares, tokens)}"
+        column = ranking(weights[:, k].tolist(), tokens)
+        assert sentence_of(page) == f"Layer 2, head 3: {name(tokens, k)} gets most attention from {column}"
     page.hover("h1")
-    assert "the strongest link is" in said(page)
+    assert "the largest weight is" in sentence_of(page)
 
 
-def strongest_link(weights, tokens):
+def largest_weight(weights, tokens):
     q, k = divmod(weights.argmax().item(), len(tokens))
-    return f"the strongest link is {name(tokens, q)} → {name(tokens, k)}, {percent(weights.max().item())}%."
+    return f"the largest weight is {name(tokens, q)} → {name(tokens, k)}, {percent(weights.max().item())}%."
 
 
+@pytest.mark.slow
 def test_stepping_through_layers_and_heads(show, pair):
     attentions, tokens = pair
     page = show(explore(attentions, tokens))
     layers = torch.cat(attentions).double()
-    heard = []
+    steps = []
     for layer, head in itertools.product(range(4), range(-1, 8)):  # -1: the mean
         weights = layers[layer].mean(0) if head < 0 else layers[layer, head]
         quantised = stored(layers[layer]).mean(0) if head < 0 else stored(layers[layer, head])
-        expected = strongest_link(weights, tokens)
-        if expected == strongest_link(quantised, tokens) and (quantised == quantised.max()).sum() == 1:
+        expected = largest_weight(weights, tokens)
+        if expected == largest_weight(quantised, tokens) and (quantised == quantised.max()).sum() == 1:
             what = "all heads (mean)" if head < 0 else f"head {head}"
-            heard.append((layer, head, f"Layer {layer}, {what}: {expected}"))
-    assert len(heard) >= 12
-    assert {-1, 0} <= {head for _, head, _ in heard}
+            steps.append((layer, head, f"Layer {layer}, {what}: {expected}"))
+    assert len(steps) >= 12
+    assert {-1, 0} <= {head for _, head, _ in steps}
     now = [0, -1]
-    for step, (layer, head, expected) in enumerate(heard):
+    for step, (layer, head, expected) in enumerate(steps):
         if step % 2:  # by keys
-            page.press(*["PageDown"] * (layer - now[0]))
-            page.press(*["ArrowRight"] * (head - now[1]), *["ArrowLeft"] * (now[1] - head))
+            press(page, *["PageDown"] * (layer - now[0]))
+            press(page, *["ArrowRight"] * (head - now[1]), *["ArrowLeft"] * (now[1] - head))
         else:  # by buttons
             for _ in range(layer - now[0]):
                 page.click("#next")
             page.click(head_button(head))
-        assert said(page) == expected
+        assert sentence_of(page) == expected
         pressed = "[...document.querySelectorAll('#heads [aria-pressed=true]')].map(b => b.textContent)"
         assert page.evaluate(pressed) == ["mean" if head < 0 else str(head)]
         assert page.evaluate("document.getElementById('layer').value") == str(layer)
         now = [layer, head]
-    page.press(*["PageDown"] * 9, *["ArrowRight"] * 9)
-    assert said(page).startswith("Layer 3, head 7: "), "the last ones are the last"
+    press(page, *["PageDown"] * 9, *["ArrowRight"] * 9)
+    assert sentence_of(page).startswith("Layer 3, head 7: "), "no step beyond the last"
     assert page.evaluate("document.getElementById('next').getAttribute('aria-disabled')") == "true"
     page.click("#previous")
-    page.press("PageUp", "ArrowLeft")
-    assert said(page).startswith("Layer 1, head 6: ")
+    press(page, "PageUp", "ArrowLeft")
+    assert sentence_of(page).startswith("Layer 1, head 6: ")
 
 
-def test_several_tokens_show_their_mean(show, pair):
+@pytest.mark.slow
+def test_several_queries_are_averaged_and_keys_summed(show, pair):
     attentions, tokens = pair
     page = show(explore(attentions, tokens))
     show_head(page, 1, 5)
@@ -452,60 +472,62 @@ def test_several_tokens_show_their_mean(show, pair):
         names = f"{name(tokens, q)}, {name(tokens, other)}"
         page.click(query(other))
         page.click(query(q))
-        assert said(page) == f"Layer 1, head 5: the mean of {names} looks most at {expected}"
+        assert sentence_of(page) == f"Layer 1, head 5: the mean of {names} attends most to {expected}"
         pressed = (
             "[...document.querySelectorAll('#queries button')].flatMap((b, i) => b.ariaPressed === 'true' ? i : [])"
         )
         assert page.evaluate(pressed) == [q, other]
-        page.press("Escape")
+        press(page, "Escape")
         assert page.evaluate(pressed) == []
         page.click(query(q))  # and by keys
-        page.press("ArrowDown", "ArrowDown", " ")
-        assert said(page) == f"Layer 1, head 5: the mean of {names} looks most at {expected}"
-        page.press("Enter")
-        assert said(page).startswith(f"Layer 1, head 5: {name(tokens, q)} looks most at "), "taken out again"
+        press(page, "ArrowDown", "ArrowDown", " ")
+        assert sentence_of(page) == f"Layer 1, head 5: the mean of {names} attends most to {expected}"
+        press(page, "Enter")
+        assert sentence_of(page).startswith(f"Layer 1, head 5: {name(tokens, q)} attends most to "), "deselected"
         page.click("#clear")
         assert page.evaluate(pressed) == []
-        assert "the strongest link is" in said(page)
+        assert "the largest weight is" in sentence_of(page)
     [(k, other), *_] = certain(pairs, lambda at, of: of(weights)[:, list(at)].sum(-1), tokens)
     page.click(query(0))
     page.click(key(k))
     page.click(key(other))
     expected = ranking(weights[:, [k, other]].sum(-1).tolist(), tokens)
     names = f"{name(tokens, k)}, {name(tokens, other)}"
-    assert said(page) == f"Layer 1, head 5: {names} are together looked at most by {expected}"
+    assert sentence_of(page) == f"Layer 1, head 5: {names} together get most attention from {expected}"
 
 
-def test_pointer_selection_and_keys_take_turns(show, pair):
+@pytest.mark.slow
+def test_precedence_of_pointer_selection_and_focus(show, pair):
     attentions, tokens = pair
     page = show(explore(attentions, tokens))
-    page.press("ArrowDown", "ArrowDown")
+    press(page, "ArrowDown", "ArrowDown")
     assert subject(page) == "▁Everyone"
     page.hover(query(4))
-    assert subject(page) == "▁right", "pointing goes before the keyboard's focus"
-    page.press("ArrowDown")
-    assert subject(page) == "▁has", "but a pointer that only rests has no say"
-    page.press("Escape")
-    assert "the strongest link is" in said(page)
+    assert subject(page) == "▁right", "the pointer takes precedence over the focus"
+    press(page, "ArrowDown")
+    assert subject(page) == "▁has", "but a resting pointer does not"
+    press(page, "Escape")
+    assert "the largest weight is" in sentence_of(page)
     page.click(query(2))
     page.click(query(4))
-    x, y = page.middle(query(4))
-    page.mouse("mouseMoved", x + 2, y + 2)
-    assert subject(page) == "the mean of ▁has, ▁right", "also where the hand shakes"
+    box = page.locator(query(4)).bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2 + 2, box["y"] + box["height"] / 2 + 2)
+    assert subject(page) == "the mean of ▁has, ▁right", "also after a small movement"
     page.hover(query(1))
-    assert subject(page) == "▁Everyone", "pointing elsewhere shows that for as long"
+    assert subject(page) == "▁Everyone", "another token is shown while the pointer is on it"
     page.hover("h1")
     assert subject(page) == "the mean of ▁has, ▁right"
 
 
-def test_without_special_tokens_rows_sum_to_one_again(show, pair):
+@pytest.mark.slow
+def test_without_special_tokens_rows_are_renormalised(show, pair):
     attentions, tokens = pair
     page = show(explore(attentions, tokens))
     show_head(page, 2, 3)
     page.hover(query(tokens.index("▁right")))
-    before = said(page)
-    page.click("#hide")
-    assert page.evaluate("!document.getElementById('hidden-note').hidden")
+    before = sentence_of(page)
+    page.click("#filter")
+    assert page.evaluate("!document.getElementById('filter-note').hidden")
     for column in ("queries", "keys"):
         seen = f"[...document.querySelectorAll('#{column} button:not([hidden]) bdi')].map(name => name.textContent)"
         assert page.evaluate(seen) == [token for token in tokens if token not in ("<s>", "</s>")]
@@ -516,23 +538,24 @@ def test_without_special_tokens_rows_sum_to_one_again(show, pair):
     for q in [tokens.index("▁right"), *rows][:6]:
         expected = ranking(without(stored(weights), tokens)[q].tolist(), tokens)
         page.hover(query(q))
-        assert said(page) == f"Layer 2, head 3: {name(tokens, q)} looks most at {expected}"
+        assert sentence_of(page) == f"Layer 2, head 3: {name(tokens, q)} attends most to {expected}"
         changed += expected != ranking(stored(weights)[q].tolist(), tokens)
         strongest = without(stored(weights), tokens)[q].argmax().item()
         assert [middle(page, query(q)), middle(page, key(strongest))] == pytest.approx(thickest(page), abs=1)
     assert len(rows) >= 3
-    assert changed >= 3, "it must matter"
-    page.click("#hide")
+    assert changed >= 3, "the option makes a difference"
+    page.click("#filter")
     page.hover(query(tokens.index("▁right")))
-    assert said(page) == before
+    assert sentence_of(page) == before
 
 
-def test_a_row_with_next_to_nothing_left_is_not_blown_up(show):
+@pytest.mark.slow
+def test_rows_with_little_attention_left_are_not_renormalised(show):
     weights = torch.tensor([[[0.25, 0.75], [0.98, 0.02]]])
     page = show(explore([weights], ["<s>", "a"]))
-    page.click("#hide")
+    page.click("#filter")
     page.hover(query(1))
-    assert said(page) == "Layer 0, all heads (mean): a: under 5% of the attention is left."
+    assert sentence_of(page) == "Layer 0, all heads (mean): a: under 5% of the attention is left."
 
 
 def test_hostile_tokens_are_only_text(show):
@@ -546,61 +569,57 @@ def test_hostile_tokens_are_only_text(show):
     ]
     for at in range(len(tokens)):
         page.hover(query(at))
-        page.hover(key(at))
     page.hover(query(1))
-    assert said(page).startswith(f"Layer 0, all heads (mean): {HOSTILE[1]} (1) looks most at <s>, 6%; then ")
+    assert sentence_of(page).startswith(f"Layer 0, all heads (mean): {HOSTILE[1]} (1) attends most to <s>, 6%; then ")
     assert page.evaluate("document.title") == page.evaluate("document.querySelector('h1').textContent") == HOSTILE[1]
     assert page.evaluate("document.querySelectorAll('img, main script').length") == 0
     arabic = HOSTILE.index("▁جميع")
     assert page.evaluate(f"getComputedStyle(document.querySelectorAll('#keys bdi')[{arabic}]).direction") == "rtl"
 
 
-def test_in_a_frame_it_works_as_well(browser, pair, tmp_path):
+@pytest.mark.slow
+def test_the_page_works_in_a_frame(open_page, pair, tmp_path):
     attentions, tokens = pair
     frame_html = explore(attentions, tokens)._repr_html_()
     (tmp_path / "notebook.html").write_text(f"<!doctype html><p>before</p>{frame_html}<p>after</p>", encoding="utf-8")
-    page = browser.open(tmp_path / "notebook.html")
-    frame = page.frame()
-    frame.wait_for("document.readyState === 'complete'")
-    left, top = page.evaluate("(b => [b.x, b.y])(document.querySelector('iframe').getBoundingClientRect())")
-    weights = torch.cat(attentions)[0].mean(0)
-    [q, *_] = certain(range(len(tokens)), lambda q, of: of(torch.cat(attentions)[0]).mean(0)[q], tokens)
-    x, y = frame.middle(query(q))
-    expected = ranking(weights[q].tolist(), tokens)
-    sentence = f"Layer 0, all heads (mean): {name(tokens, q)} looks most at {expected}"
-
-    def pointed():  # until the browser knows where the frame is, it passes no movement on
-        page.mouse("mouseMoved", left + x, top + y)
-        return said(frame) == sentence
-
-    until(pointed, sentence)
-    assert page.complaints() == frame.complaints() == []
-    assert page.requests() == [(tmp_path / "notebook.html").as_uri()]
-    assert frame.evaluate("self.origin") == "null", "a stranger to the page around it"
+    frame = open_page(tmp_path / "notebook.html").frames[1]
+    weights = torch.cat(attentions)[0]
+    [q, *_] = certain(range(len(tokens)), lambda q, of: of(weights).mean(0)[q], tokens)
+    frame.hover(query(q))
+    expected = ranking(weights.mean(0)[q].tolist(), tokens)
+    assert sentence_of(frame) == f"Layer 0, all heads (mean): {name(tokens, q)} attends most to {expected}"
+    assert frame.evaluate("self.origin") == "null", "no access to the page around it"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("queries", "width"), [(12, 1200), (90, 1200), (90, 480)])
 def test_lines_end_at_their_tokens(show, queries, width):
     """In short and long texts, scrolled or not, with fewer keys than queries."""
     keys = queries - 5
     weights = torch.nn.functional.one_hot(torch.arange(queries) * 7 % keys, keys)[None].float()  # one key for each
-    page = show(explore([weights], [f"q{i}" for i in range(queries)], keys=[f"k{i}" for i in range(keys)]), width=width)
+    page = show(
+        explore([weights], [f"q{i}" for i in range(queries)], keys=[f"k{i}" for i in range(keys)]),
+        viewport={"width": width, "height": 900},
+    )
     assert page.evaluate("document.querySelectorAll('path').length") == (queries if queries <= 64 else 0)
-    assert ("With 90 tokens, lines are drawn for those you point at" in said(page)) == (queries > 64)
+    assert ("With 90 tokens, lines are shown for those you point at" in sentence_of(page)) == (queries > 64)
     for q in (1, queries - 2):
         page.hover(query(q))
-        assert said(page) == f"Layer 0, all heads (mean): q{q} looks most at k{7 * q % keys}, 100%."
+        assert sentence_of(page) == f"Layer 0, all heads (mean): q{q} attends most to k{7 * q % keys}, 100%."
         ends = [middle(page, query(q)), middle(page, key(7 * q % keys))]
         assert thickest(page) == pytest.approx(ends, abs=1)
         assert page.evaluate("document.querySelectorAll('path').length") == 1
     if queries > 64:
         there = page.evaluate("document.getElementById('links').scrollTop")
         assert there > 0
-        page.mouse("mouseWheel", *page.middle("#links"), deltaX=0, deltaY=-300)
-        page.wait_for(f"document.getElementById('links').scrollTop < {there}")
+        page.click(query(q))
+        page.hover(".above")  # between the columns
+        page.mouse.wheel(0, -300)
+        page.wait_for_function(f"document.getElementById('links').scrollTop < {there}")
         assert thickest(page) == pytest.approx([middle(page, query(q)), middle(page, key(7 * q % keys))], abs=1)
 
 
+@pytest.mark.slow
 def test_pruned_heads_and_other_keys(show, tokenizer):
     """A decoder's cross-attention, where the second layer has lost heads."""
     torch.manual_seed(0)
@@ -615,31 +634,32 @@ def test_pruned_heads_and_other_keys(show, tokenizer):
     with torch.no_grad():
         out = model(ids, encoder_hidden_states=torch.randn(1, 5, 32), output_attentions=True)
     own = show(explore(out.attentions, tokens))
-    own.press(*["ArrowRight"] * 9)
-    assert said(own).startswith("Layer 0, head 3: ")
-    own.press("PageDown")
-    assert said(own).startswith("Layer 1, head 1: ")
+    press(own, *["ArrowRight"] * 9)
+    assert sentence_of(own).startswith("Layer 0, head 3: ")
+    press(own, "PageDown")
+    assert sentence_of(own).startswith("Layer 1, head 1: ")
     cross = show(explore(out.cross_attentions, tokens, keys=keys))
     weights = out.cross_attentions[0][0].mean(0)
     [q, *_] = certain(range(len(tokens)), lambda q, of: of(out.cross_attentions[0][0]).mean(0)[q], keys)
     cross.hover(query(q))
     expected = ranking(weights[q].tolist(), keys)
-    assert said(cross) == f"Layer 0, all heads (mean): {name(tokens, q)} looks most at {expected}"
+    assert sentence_of(cross) == f"Layer 0, all heads (mean): {name(tokens, q)} attends most to {expected}"
 
 
-def test_all_of_it_by_keyboard(show, pair):
+@pytest.mark.slow
+def test_keyboard_navigation(show, pair):
     page = show(explore(*pair))
     focus = "(e => e.id || e.parentElement.id || e.tagName)(document.activeElement)"
     stops = []
     while len(stops) < 12:
-        page.press("Tab")
+        press(page, "Tab")
         stops.append(page.evaluate(focus))
         if stops[-1] == "keys":
             break
-    assert stops == ["layer", "previous", "next", "hide", "clear", "heads", "queries", "keys"], (
-        "each column is one stop"
+    assert stops == ["layer", "previous", "next", "filter", "clear", "heads", "queries", "keys"], (
+        "each column is one tab stop"
     )
-    assert said(page).startswith("Layer 0, all heads (mean): <s> is looked at most by ")
+    assert sentence_of(page).startswith("Layer 0, all heads (mean): <s> gets most attention from ")
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     name = "control.ariaLabel || (control.labels?.length ? control.labels[0] : control).innerText.trim()"
     names = page.evaluate(f"[...document.querySelectorAll('button, select, input')].map(control => {name})")
@@ -648,8 +668,9 @@ def test_all_of_it_by_keyboard(show, pair):
     assert page.evaluate("document.getElementById('sentence').ariaLive") == "polite"
 
 
-def test_light_and_dark(show, pair):
-    """Text stands out from the paper in both, by WCAG's 4.5 to 1."""
+@pytest.mark.slow
+def test_contrast_in_light_and_dark(show, pair):
+    """The contrast of text and background is WCAG's 4.5 to 1 or more in both."""
 
     def light(colour):
         channels = [int(channel) / 255 for channel in re.findall(r"\d+", colour)[:3]]
@@ -661,7 +682,7 @@ def test_light_and_dark(show, pair):
         page = show(explore(*pair), color_scheme=scheme)
         page.hover(query(3))
         paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        for text in ("h1", "#sentence", ".faint bdi", ".place", "footer", "#heads [aria-pressed=false]"):
+        for text in ("h1", "#sentence", ".faint bdi", ".position", "footer", "#heads [aria-pressed=false]"):
             colour = page.evaluate(f"getComputedStyle(document.querySelector('{text}')).color")
             low, high = sorted((light(colour), light(paper)))
             assert (high + 0.05) / (low + 0.05) >= 4.5, (scheme, colour, paper)
@@ -669,7 +690,7 @@ def test_light_and_dark(show, pair):
     assert papers[0] > 0.9 > 0.1 > papers[1]
 
 
-def test_the_template_keeps_its_promises():
+def test_the_template_is_safe():
     page = TEMPLATE.read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>\n<html lang=")
     assert "innerHTML" not in page

@@ -1,4 +1,4 @@
-"""Measures against cases that can be worked out by hand, and against slow loops written from their definitions."""
+"""Metrics, interventions and saliency against cases computed by hand, and loops written from the definitions."""
 
 import math
 import weakref
@@ -47,7 +47,7 @@ def weights():
 
 @pytest.fixture
 def model():
-    """A random masked language model, ours of the twins: 2 layers of 3 heads."""
+    """A random masked language model of 2 layers with 3 heads."""
     return twins("ForMaskedLM")[1]
 
 
@@ -56,11 +56,11 @@ def ids():
     return torch.tensor([[0, 7, 9, 7, 2]])
 
 
-def answer(place, token):
-    return lambda out: out.logits[0, place, token]
+def answer(position, token):
+    return lambda out: out.logits[0, position, token]
 
 
-# ---- where a head looks
+# ---- attention maps
 
 
 def test_entropy_by_hand():
@@ -99,13 +99,13 @@ def test_offset_profile_by_loops(weights):
 
 
 @pytest.mark.parametrize("reach", [-1, 6])
-def test_offset_profile_knows_its_limits(reach):
+def test_offset_profile_rejects_an_impossible_reach(reach):
     with pytest.raises(ValueError, match="6 tokens are at most 5 apart"):
         offset_profile(torch.rand(1, 1, 6, 6), reach)
 
 
-def test_mass_by_hand():
-    """`<s> a b a </s>`, where every query looks 10, 20, 30, 15, 25% at the five keys."""
+def test_attention_mass_by_hand():
+    """`<s> a b a </s>`, where every query gives 10, 20, 30, 15, 25% to the five keys."""
     row = torch.tensor([0.10, 0.20, 0.30, 0.15, 0.25])
     kinds = attention_mass(row.expand(5, 5), torch.tensor([0, 7, 9, 7, 2]))
     expected = {
@@ -119,7 +119,7 @@ def test_mass_by_hand():
     assert {name: float(value) for name, value in kinds.items()} == pytest.approx(expected)
 
 
-def test_mass_by_loops(weights):
+def test_attention_mass_by_loops(weights):
     ids = [0, 7, 7, 2, 7, 2]
     of_kind = {
         "<s>": lambda q, k: ids[k] == 0,
@@ -137,13 +137,13 @@ def test_mass_by_loops(weights):
         torch.testing.assert_close(kinds[name], sum(sums) / len(sums))
 
 
-def test_mass_of_what_is_not_there_is_not_a_number(weights):
+def test_attention_mass_is_nan_without_such_keys(weights):
     kinds = attention_mass(weights, torch.tensor([0, 4, 5, 6, 7, 2]))
     assert kinds["same token"].isnan().all()
     assert not kinds["previous"].isnan().any()
 
 
-def test_mass_takes_one_text(weights):
+def test_attention_mass_rejects_several_texts(weights):
     with pytest.raises(ValueError, match=r"one text.*not 5 tokens with weights \(6, 6\)"):
         attention_mass(weights, torch.arange(5))
 
@@ -176,7 +176,7 @@ def test_merge_by_loops(weights):
 
 
 def test_rollout_by_hand():
-    """Two layers in which the second token only looks at the first, and the first at itself."""
+    """Two layers in which both tokens attend only to the first."""
     one = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
     steps = rollout([one, one])
     torch.testing.assert_close(steps[0], torch.tensor([[1.0, 0.0], [0.5, 0.5]]))
@@ -185,7 +185,7 @@ def test_rollout_by_hand():
 
 
 def test_rollout_by_paths():
-    """Over three layers it is the sum over all paths, each the product of its steps."""
+    """Over three layers, the sum over all paths of the product of their steps."""
     layers = [torch.randn(1, 2, 4, 4).softmax(-1) for _ in range(3)]
     steps = [0.7 * x.mean(1)[0] + 0.3 * torch.eye(4) for x in layers]
     expected = torch.zeros(4, 4)
@@ -197,7 +197,7 @@ def test_rollout_by_paths():
 
 
 def test_value_norms_are_what_a_head_would_add(model, ids):
-    """With all weight on key k, the head adds out(value of k): done with the model's own mixing."""
+    """With all weight on key k, the head adds out(value of k): computed with the model's own attention output."""
     attention = model.backbone.layers[1].attention
     hidden = model(ids, output_hidden_states=True).hidden_states[1]
     value = attention.split_heads(attention.value(attention.norm(hidden)))
@@ -216,7 +216,7 @@ def test_value_weighted_by_hand():
     torch.testing.assert_close(value_weighted(HAND[None, None], norms)[0, 0], expected / expected.sum(-1, keepdim=True))
 
 
-def test_each_layer_sees_what_the_output_would_hold(model, ids):
+def test_each_layer_gets_the_weights_of_the_output(model, ids):
     with torch.no_grad():
         whole = model(ids, output_attentions=True)
         with each_layer(model, lambda weights: weights.clone()) as seen:
@@ -229,21 +229,18 @@ def test_each_layer_sees_what_the_output_would_hold(model, ids):
     assert model(ids, output_attentions=True).attentions[0] is not None, "the hooks are gone"
 
 
-def test_overview_is_the_mean_of_the_plain_measures(model):
+def test_head_metrics_are_means_over_texts(model):
     texts = [torch.tensor([0, 7, 9, 7, 2]), torch.tensor([0, 11, 12, 2])]
     found = head_metrics(model, texts)
-    plain = {name: [] for name in found}
+    expected = {name: [] for name in found}
     for ids in texts:
         maps = torch.stack(model(ids[None], output_attentions=True).attentions).detach()[:, 0]
-        spread = entropy(maps).mean(-1)
-        numbers = {
-            "entropy": spread,
-            "normalised entropy": spread / math.log(len(ids)),
-            "distance": mean_distance(maps).mean(-1),
-        }
-        for name, value in {**numbers, **attention_mass(maps, ids)}.items():
-            plain[name].append(value)
-    for name, values in plain.items():
+        for name, value in attention_mass(maps, ids).items():
+            expected[name].append(value)
+        expected["entropy"].append(entropy(maps).mean(-1))
+        expected["normalised entropy"].append(entropy(maps).mean(-1) / math.log(len(ids)))
+        expected["distance"].append(mean_distance(maps).mean(-1))
+    for name, values in expected.items():
         torch.testing.assert_close(found[name], torch.stack(values).nanmean(0), msg=name)
     assert found["same token"].shape == (2, 3), "from the one text that has a token twice"
     assert not found["same token"].isnan().any()
@@ -252,12 +249,12 @@ def test_overview_is_the_mean_of_the_plain_measures(model):
             head_metrics(model, wrong)
 
 
-class Held(TorchDispatchMode):
-    """The bytes of all tensors that operations have made and that still live, and the most there were at once."""
+class MemoryCounter(TorchDispatchMode):
+    """Count the bytes of all tensors that operations have made and that still exist, and their peak."""
 
     def __init__(self):
         super().__init__()
-        self.now = self.most = 0
+        self.now = self.peak = 0
         self.known = set()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -270,7 +267,7 @@ class Held(TorchDispatchMode):
                 self.known.add(key)
                 self.now += storage.nbytes()
                 weakref.finalize(storage, self.drop, key, storage.nbytes())
-        self.most = max(self.most, self.now)
+        self.peak = max(self.peak, self.now)
         return out
 
     def drop(self, key, size):
@@ -278,20 +275,25 @@ class Held(TorchDispatchMode):
         self.now -= size
 
 
-def test_overview_of_a_full_size_shape_never_holds_three_layers():
-    """36 layers of 32 heads, XL's, at 512 tokens; the width of a head is 4 here instead of 80."""
-    torch.manual_seed(0)
-    shape = {"num_hidden_layers": 36, "num_attention_heads": 32, "hidden_size": 128, "intermediate_size": 256}
-    model = XLMRobertaXLModel(XLMRobertaXLConfig(vocab_size=100, **shape), add_pooling_layer=False)
-    text = torch.randint(3, 100, (512,))
-    one_layer = 32 * 512 * 512 * 4
-    with Held() as held:
-        numbers = head_metrics(model, [text], progress=False)
-    assert numbers["entropy"].shape == (36, 32)
-    assert one_layer < held.most < 3 * one_layer, f"{held.most / one_layer:.2f} layers' maps at the peak"
-    with Held() as all_at_once, torch.no_grad():
-        model(text[None, :128], output_attentions=True)  # the mode counts right: 36 layers of a quarter of the tokens
-    assert all_at_once.most > 36 * one_layer / 16
+@pytest.mark.parametrize(
+    ("layers", "heads", "tokens"), [(8, 16, 192), pytest.param(36, 32, 512, marks=pytest.mark.slow, id="XL")]
+)
+def test_head_metrics_never_hold_three_layers(layers, heads, tokens):
+    """XL's shape has 36 layers of 32 heads at 512 tokens, but head_dim 80 instead of 4."""
+    shape = {"num_hidden_layers": layers, "num_attention_heads": heads, "hidden_size": 4 * heads}
+    config = XLMRobertaXLConfig(vocab_size=100, intermediate_size=8 * heads, **shape)
+    model = XLMRobertaXLModel(config, add_pooling_layer=False)
+    text = torch.randint(3, 100, (tokens,))
+    one_layer = heads * tokens**2 * 4
+    with MemoryCounter() as memory:
+        metrics = head_metrics(model, [text], progress=False)
+    assert metrics["entropy"].shape == (layers, heads)
+    assert one_layer < memory.peak < 3 * one_layer, f"{memory.peak / one_layer:.2f} layers' maps at the peak"
+    with MemoryCounter() as memory, torch.no_grad():
+        model(
+            text[None, : tokens // 4], output_attentions=True
+        )  # the counter works: all layers, a quarter of the tokens
+    assert memory.peak > layers * one_layer / 16
 
 
 # ---- the residual stream
@@ -314,30 +316,30 @@ def test_contributions_by_hand(model, ids):
     torch.testing.assert_close(found.fraction[2], share)
 
 
-def test_lens_step_by_step(model, ids):
-    places = torch.tensor([[False, True, False, True, False]])
-    found = logit_lens(model, ids, places, torch.tensor([7, 33]))
+def test_logit_lens_by_hand(model, ids):
+    positions = torch.tensor([[False, True, False, True, False]])
+    found = logit_lens(model, ids, positions, torch.tensor([7, 33]))
     out = model(ids, output_hidden_states=True)
     final = out.logits.softmax(-1)
     for layer in range(3):
-        for n, (place, target) in enumerate(((1, 7), (3, 33))):
-            state = out.hidden_states[layer][:, place]  # the last one is normed already
+        for n, (position, target) in enumerate(((1, 7), (3, 33))):
+            state = out.hidden_states[layer][:, position]  # the last one is normed already
             here = model.lm_head(state if layer == 2 else model.backbone.norm(state)).softmax(-1)[0]
             torch.testing.assert_close(found.probability[layer, n], here[target])
             assert found.rank[layer, n] == 1 + sum(p > here[target] for p in here)
             assert found.top_ids[layer, n] == here.argmax()
-            divergence = sum(p * (p / q).log() for p, q in zip(final[0, place], here, strict=True))
+            divergence = sum(p * (p / q).log() for p, q in zip(final[0, position], here, strict=True))
             torch.testing.assert_close(found.divergence[layer, n], divergence, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(found.divergence[-1], torch.zeros(2), atol=1e-6, rtol=0)
-    own = logit_lens(model, ids, places)
+    own = logit_lens(model, ids, positions)
     assert own.rank[-1].tolist() == [1, 1], "without targets: what the model itself answers"
 
-    bare = logit_lens(model, ids, places, final_norm=False)
+    bare = logit_lens(model, ids, positions, final_norm=False)
     middle = model.lm_head(out.hidden_states[1][:, 1]).softmax(-1)[0]
     torch.testing.assert_close(bare.probability[1, 0], middle[final[0, 1].argmax()])
 
 
-def test_lens_refuses(model, ids):
+def test_logit_lens_rejects_other_models_and_positions(model, ids):
     with pytest.raises(ValueError, match="masked-LM head, which XLMRobertaXLModel lacks"):
         logit_lens(model.backbone, ids, ids > 2)
     with pytest.raises(ValueError, match="True at one position"):
@@ -360,7 +362,7 @@ def test_ablation_by_zero_is_the_head_mask(model, ids):
 
 
 def test_ablation_by_mean_by_hand(model):
-    """By the mean over one text whose tokens are all alike, nothing changes; by another's, what the loops say."""
+    """Means and the effect of a mean-ablated head, computed step by step."""
     texts = [torch.tensor([0, 7, 9, 2]), torch.tensor([0, 8, 2])]
     means, sums = head_means(model, texts), torch.zeros(2, 3, 8)
     for ids in texts:
@@ -387,7 +389,7 @@ def test_ablation_by_mean_by_hand(model):
 
 
 def test_ablation_of_a_pruned_model(ids):
-    """Heads keep the numbers of the whole model; ablating one more is pruning it, too."""
+    """Heads keep the numbers of the unpruned model; ablating a head equals pruning it."""
     model = twins("ForMaskedLM")[1]
     model.prune_heads({0: [0]})
     effects = ablation_effects(model, {"input_ids": ids}, answer(1, 9))
@@ -437,7 +439,7 @@ def test_patch_effects_by_hand(model, ids, site):
     torch.testing.assert_close(effects[1, 2], (patched - worst) / (best - worst), atol=1e-4, rtol=1e-4)
 
 
-def test_patch_effects_refuses(model, ids):
+def test_patch_effects_reject_wrong_inputs(model, ids):
     inputs = {"input_ids": ids}
     with pytest.raises(ValueError, match="choose texts between which it differs"):
         patch_effects(model, inputs, inputs, answer(1, 9))
@@ -453,20 +455,20 @@ def test_patch_effects_refuses(model, ids):
 
 
 def test_gradient_times_input_by_differences(model, ids):
-    """Shrinking one token's vector by a thousandth changes the score by a thousandth of its saliency."""
+    """Central differences of the score when one token's embedding is scaled by 1 ± 1e-4."""
     model, score = model.double(), answer(1, 9)
     found = gradient_times_input(model, {"input_ids": ids}, score)
     assert all(parameter.grad is None for parameter in model.parameters())
     vectors = model.get_input_embeddings()(ids).detach()
-    for place in range(5):
+    for position in range(5):
         change = torch.zeros_like(vectors)
-        change[:, place] = 1e-4 * vectors[:, place]
+        change[:, position] = 1e-4 * vectors[:, position]
         ends = [score(model(inputs_embeds=vectors + sign * change)) for sign in (1, -1)]  # no padding: same positions
-        torch.testing.assert_close(found[0, place], (ends[0] - ends[1]).detach() / 2e-4, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found[0, position], (ends[0] - ends[1]).detach() / 2e-4, atol=1e-5, rtol=1e-4)
 
 
-def test_integrated_gradients_of_a_straight_line_are_exact():
-    """For a model without layers and norms in the way: any score that is linear in the word vectors."""
+def test_integrated_gradients_of_a_linear_score_are_exact():
+    """A score that is linear in the word embeddings, without layers and norms between."""
     model = twins("ForMaskedLM")[1]
     ids, held = torch.tensor([[0, 7, 9, 7, 2]]), []
     direction = torch.randn(24)
@@ -479,11 +481,11 @@ def test_integrated_gradients_of_a_straight_line_are_exact():
     assert found.error < 1e-5
 
 
-def test_integrated_gradients_add_up(model, ids):
-    """Completeness, from two sides: more steps miss less; and the change is the two texts' difference in score."""
+def test_integrated_gradients_are_complete(model, ids):
+    """Completeness: more steps, less error; and the difference is that of the two texts' scores."""
     inputs, score = {"input_ids": ids}, answer(1, 9)
-    few, many = (integrated_gradients(model, inputs, score, 3, steps=steps) for steps in (2, 400))
-    assert many.error < 1e-3 < few.error
+    few, many = (integrated_gradients(model, inputs, score, 3, steps=steps) for steps in (2, 64))
+    assert many.error < 1e-4 < 1e-3 < few.error
     with torch.no_grad():
         there = score(model(ids)) - score(model(torch.tensor([[0, 3, 3, 3, 2]])))
     assert many.difference == pytest.approx(float(there), rel=1e-4)
@@ -494,9 +496,9 @@ def test_occlusion_by_loops(model, ids):
     found = occlusion(model, {"input_ids": ids}, answer(1, 9), 9)
     with torch.no_grad():
         whole = model(ids).logits[0, 1, 9]
-        for place in range(5):
-            hidden = [[9 if i == place else token for i, token in enumerate(ids[0].tolist())]]
-            torch.testing.assert_close(found[0, place], whole - model(torch.tensor(hidden)).logits[0, 1, 9])
+        for position in range(5):
+            hidden = [[9 if i == position else token for i, token in enumerate(ids[0].tolist())]]
+            torch.testing.assert_close(found[0, position], whole - model(torch.tensor(hidden)).logits[0, 1, 9])
     assert found[0, 2] == 0, "it is that token already"
 
 
@@ -515,7 +517,7 @@ def test_mean_states_by_loops():
 
 
 def test_retrieval_by_hand():
-    """Two texts in the plane: the first pair points the same way, the second text's translation like the first."""
+    """Two texts in the plane; both translations point the same way as the first text."""
     ours = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])
     theirs = torch.tensor([[[3.0, 0.0], [1.0, 0.0]]])
     found = retrieval(ours, theirs)

@@ -1,4 +1,4 @@
-"""Attention to look around in: one HTML page with everything in it, for a browser or a notebook."""
+"""An interactive page of attention weights: one self-contained HTML file, for a browser or a notebook."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from torch import Tensor
 from ..utils import atomic_write
 
 TEMPLATE = Path(__file__).with_name("explore.html")
-LARGEST_PAGE = 24_000_000  # weights, one byte each; base64 makes a third more of them
-STEPS = 255  # a weight is stored as round(255 w)
-SLACK = 1e-3  # above one, for what rounding does to a row's only weight; it still rounds to STEPS
+MAX_WEIGHTS = 24_000_000  # per page, one byte each; base64 makes them a third larger
+LEVELS = 255  # a weight w is stored as round(255 w)
+TOLERANCE = 1e-3  # above 1, for rounding in a row with a single weight; still stored as 255
 
 
 @dataclass(frozen=True)
 class Explorer:
-    """A page to look around in. Shows itself as the last line of a notebook cell; `save` writes it for a browser."""
+    """The page. Shows itself as the last line of a notebook cell; `save` writes it for a browser."""
 
     html: str = field(repr=False)
     title: str
     height: int = field(repr=False)  # in pixels, in a notebook
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the page, whole or not at all, and return its path. IsADirectoryError where `path` is a folder."""
+        """Write the page atomically and return its path. Raises IsADirectoryError if `path` is a folder."""
         path = Path(path)
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder: name a file in it, such as {path / 'attention.html'}.")
@@ -40,54 +40,48 @@ class Explorer:
         return path
 
     def _repr_html_(self) -> str:
-        """The page in a frame of its own: its styles and names meet nobody else's, and it may only run its script."""
+        """The page in a sandboxed frame: separate styles and names, and no rights but to run its script."""
         page, title = escape(self.html), escape(self.title)
         style = f"width: 100%; height: {self.height}px; border: 0"
         return f'<iframe srcdoc="{page}" sandbox="allow-scripts" title="{title}" style="{style}"></iframe>'
 
 
 def explore(
-    attentions: Sequence[Tensor] | Tensor,
-    tokens: Sequence[str],
-    *,
-    keys: Sequence[str] | None = None,
+    attentions: Sequence[Tensor] | Tensor, tokens: Sequence[str], *, keys: Sequence[str] | None = None,
     title: str = "Attention",
-) -> Explorer:
-    """Attention weights of one text -> a page that shows who looks at whom, layer by layer and head by head.
+) -> Explorer:  # fmt: skip
+    """Make a page that shows the attention weights of one text, layer by layer and head by head.
 
-    attentions: `out.attentions` of a model, l of `1 h q k` or `h q k`; layers may have different numbers of heads.
-    tokens: the strings of the queries; keys: those of the keys where they are others, as in cross-attention.
-    The page keeps weights to 1/255, and says so. ValueError where weights and tokens do not fit, and for a page that
-    would be too large.
+    attentions: `out.attentions` of a model, l of `1 h q k` or `h q k`; layers may differ in their number of heads.
+    tokens: the strings of the queries; keys: those of the keys if they differ, as in cross-attention. The page rounds
+    weights to 1/255, and says so. Raises ValueError if weights and tokens do not match, and for a page that would be
+    too large.
     """
     keys = tokens if keys is None else keys
-    for name, words in (("tokens", tokens), ("keys", keys)):
-        is_list = isinstance(words, (list, tuple))
-        if not is_list or not words or not all(isinstance(word, str) for word in words):
-            what = f"a {type(words).__name__}" if not is_list else "a list of something else" if words else "empty"
-            raise ValueError(
-                f"{name} is {what}, but it takes a list of strings: try tokenizer.convert_ids_to_tokens(input_ids[0])."
-            )
-    layers = [
-        of_one_text(layer, f"attentions[{number}]", len(tokens), len(keys))
-        for number, layer in enumerate(() if attentions is None else attentions)
-    ]
+    for name, strings in (("tokens", tokens), ("keys", keys)):
+        is_list = isinstance(strings, (list, tuple))
+        if not is_list or not strings or not all(isinstance(string, str) for string in strings):
+            what = f"a {type(strings).__name__}" if not is_list else "a list of something else" if strings else "empty"
+            hint = "try tokenizer.convert_ids_to_tokens(input_ids[0])"
+            raise ValueError(f"{name} is {what}, but it takes a list of strings: {hint}.")
+    named = [(f"attentions[{i}]", layer) for i, layer in enumerate(() if attentions is None else attentions)]
+    layers = [check_layer(layer, name, len(tokens), len(keys)) for name, layer in named]
     if not layers:
         raise ValueError(f"attentions={attentions!r} holds no layer: call the model with output_attentions=True.")
-    check_size(layers, len(tokens), len(keys))
+    check_page_size([layer.numel() for layer in layers], len(tokens), len(keys))
     data = {
         "queries": list(tokens),
         "keys": list(keys),
         "heads": [len(layer) for layer in layers],
-        "layers": [packed(layer, f"attentions[{number}]") for number, layer in enumerate(layers)],
+        "layers": [encode(layer, name) for layer, (name, _) in zip(layers, named, strict=True)],
     }
-    parts = {"title": escape(title).encode("ascii", "xmlcharrefreplace").decode(), "data": for_a_script(data)}
+    parts = {"title": escape(title).encode("ascii", "xmlcharrefreplace").decode(), "data": script_json(data)}
     page = re.sub(r"\{\{(\w+)\}\}", lambda slot: parts[slot[1]], TEMPLATE.read_text(encoding="utf-8"))
     return Explorer(page, title, height=min(max(460, 150 + 26 * max(len(tokens), len(keys))), 760))
 
 
-def of_one_text(layer: Tensor, name: str, queries: int, keys: int) -> Tensor:
-    """1 h q k, h q k -> h q k; ValueError for anything else."""
+def check_layer(layer: Tensor, name: str, queries: int, keys: int) -> Tensor:
+    """1 h q k or h q k -> h q k; ValueError for anything else."""
     if not isinstance(layer, Tensor):
         kind = "None" if layer is None else f"a {type(layer).__name__}"
         raise ValueError(f"{name} is {kind}, no tensor of weights: call the model with output_attentions=True.")
@@ -95,45 +89,38 @@ def of_one_text(layer: Tensor, name: str, queries: int, keys: int) -> Tensor:
     if layer.ndim == 4 and len(layer) != 1:
         raise ValueError(f"{name} holds {len(layer)} texts, and a page shows one: take [a[:1] for a in attentions].")
     if layer.ndim not in (3, 4):
-        raise ValueError(
-            f"{name} has the shape {shape}, but weights are 1 h q k or h q k: pass out.attentions as it is."
-        )
+        raise ValueError(f"{name} has the shape {shape}, but weights are 1 h q k or h q k: pass out.attentions.")
     layer = layer[0] if layer.ndim == 4 else layer
     if not len(layer):
-        raise ValueError(f"{name} has the shape {shape}, which is no head at all: pass the weights of one or more.")
-    for size, count, role, option in (
-        (layer.shape[1], queries, "queries", "tokens"),
-        (layer.shape[2], keys, "keys", "keys"),
-    ):
-        if size != count:
-            raise ValueError(f"{name} has {size} {role}, but {option} names {count}: pass one string for each.")
+        raise ValueError(f"{name} has the shape {shape}, without any head: pass the weights of one or more.")
+    for axis, count, role, option in ((-2, queries, "queries", "tokens"), (-1, keys, "keys", "keys")):
+        if layer.shape[axis] != count:
+            raise ValueError(f"{name} has {layer.shape[axis]} {role}, but {option} has {count}: pass one string each.")
     return layer.detach()
 
 
-def check_size(layers: Sequence[Tensor], queries: int, keys: int) -> None:
-    sizes = [layer.numel() for layer in layers]
-    if sum(sizes) <= LARGEST_PAGE:
-        return
-    fitting = sum(sum(sizes[: i + 1]) <= LARGEST_PAGE for i in range(len(sizes)))
-    fewer = f"fewer layers (out.attentions[:{fitting}]) or " if fitting else ""
-    raise ValueError(
-        f"{len(sizes)} layers on {queries} tokens that look at {keys} make {sum(sizes) / 1e6:.0f} MB of weights, "
-        f"but a page holds {LARGEST_PAGE / 1e6:.0f} MB: take {fewer}a shorter text."
-    )
+def check_page_size(sizes: Sequence[int], queries: int, keys: int) -> None:
+    if sum(sizes) > MAX_WEIGHTS:
+        fitting = sum(sum(sizes[: i + 1]) <= MAX_WEIGHTS for i in range(len(sizes)))
+        fewer = f"fewer layers (out.attentions[:{fitting}]) or " if fitting else ""
+        raise ValueError(
+            f"{len(sizes)} layers with {queries} queries and {keys} keys make {sum(sizes) / 1e6:.0f} MB of weights, "
+            f"but a page holds {MAX_WEIGHTS / 1e6:.0f} MB: take {fewer}a shorter text."
+        )
 
 
-def packed(layer: Tensor, name: str) -> str:
-    """Weights, one byte each, in base64; ValueError for what cannot be one."""
-    low, high = layer.amin().item(), layer.amax().item()  # nan if any of them is
-    if not (low >= 0 and high <= 1 + SLACK):
+def encode(layer: Tensor, name: str) -> str:
+    """Weights, one byte each, in base64; ValueError for values that no softmax gives."""
+    low, high = layer.amin().item(), layer.amax().item()  # NaN if any weight is
+    if not (low >= 0 and high <= 1 + TOLERANCE):
         raise ValueError(
             f"{name} holds {high if low >= 0 else low:.6g}, but attention weights are from 0 to 1: "
-            "pass what comes out of the softmax, of a model in evaluation mode (model.eval(), as dropout rescales)."
+            "pass the output of the softmax, of a model in evaluation mode (model.eval(): dropout rescales)."
         )
-    steps = (layer.double() * STEPS).round().to(torch.uint8)
-    return base64.b64encode(steps.cpu().contiguous().numpy().tobytes()).decode()
+    levels = (layer.double() * LEVELS).round().to(torch.uint8)
+    return base64.b64encode(levels.cpu().contiguous().numpy().tobytes()).decode()
 
 
-def for_a_script(data: object) -> str:
-    """JSON in ASCII that no HTML parser can take for a tag, an entity or the end of the script."""
+def script_json(data: object) -> str:
+    """JSON in ASCII in which no HTML parser finds a tag, an entity or the end of the script."""
     return re.sub("[<>&]", lambda letter: f"\\u{ord(letter[0]):04x}", json.dumps(data, separators=(",", ":")))
