@@ -262,6 +262,8 @@ def test_arguments_changed_in_place_get_a_message():
         ([torch.ones(2), torch.zeros(2)], torch.tensor([[1.0, 1], [0, 0]]), "Exactly equal.", True),
         ({"a": torch.ones(2)}, {"a": torch.ones(2)}, "a dict and a dict cannot be compared here.", False),
         (1e6, 1e6 + 1, "Close: at most 1.0e+00 apart.", True),
+        (1.0, 1.00002, "Different: 1 where 1.00002 should be.", False),
+        (1e6, 1e6 + 20, "Different: 1e+06 where 1.00002e+06 should be.", False),
         (0.1 + 0.2, 0.3, "Close: at most 5.6e-17 apart.", True),
         ("a", "b", "It is 'a', and should be 'b'.", False),
         (None, torch.ones(2), "It is a NoneType, and should be of shape (2,).", False),

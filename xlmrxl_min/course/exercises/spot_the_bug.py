@@ -9,9 +9,10 @@ from ..checks import exercise
 
 
 def make_cases(models, ids):
-    """A case for each model, labelled for the messages; one layer is enough, and four times as fast."""
+    """A case for each model, labelled for the messages. One layer and 200 tokens are enough, and much faster."""
     for label, model in models.items():
         model.backbone.layers = model.backbone.layers[:1]
+        model.resize_token_embeddings(200)
         model.eval().label = label
     return [(model, ids) for model in models.values()]
 
