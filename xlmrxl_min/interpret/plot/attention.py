@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import torch
+from einops import rearrange
 from matplotlib.colors import ListedColormap, Normalize, PowerNorm
 from torch import Tensor
 
@@ -20,7 +22,6 @@ from .figure import (
     argmax,
     captioned,
     heatmap,
-    label_ticks,
     layer_head_ticks,
     pool_columns,
     pool_map,
@@ -38,10 +39,11 @@ def draw_map(weights: Tensor, tokens: Sequence[str], keys: Sequence[str] | None,
     values, rows, columns, note = pool_map(weights, tokens, keys)
     label, (q, k) = Labels(), argmax(values)
     figure, axis = subplots(2.4 + 0.17 * len(columns.names), 1.6 + 0.17 * len(rows.names))
-    heatmap(axis, values, "attention", shrink=0.6, aspect="equal", vmax=float(values.max()))
-    label_ticks(axis, [label(name) for name in columns.names], [label(name) for name in rows.names])
+    heatmap(
+        axis, values, "attention", title=title + (f"\n({note})" if note else ""), rows=map(label, rows.names),
+        columns=map(label, columns.names), vmax=float(values.max()), aspect="equal", shrink=0.6,
+    )  # fmt: skip
     axis.set(xlabel="key", ylabel="query")
-    axis.set_title(title + (f"\n({note})" if note else ""), fontsize=9)
     caption = f"the largest weight is {values[q, k]:.2f}, from query {rows.describe(q)} to key {columns.describe(k)}."
     return figure, values, f"{caption}{pooled(note)}{label.legend(figure)}"
 
@@ -64,18 +66,15 @@ def head_grid(weights: Tensor, *, first_layer: int = 0, title: str = "All heads"
         raise ValueError(f"{layers * heads:,} maps are too many for one picture ({MAX_MAPS}): {ways}.")
     values, _, _, note = pool_map(weights, *([str(i) for i in range(n)] for n in (queries, keys)))
     height, width = values.shape[-2] + 1, values.shape[-1] + 1  # with a gap between maps
-    mosaic = torch.full((layers * height - 1, heads * width - 1), math.nan)
-    for layer in range(layers):
-        for head in range(heads):
-            top, left = layer * height, head * width
-            mosaic[top : top + height - 1, left : left + width - 1] = values[layer, head]
+    padded = torch.nn.functional.pad(values, (0, 1, 0, 1), value=math.nan)
+    mosaic = rearrange(padded, "l h q k -> (l q) (h k)")[:-1, :-1]
     figure, axis = subplots(9, min(12, 0.9 + 8.2 * mosaic.shape[0] / mosaic.shape[1]))
-    label, norm = "attention (square-root scale)", PowerNorm(0.5, 0, 1)
-    heatmap(axis, mosaic, label, shrink=0.7, aspect="equal", norm=norm, vmin=None)
+    heading = f"{title} (rows: queries, columns: keys{f'; {note}' if note else ''})"
+    options: dict[str, Any] = {"norm": PowerNorm(0.5, 0, 1), "vmin": None, "aspect": "equal", "shrink": 0.7}
+    heatmap(axis, mosaic, "attention (square-root scale)", title=heading, **options)
     axis.set_xticks([(i + 0.5) * width - 1 for i in range(heads)], range(heads))
     axis.set_yticks([(i + 0.5) * height - 1 for i in range(layers)], range(first_layer, first_layer + layers))
     axis.set(xlabel="head", ylabel="layer")
-    axis.set_title(f"{title} (rows: queries, columns: keys{f'; {note}' if note else ''})", fontsize=9)
     axis.spines[:].set_visible(False)
     sharpness = weights.detach().float().cpu().amax(-1).mean(-1)  # l h: the mean of each query's largest weight
     (top, left), (low, right) = argmax(sharpness), argmax(-sharpness)
@@ -127,10 +126,9 @@ def head_metrics(metrics: Mapping[str, Tensor], *, title: str = "Metrics of ever
     phrases = []
     for axis, (name, values) in zip(axes.flat, metrics.items(), strict=False):
         values, unit = values.detach().float().cpu(), UNITS.get(name)
-        heatmap(axis, values, vmax=float(values.nan_to_num(0).max()) if unit else 1)
-        layer_head_ticks(axis, values)
         heading = f"attention to: {name}" if unit is None else f"{name} ({unit.strip()})" if unit else name
-        axis.set_title(heading, fontsize=9)
+        heatmap(axis, values, title=heading, vmax=float(values.nan_to_num(0).max()) if unit else 1)
+        layer_head_ticks(axis, values)
         layer, head = argmax(values)
         amount = f"{values[layer, head]:.0%}" if unit is None else f"{values[layer, head]:.2f}{unit}"
         phrases.append(f"{name} {amount} (L{layer}H{head})")
@@ -167,14 +165,13 @@ def offset_profiles(profiles: Tensor, *, title: str = "Offset profiles") -> Part
     layers, heads, offsets = profiles.shape
     reach, values = offsets // 2, profiles.detach().float().cpu().flatten(0, 1)
     figure, axis = subplots(6, 1.2 + min(8.0, 0.11 * len(values)))
-    heatmap(axis, values, "mean attention")
+    heatmap(axis, values, "mean attention", title=f"{title}: mean attention by offset, a row per head")
     for layer in range(1, layers):
         axis.axhline(layer * heads - 0.5, color="white", linewidth=1)
     axis.set_yticks([(layer + 0.5) * heads - 0.5 for layer in range(layers)], [f"layer {i}" for i in range(layers)])
     step = max(1, reach // 4)
     axis.set_xticks(range(reach % step, offsets, step), range(-reach + reach % step, reach + 1, step))
     axis.set(xlabel="offset: key position minus query position")
-    axis.set_title(f"{title}: mean attention by offset, a row per head", fontsize=9)
     row, column = argmax(values)
     peak = f"{values[row, column]:.0%} at offset {column - reach:+d}, in layer {row // heads}, head {row % heads}"
     return figure, {"profiles": profiles}, f"{title}: the highest peak is {peak}."
@@ -186,10 +183,9 @@ def rollout(steps: Tensor, tokens: Sequence[str], position: int, *, title: str =
     columns, label = token_axis(tokens), Labels()
     values = pool_columns(steps[:, position], columns)
     figure, axis = subplots(2.2 + 0.17 * len(columns.names), 1.6 + 0.24 * len(steps))
-    heatmap(axis, values, "fraction")
-    label_ticks(axis, [label(name) for name in columns.names], [f"after layer {i}" for i in range(len(steps))])
-    note = f" ({columns.note})" if columns.note else ""
-    axis.set_title(f"{title}: {label(tokens[position])}, position {position}{note}", fontsize=9)
+    heading = f"{title}: {label(tokens[position])}, position {position}{f' ({columns.note})' if columns.note else ''}"
+    rows = [f"after layer {i}" for i in range(len(steps))]
+    heatmap(axis, values, "fraction", title=heading, rows=rows, columns=map(label, columns.names))
     final = steps[-1, position].detach().clone()
     own, final[position] = float(final[position]), 0
     other = int(final.argmax())

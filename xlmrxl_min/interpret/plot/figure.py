@@ -11,7 +11,7 @@ import math
 import os
 import textwrap
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeAlias
@@ -194,17 +194,22 @@ def pool_map(
 # ---- heatmaps
 
 
-def heatmap(axis: Axes, values: Tensor, label: str | None = None, *, shrink: float = 1.0, **options: Any) -> None:
-    """Draw `values` and a colour bar; amounts from 0 unless `options` (of imshow) differ."""
+def heatmap(
+    axis: Axes, values: Tensor, label: str | None = None, *, title: str = "", rows: Iterable[str] = (),
+    columns: Iterable[str] = (), shrink: float = 1.0, **options: Any,
+) -> None:  # fmt: skip
+    """Draw `values` with labels and a colour bar; amounts from 0 unless `options` (of imshow) differ."""
     options = {"cmap": AMOUNT, "vmin": 0, "aspect": "auto", "interpolation": "nearest", **options}
     image = axis.imshow(values.numpy(), **options)
     axis.get_figure().colorbar(image, ax=axis, label=label, shrink=shrink)  # type: ignore[union-attr]
+    axis.set_title(title, fontsize=9)
+    label_ticks(axis, columns, rows)
 
 
-def label_ticks(axis: Axes, columns: Sequence[str] = (), rows: Sequence[str] = ()) -> None:
-    if columns:
+def label_ticks(axis: Axes, columns: Iterable[str] = (), rows: Iterable[str] = ()) -> None:
+    if columns := list(columns):
         axis.set_xticks(range(len(columns)), columns, rotation=90, fontsize=8)
-    if rows:
+    if rows := list(rows):
         axis.set_yticks(range(len(rows)), rows, fontsize=8)
 
 

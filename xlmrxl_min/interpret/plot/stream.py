@@ -62,16 +62,15 @@ def logit_lens(
     label, values = Labels(), lens.probability.float().cpu()
     layers, width = values.shape
     figure, axis = subplots(2.2 + 1.1 * width, 1.3 + 0.42 * layers)
-    heatmap(axis, values, "probability of the target", vmax=1)
+    rows = ["embeddings", *(f"after layer {i}" for i in range(layers - 1))]
+    heading = f"{title}: top prediction, and rank of the target"
+    heatmap(axis, values, "probability of the target", title=heading, rows=rows, vmax=1)
     for layer in range(layers):
         for n in range(width):
             text = f"{label(predictions[layer][n])}\nrank {int(lens.rank[layer, n]):,}"
             color = "white" if values[layer, n] < 0.6 else "black"
             axis.text(n, layer, text, ha="center", va="center", fontsize=7, color=color, linespacing=1.2)
-    rows = ["embeddings", *(f"after layer {i}" for i in range(layers - 1))]
-    label_ticks(axis, rows=rows)
-    axis.set_xticks(range(width), [label(name) for name in targets], fontsize=8)
-    axis.set_title(f"{title}: top prediction, and rank of the target", fontsize=9)
+    axis.set_xticks(range(width), list(map(label, targets)), fontsize=8)
     phrases = []
     for n, name in enumerate(targets):
         first = (lens.rank[:, n] == 1).tolist()
@@ -95,15 +94,15 @@ def effects(
     else:
         values = pool_columns(values, columns)
         figure, axis = subplots(2.5 + 0.2 * len(columns.names), 1.6 + 0.28 * len(values))
-        label_ticks(axis, [label(name) for name in columns.names], [f"layer {i}" for i in range(len(values))])
-    limit = float(values.nan_to_num(0).abs().max()) or 1.0
-    heatmap(axis, values, unit, cmap=CHANGE, vmin=-limit, vmax=limit)
+        label_ticks(axis, map(label, columns.names), (f"layer {i}" for i in range(len(values))))
+    note, limit = columns.note if columns else "", float(values.nan_to_num(0).abs().max()) or 1.0
+    heading = title + (f"\n({note}, summed)" if note else "")
+    heatmap(axis, values, unit, title=heading, cmap=CHANGE, vmin=-limit, vmax=limit)
     axis.set_facecolor("#DDDDDD")  # NaN: a pruned head
-    axis.set_title(title + (f"\n({columns.note}, summed)" if columns and columns.note else ""), fontsize=9)
     row, column = argmax(values.abs())
     where = columns.describe(column) if columns else f"head {column}"
     caption = f"{title}: the largest effect is {values[row, column]:+.2f} ({unit}), of layer {row}, {where}."
-    return figure, {"effects": values}, f"{caption}{pooled(columns.note) if columns else ''}{label.legend(figure)}"
+    return figure, {"effects": values}, f"{caption}{pooled(note)}{label.legend(figure)}"
 
 
 @captioned
@@ -123,7 +122,7 @@ def saliency(scores: Mapping[str, Tensor], tokens: Sequence[str], *, title: str 
         top = int(values.abs().argmax())
         phrases.append(f"{rows.describe(top)} ({values[top]:+.2f}) by {name}")
     axes[0, 0].set_ylim(len(rows.names) - 0.5, -0.5)
-    label_ticks(axes[0, 0], rows=[label(name) for name in rows.names])
+    label_ticks(axes[0, 0], rows=map(label, rows.names))
     figure.suptitle(title + (f" ({rows.note}, summed)" if rows.note else ""), fontsize=10)
     figure.supxlabel("blue (right): raises the score; red (left): lowers it", fontsize=8)
     return figure, data, f"{title}: largest for {', '.join(phrases)}.{pooled(rows.note)}{label.legend(figure)}"
