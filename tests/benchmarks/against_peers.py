@@ -118,7 +118,7 @@ def step(who: str, path: Path) -> Callable:
 
         optimizer = adamw(model, 1e-9, 0.0)
     else:
-        optimizer = torch.optim.AdamW(model.parameters(), 1e-9, weight_decay=0.0, sdpa_attention=True)
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-9, weight_decay=0.0, fused=True)
 
         def compute_loss(model, batch):
             return model(**batch).loss

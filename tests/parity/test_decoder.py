@@ -64,7 +64,7 @@ def test_cached_equals_uncached(position_embedding_type, padding, cuts, parity):
     with torch.no_grad():
         whole = model(ids, mask, use_cache=False, output_attentions=True, output_hidden_states=True, **across)
         steps = in_steps(model, ids, mask, CUTS[cuts], across, output_attentions=True, output_hidden_states=True)
-        sdpa_attention = in_steps(model, ids, mask, CUTS[cuts], across)
+        sdpa = in_steps(model, ids, mask, CUTS[cuts], across)
     # Left padding's queries may attend to nothing, and spread over all there is: with a cache, that is less.
     lost = (mask.cumsum(-1) == 0)[..., None] if mask.dim() == 2 else torch.tensor(False)
 
@@ -72,7 +72,7 @@ def test_cached_equals_uncached(position_embedding_type, padding, cuts, parity):
         got = torch.cat(list(pieces), 1)
         parity(error(got.masked_fill(lost, 0), expected.masked_fill(lost, 0)))
 
-    for outs in (steps, sdpa_attention):
+    for outs in (steps, sdpa):
         same((out.logits for out in outs), whole.logits)
     for layer in range(len(whole.hidden_states)):
         same((out.hidden_states[layer] for out in steps), whole.hidden_states[layer])

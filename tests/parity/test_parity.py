@@ -26,14 +26,14 @@ def test_random_configurations(seed, parity):
     task, build, config, inputs = draw(seed)
     theirs, ours = twins(task, seed, build, **config)
     expected = theirs(**inputs, output_attentions=True, output_hidden_states=True)
-    eager_attention = ours(**inputs, output_attentions=True, output_hidden_states=True)
-    parity(output_error(eager_attention, expected))
-    sdpa_attention = ours(**inputs, output_hidden_states=True)
-    parity(output_error(sdpa_attention, {name: expected[name] for name in expected if not name.endswith("attentions")}))
+    eager = ours(**inputs, output_attentions=True, output_hidden_states=True)
+    parity(output_error(eager, expected))
+    sdpa = ours(**inputs, output_hidden_states=True)
+    parity(output_error(sdpa, {name: expected[name] for name in expected if not name.endswith("attentions")}))
     if not torch.isfinite(compute_loss(expected)):
         return  # labels that are all -100 have no mean, there as here
     compute_loss(expected).backward()
-    for out in (eager_attention, sdpa_attention):
+    for out in (eager, sdpa):
         ours.zero_grad()
         compute_loss(out).backward(retain_graph=True)
         parity(gradient_error(ours, theirs))
@@ -107,11 +107,11 @@ def test_dropout_sits_where_the_reference_has_it(task, parity):
 def test_dropout_of_the_fused_path_has_the_same_mean():
     _, ours = twins("Model", attention_probs_dropout_prob=0.3, num_hidden_layers=1)
     ids = torch.randint(2, 60, (1, 7))
-    eager_attention, sdpa_attention = (
+    eager, sdpa = (
         torch.stack([ours.train()(ids, output_attentions=want).last_hidden_state for _ in range(600)]).mean(0)
         for want in (True, False)
     )
-    torch.testing.assert_close(sdpa_attention, eager_attention, atol=0.12, rtol=0)
+    torch.testing.assert_close(sdpa, eager, atol=0.12, rtol=0)
 
 
 @pytest.mark.parametrize("position_embedding_type", POSITION_TYPES)
