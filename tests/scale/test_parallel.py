@@ -1,9 +1,10 @@
-"""Several ranks, on the CPU: what they find together is what one process finds."""
+"""Several ranks, on the CPU: their result is that of one process."""
 
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,93 +15,154 @@ import on_ranks
 import pytest
 import torch
 import torch.distributed as dist
-from reference import twins
 from torch.distributed.device_mesh import init_device_mesh
 
 import xlmrxl_min
 from xlmrxl_min import XLMRobertaXLConfig, XLMRobertaXLForMaskedLM
-from xlmrxl_min.__main__ import main as command_line
-from xlmrxl_min.checkpoints.int8 import with_int8
-from xlmrxl_min.scale import parallel, planner
-from xlmrxl_min.scale.parallel import RankError, load, parallelize, plan_rank, ranks, tensor_plan
+from xlmrxl_min.__main__ import main
+from xlmrxl_min.checkpoints.int8 import convert_to_int8
+from xlmrxl_min.scale import mesh, parallel
+from xlmrxl_min.scale.mesh import RankError, init_mesh
+from xlmrxl_min.scale.parallel import num_local_parameters, parallelize, tensor_plan
+from xlmrxl_min.scale.planner import plan
+from xlmrxl_min.scale.sharded_checkpoint import load
 
 HERE = Path(__file__).parent
-GRIDS = {2: ("1x2", "2x1"), 4: ("1x4", "4x1", "2x2")}  # data x tensor
+TEXT = "Alle Menschen sind frei und <mask> an Würde"
 
-
-def needs_a_new_torch():
-    if tuple(map(int, torch.__version__.split(".")[:2])) < parallel.OLDEST:
-        pytest.skip(f"torch {torch.__version__} is older than parallel.py can use")
+if tuple(map(int, torch.__version__.split(".")[:2])) < mesh.MIN_TORCH:
+    pytest.skip(f"torch {torch.__version__} is too old for several ranks", allow_module_level=True)
 
 
 def torchrun(count, *arguments, timeout=300, gpu=False):
-    """What torchrun prints, and its exit status; each rank on one thread of the CPU, unless it may have a GPU."""
-    needs_a_new_torch()
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(count),
-        *arguments,
-    ]
-    path = {"PYTHONPATH": str(HERE.parent)}  # on_ranks.py imports reference.py
-    environment = {**os.environ, **path, "OMP_NUM_THREADS": "1", **({} if gpu else {"CUDA_VISIBLE_DEVICES": ""})}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, env=environment, cwd=HERE.parents[1], start_new_session=True, **pipes)
+    """Run `arguments` in `count` ranks, each on one thread of the CPU, unless it may have a GPU."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}  # with reference.py
+    environment |= {} if gpu else {"CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.Popen(
+        [*torchrun, *arguments], env=environment, start_new_session=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
     try:
         out, err = process.communicate(timeout=timeout)
     finally:
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # of a torchrun that hangs the ranks, too
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
+            os.killpg(process.pid, signal.SIGKILL)  # if torchrun hangs, its ranks, too
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
-@pytest.fixture(scope="module", params=[2, 4])
-def outcomes(request, tmp_path_factory):
-    """{grid and job: what went wrong, or nothing}, of every rank."""
-    folder = tmp_path_factory.mktemp("ranks")
-    done = torchrun(request.param, str(HERE / "on_ranks.py"), str(folder))
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "Warning" not in done.stderr, done.stderr[:3000]
-    return request.param, [json.loads(file.read_text()) for file in sorted(folder.glob("outcomes-*.json"))]
+SLOW = pytest.mark.slow
+FAST_JOBS, SLOW_JOBS = (list(on_ranks.JOBS[tier]) for tier in ("fast", "slow"))
+MESHES = {2: ("1x2", "2x1"), 4: ("1x4", "4x1", "2x2")}  # data x tensor
 
 
-@pytest.mark.parametrize("job", on_ranks.JOBS)
-def test_ranks_find_what_one_process_finds(job, outcomes):
-    count, of_ranks = outcomes
-    assert len(of_ranks) == count
-    names = [name for name in (f"{grid}-{job}" for grid in GRIDS[count]) if name in of_ranks[0]]
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """A function of the number of ranks and the tier: {mesh and job: what went wrong, or nothing}, of every rank."""
+    finished = {}
+
+    def run(count, tier):
+        if (count, tier) not in finished:
+            folder = tmp_path_factory.mktemp("ranks")
+            done = torchrun(count, str(HERE / "on_ranks.py"), str(folder), tier)
+            assert done.returncode == 0, done.stderr[-3000:]
+            assert "Warning" not in done.stderr, done.stderr[:3000]
+            files = sorted(folder.glob("outcomes-*.json"))
+            finished[count, tier] = [json.loads(file.read_text()) for file in files]
+        return finished[count, tier]
+
+    return run
+
+
+def assert_done(outcomes, count, tier, job):
+    reports = outcomes(count, tier)
+    assert len(reports) == count
+    names = [f"{shape}-{job}" for shape in MESHES[count] if f"{shape}-{job}" in reports[0]]
     assert names
-    for rank, outcome in enumerate(of_ranks):
-        wrong = {name: outcome[name] for name in names if outcome[name]}
-        assert not wrong, f"rank {rank} of {count}: {wrong}"
+    for rank, report in enumerate(reports):
+        errors = {name: report[name] for name in names if report[name]}
+        assert not errors, f"rank {rank} of {count}: {errors}"
 
 
-def test_ranks_share_the_reading(outcomes):
-    """Together they read the file about once: what all need, norms and positions, is small."""
-    count, of_ranks = outcomes
-    for grid in GRIDS[count]:
-        read = [outcome[f"{grid}-bytes"] for outcome in of_ranks]
-        assert sum(each["own"] for each in read) < 1.1 * read[0]["file"]
-        assert max(each["own"] for each in read) < 1.1 * read[0]["file"] / count
+@pytest.mark.parametrize("job", FAST_JOBS)
+def test_two_ranks_equal_one_process(job, outcomes):
+    assert_done(outcomes, 2, "fast", job)
 
 
-def test_command_line_fills_in_as_one_process_does(capsys):
-    text = "Alle Menschen sind frei und <mask> an Würde"
-    assert command_line(["fill", text]) == 0
-    alone = capsys.readouterr().out
-    done = torchrun(2, "-m", "xlmrxl_min.scale.parallel", "fill", text)
+@pytest.mark.slow
+@pytest.mark.parametrize("job", SLOW_JOBS)
+def test_two_ranks_equal_one_process_in_more_cases(job, outcomes):
+    assert_done(outcomes, 2, "slow", job)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", FAST_JOBS + SLOW_JOBS)
+def test_four_ranks_equal_one_process(job, outcomes):
+    assert_done(outcomes, 4, "slow", job)
+
+
+@pytest.mark.parametrize(("count", "tier"), [(2, "fast"), pytest.param(4, "slow", marks=SLOW)])
+def test_ranks_together_read_the_file_once(count, tier, outcomes):
+    """Norms and positions, which all ranks read, are small."""
+    for shape in MESHES[count]:
+        read = [report[f"{shape}-bytes"] for report in outcomes(count, tier)]
+        assert sum(rank["own"] for rank in read) < 1.1 * read[0]["file"]
+        assert max(rank["own"] for rank in read) < 1.1 * read[0]["file"] / count
+
+
+# ---- the command line
+
+
+@pytest.fixture
+def one_rank(monkeypatch):
+    """torchrun's environment for one rank, in this process."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    settings = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in {**settings, "CUDA_VISIBLE_DEVICES": ""}.items():
+        monkeypatch.setenv(name, str(value))
+
+
+def test_command_fills_a_mask(one_rank, capsys):
+    assert main(["fill", TEXT]) == 0
+    expected = capsys.readouterr().out
+    assert main(["distributed", "fill", TEXT]) == 0
+    line, _, predictions = capsys.readouterr().out.partition("\n")
+    assert predictions == expected
+    assert re.match(r"rank 0 \(data 0, tensor 0\) on cpu: ([\d,]+) of \1 parameters", line)
+
+
+def test_command_trains_and_saves(one_rank, tmp_path, capsys):
+    arguments = ["distributed", "train", "--steps", "2", "--batch", "2", "--into", str(tmp_path / "new")]
+    assert main(arguments) == 0
+    assert len(re.findall(r"step \d: loss \d+\.\d+", capsys.readouterr().out)) == 2
+    trained, tiny = (XLMRobertaXLForMaskedLM.from_pretrained(source) for source in (tmp_path / "new", "tiny"))
+    assert not torch.equal(trained.lm_head.decoder.weight, tiny.lm_head.decoder.weight)
+    assert (tmp_path / "new" / "sentencepiece.bpe.model").exists()
+
+
+def test_command_reports_errors(one_rank, capsys, monkeypatch):
+    assert main(["distributed", "train", "--steps", "1", "--batch", "1000"]) == 2
+    assert "texts are too few" in capsys.readouterr().err
+    assert main(["distributed", "fill", "<mask>", "--model", "no such model"]) == 2
+    assert "no such model" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["distributed", "fill", "<mask>", "--tensor", "3"]) == 2
+    assert "tensor=3 does not divide the number of ranks, 2" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_commands_on_two_ranks(tmp_path, capsys):
+    assert main(["fill", TEXT]) == 0
+    done = torchrun(2, "-m", "xlmrxl_min", "distributed", "fill", TEXT)
     assert done.returncode == 0, done.stderr
-    shares, _, found = done.stdout.partition("<mask>")
-    assert f"<mask>{found}" == alone
-    assert re.findall(r"rank (\d) \(data 0, tensor (\d)\)", shares) == [("0", "0"), ("1", "1")]
+    ranks, _, predictions = done.stdout.partition("<mask>")
+    assert f"<mask>{predictions}" == capsys.readouterr().out
+    assert re.findall(r"rank (\d) \(data 0, tensor (\d)\)", ranks) == [("0", "0"), ("1", "1")]
 
-
-def test_command_line_trains_and_saves(tmp_path):
     def losses(count, *options):
-        done = torchrun(count, "-m", "xlmrxl_min.scale.parallel", "train", "--steps", "3", *options)
+        done = torchrun(count, "-m", "xlmrxl_min", "distributed", "train", "--steps", "3", *options)
         assert done.returncode == 0, done.stderr
         return re.findall(r"step \d: loss (\d+\.\d+)", done.stdout)
 
@@ -110,51 +172,122 @@ def test_command_line_trains_and_saves(tmp_path):
     one, two = (XLMRobertaXLForMaskedLM.from_pretrained(tmp_path / name) for name in ("one", "two"))
     for ours, expected in zip(two.parameters(), one.parameters(), strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)  # AdamW's steps are of 1e-3
-    assert (tmp_path / "two" / "sentencepiece.bpe.model").exists()
+    for option, message in (("--tensor=3", "tensor=3 does not divide"), ("--model=no such model", "no such model")):
+        done = torchrun(2, "-m", "xlmrxl_min", "distributed", "fill", "<mask>", option)
+        assert done.returncode != 0
+        assert message in done.stderr
 
 
 @pytest.mark.cuda
-def test_on_gpus(tmp_path):
-    """As many ranks as there are GPUs; the tests above are its counterparts on the CPU."""
+def test_commands_on_gpus(tmp_path):
+    """On as many ranks as there are GPUs; the tests above are the same on the CPU."""
     count = min(2, torch.cuda.device_count())
-    text = "Alle Menschen sind frei und <mask> an Würde"
-    filled = torchrun(count, "-m", "xlmrxl_min.scale.parallel", "fill", text, gpu=True)
+    filled = torchrun(count, "-m", "xlmrxl_min", "distributed", "fill", TEXT, gpu=True)
     assert filled.returncode == 0, filled.stderr
     assert "on cuda:0" in filled.stdout
     assert "gleich" in filled.stdout.splitlines()[count + 1]
-    trained = torchrun(
-        count, "-m", "xlmrxl_min.scale.parallel", "train", "--steps", "3", "--into", str(tmp_path), gpu=True
-    )
+    arguments = ("distributed", "train", "--steps", "3", "--into", str(tmp_path))
+    trained = torchrun(count, "-m", "xlmrxl_min", *arguments, gpu=True)
     assert trained.returncode == 0, trained.stderr
     assert len(re.findall("step .: loss", trained.stdout)) == 3
     XLMRobertaXLForMaskedLM.from_pretrained(tmp_path)
 
 
-# ---- without a line of code: accelerate
+# ---- without code of ours: accelerate
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny-relative-key", "tiny-decoder"])
+@pytest.mark.parametrize(
+    "name", ["tiny-decoder", *(pytest.param(x, marks=SLOW) for x in ("tiny", "tiny-relative-key"))]
+)
 def test_accelerate_keeps_weights_on_disk_until_they_are_used(name, tmp_path):
     accelerate = pytest.importorskip("accelerate")
     cls = xlmrxl_min.XLMRobertaXLForCausalLM if name == "tiny-decoder" else XLMRobertaXLForMaskedLM
-    model, whole = cls.from_pretrained(name), cls.from_pretrained(name)
-    room = {"cpu": 14_000_000, "disk": 10**9}  # bytes
-    places = accelerate.infer_auto_device_map(model, max_memory=room, no_split_module_classes=["Block"])
-    assert set(places.values()) == {"cpu", "disk"}
+    model, in_memory = cls.from_pretrained(name), cls.from_pretrained(name)
+    limits = {"cpu": 14_000_000, "disk": 10**9}  # bytes
+    devices = accelerate.infer_auto_device_map(model, max_memory=limits, no_split_module_classes=["Block"])
+    assert set(devices.values()) == {"cpu", "disk"}
     options = {"main_device": "cpu", "offload_dir": tmp_path, "preload_module_classes": ["Attention"]}
-    accelerate.dispatch_model(model, places, **options)
-    held_back = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    assert any("layers.3" in name for name in held_back)
+    accelerate.dispatch_model(model, devices, **options)
+    offloaded = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    assert any("layers.3" in name for name in offloaded)
     assert sum(file.stat().st_size for file in tmp_path.glob("*.dat")) > 4_000_000
     ids = torch.tensor([[0, 5, 9, 7, 2]])
     with torch.no_grad():
-        torch.testing.assert_close(model(ids).logits, whole(ids).logits, atol=0, rtol=0)
+        torch.testing.assert_close(model(ids).logits, in_memory(ids).logits, atol=0, rtol=0)
     if name == "tiny-decoder":
         settings = {"max_new_tokens": 8, "eos_token_id": -1}
-        assert torch.equal(model.generate(ids[:, :-1], **settings), whole.generate(ids[:, :-1], **settings))
+        assert torch.equal(model.generate(ids[:, :-1], **settings), in_memory.generate(ids[:, :-1], **settings))
 
 
-# ---- what cannot be
+# ---- one process with a fake process group: shards and errors
+
+
+@pytest.fixture
+def fake_mesh():
+    """A mesh of four ranks that do not communicate, of which this process is the first."""
+    dist.init_process_group("fake", rank=0, world_size=4, store=dist.HashStore())
+    yield lambda data, tensor: init_device_mesh("cpu", (data, tensor), mesh_dim_names=("data", "tensor"))
+    dist.destroy_process_group()
+
+
+def small_model(**changes):
+    return XLMRobertaXLForMaskedLM(XLMRobertaXLConfig(**{**on_ranks.SIZES, **changes}))
+
+
+def test_plan_names_every_matrix_of_a_block():
+    config = XLMRobertaXLConfig(**on_ranks.SIZES, is_decoder=True, add_cross_attention=True)
+    model = xlmrxl_min.XLMRobertaXLForCausalLM(config)
+    linear = [name for name, module in model.backbone.layers[0].named_modules() if isinstance(module, torch.nn.Linear)]
+    assert sorted(name for name, how in parallel.BLOCK_PLAN.items() if how != "replicated") == sorted(linear)
+    assert all(isinstance(model.get_submodule(name), torch.nn.Module) for name in tensor_plan(model))
+    assert "lm_head.decoder" in tensor_plan(model)
+
+
+@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": False, "position_embedding_type": "relative_key"}])
+@pytest.mark.parametrize(("data", "tensor"), [(1, 4), (4, 1), (2, 2)])
+def test_planned_parameters_are_those_of_the_first_rank(data, tensor, changes, fake_mesh):
+    config = XLMRobertaXLConfig.xl(num_hidden_layers=4, **changes)
+    with torch.device("meta"):
+        model = XLMRobertaXLForMaskedLM(config)
+    parallelize(model, fake_mesh(data, tensor))
+    planned = plan(config, tensor=tensor, data=data)
+    assert planned.weights / 4 == pytest.approx(num_local_parameters(model), rel=1e-4)  # of 1 row and of 514 rows
+    if data == 1:
+        assert planned.weights / 4 == num_local_parameters(model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "pruned", "shape", "message"),
+    [
+        ({"num_attention_heads": 1}, {}, (1, 4), "1 heads cannot be sharded over 4 ranks: take a divisor"),
+        ({}, {1: [2]}, (1, 4), r"3 heads \(in layer 1, after pruning\) cannot be sharded over 4 ranks"),
+        ({"intermediate_size": 29}, {}, (2, 2), "intermediate_size=29 cannot be sharded over 2 ranks"),
+    ],
+)
+def test_indivisible_sizes(changes, pruned, shape, message, fake_mesh):
+    model = small_model(**changes)
+    model.prune_heads(pruned)
+    with pytest.raises(ValueError, match=message):
+        parallelize(model, fake_mesh(*shape))
+    parallelize(model, fake_mesh(4, 1))  # FSDP shards anything
+
+
+def test_int8_is_not_sharded(fake_mesh):
+    model = convert_to_int8(small_model(), torch.float32)
+    with pytest.raises(ValueError, match="int8 weights are not sharded"):
+        parallelize(model, fake_mesh(1, 4))
+    with pytest.raises(ValueError, match="leave out quantize"):
+        load(XLMRobertaXLForMaskedLM, "tiny", fake_mesh(1, 4), quantize="int8")
+
+
+def test_sizes_are_fixed_after_sharding(fake_mesh):
+    model = parallelize(small_model(), fake_mesh(1, 4))
+    for change in (lambda: model.prune_heads({0: [0]}), lambda: model.resize_token_embeddings(99)):
+        with pytest.raises(ValueError, match="prune and resize before"):
+            change()
+
+
+# ---- the mesh: what is missing, and ranks that die
 
 
 def test_a_rank_needs_its_own_gpu(monkeypatch):
@@ -162,103 +295,49 @@ def test_a_rank_needs_its_own_gpu(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
     monkeypatch.setattr(torch.accelerator, "set_device_index", lambda number: None)
-    assert parallel.own_device(0) == torch.device("cuda", 0)
+    assert mesh.rank_device(0) == torch.device("cuda", 0)
     with pytest.raises(ValueError, match="rank 1 of this machine has no GPU, as there are 1: start one rank for each"):
-        parallel.own_device(1)
+        mesh.rank_device(1)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))
-    assert parallel.own_device(1) == torch.device("cpu")  # no backend sends from there
-
-
-@pytest.fixture
-def pretend():
-    """Four ranks that only seem to be there, of which this process is the first."""
-    dist.init_process_group("fake", rank=0, world_size=4, store=dist.HashStore())
-    yield lambda data, tensor: init_device_mesh("cpu", (data, tensor), mesh_dim_names=("data", "tensor"))
-    dist.destroy_process_group()
-
-
-def test_heads_that_cannot_be_dealt(pretend):
-    _, three = twins("ForMaskedLM", intermediate_size=64)
-    with pytest.raises(ValueError, match="3 heads cannot be dealt to 4 ranks: take a divisor"):
-        parallelize(three, pretend(1, 4))
-    parallelize(three, pretend(4, 1))  # the other axis cuts anything
-
-
-def test_heads_that_cannot_be_dealt_after_pruning(pretend):
-    _, model = twins("ForMaskedLM", hidden_size=32, num_attention_heads=4, intermediate_size=64)
-    model.prune_heads({1: [2]})
-    with pytest.raises(ValueError, match=r"3 heads \(in layer 1, after pruning\) cannot be dealt to 4 ranks"):
-        parallelize(model, pretend(1, 4))
-
-
-def test_width_that_cannot_be_dealt(pretend):
-    _, model = twins("ForMaskedLM", hidden_size=32, num_attention_heads=4)
-    with pytest.raises(ValueError, match="intermediate_size=29 cannot be dealt to 2 ranks"):
-        parallelize(model, pretend(2, 2))
-
-
-def test_int8_is_not_divided(pretend):
-    _, model = twins("ForMaskedLM", hidden_size=32, num_attention_heads=4, intermediate_size=64)
-    with_int8(model, torch.float32)
-    with pytest.raises(ValueError, match="int8 weights are not divided"):
-        parallelize(model, pretend(1, 4))
-    with pytest.raises(ValueError, match="leave out quantize"):
-        load(XLMRobertaXLForMaskedLM, "tiny", pretend(1, 4), quantize="int8")
-
-
-def test_sizes_stay_once_divided(pretend):
-    _, model = twins("ForMaskedLM", hidden_size=32, num_attention_heads=4, intermediate_size=64)
-    parallelize(model, pretend(1, 4))
-    for change in (lambda: model.prune_heads({0: [0]}), lambda: model.resize_token_embeddings(99)):
-        with pytest.raises(ValueError, match="prune and resize before"):
-            change()
+    assert mesh.rank_device(1) == torch.device("cpu")  # no communication backend for this one
 
 
 def test_ranks_need_a_new_torch(monkeypatch):
     monkeypatch.setattr(torch, "__version__", "2.11.3+cu128")
-    with pytest.raises(ValueError, match=r"torch 2.11.3\+cu128 is too old for several ranks: install 2.12"), ranks():
-        pass
-
-
-def test_ranks_that_never_met_say_why(monkeypatch):
-    needs_a_new_torch()
-
-    def refused(*args, **kwargs):
-        raise dist.DistBackendError("NCCL error: the driver is too old\nand more")
-
-    monkeypatch.setattr(dist, "init_process_group", refused)
-    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2")):
-        monkeypatch.setenv(name, value)
-    with pytest.raises(RankError, match=r"rank 0 of 2 could not reach the others.*the driver is too old\)\.$"), ranks():
+    with (
+        pytest.raises(ValueError, match=r"torch 2.11.3\+cu128 is too old for several ranks: install 2.12"),
+        init_mesh(),
+    ):
         pass
 
 
 def test_ranks_need_torchrun(monkeypatch):
-    needs_a_new_torch()
     monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(ValueError, match="start this with torchrun"), ranks():
+    with pytest.raises(ValueError, match="start this with torchrun"), init_mesh():
         pass
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(ValueError, match="4 ranks cannot stand in rows of 3: take a divisor"), ranks(3):
+    with pytest.raises(ValueError, match="tensor=3 does not divide the number of ranks, 4"), init_mesh(3):
         pass
 
 
-@pytest.mark.parametrize("arguments", [("--tensor", "3"), ("--model", "no such model")])
-def test_command_line_says_what_is_wrong(arguments):
-    done = torchrun(2, "-m", "xlmrxl_min.scale.parallel", "fill", "<mask>", *arguments, timeout=180)
-    assert done.returncode != 0
-    assert ("cannot stand in rows of 3" if "--tensor" in arguments else "no such model") in done.stderr
+def test_ranks_that_cannot_connect_say_why(one_rank, monkeypatch):
+    def fail(*args, **kwargs):
+        raise dist.DistBackendError("NCCL error: the driver is too old\nand more")
+
+    monkeypatch.setattr(dist, "init_process_group", fail)
+    message = r"rank 0 of 1 could not reach the others.*the driver is too old\)\.$"
+    with pytest.raises(RankError, match=message), init_mesh():
+        pass
 
 
-# ---- ranks that die
-
-DEATH = """
+DYING = """
 import os, sys, time, torch
 from xlmrxl_min import XLMRobertaXLForMaskedLM
-from xlmrxl_min.scale.parallel import RankError, load, ranks
+from xlmrxl_min.scale.mesh import RankError, init_mesh
+from xlmrxl_min.scale.sharded_checkpoint import load
 try:
-    with ranks(2, timeout_s={timeout_s}) as mesh:
+    with init_mesh(2, timeout_s={timeout_s}) as mesh:
         model = load(XLMRobertaXLForMaskedLM, "tiny", mesh)
         ids = torch.tensor([[0, 5, 2]])
         model(ids)
@@ -272,127 +351,42 @@ except RankError as error:
 
 @pytest.mark.parametrize(
     ("fate", "timeout_s", "status"),
-    [("os._exit(7)", 120, 7), ("raise MemoryError('no room')", 120, 1), ("time.sleep(600)", 20, None)],
+    [
+        ("os._exit(7)", 120, 7),
+        pytest.param("raise MemoryError('no room')", 120, 1, marks=SLOW),
+        pytest.param("time.sleep(600)", 20, None, marks=SLOW),
+    ],
 )
 def test_a_rank_that_dies_or_hangs_ends_the_others(fate, timeout_s, status):
-    """Without torchrun, which would stop the others itself: what they do on their own."""
-    needs_a_new_torch()
-    script = DEATH.format(fate=fate, timeout_s=timeout_s)
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # here, as torchrun does: a free port
+    """Without torchrun, which would stop the other ranks itself."""
+    script = DYING.format(fate=fate, timeout_s=timeout_s)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # at a free port, as torchrun's
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": "2"}
     environment |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command, pipe = [sys.executable, "-c", script], subprocess.PIPE
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", script], env={**environment, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
+        subprocess.Popen(command, env={**environment, "RANK": str(rank)}, stderr=pipe, text=True) for rank in range(2)
     ]
     try:
         if status is not None:
-            _, its_last_words = processes[1].communicate(timeout=180)
-            assert processes[1].returncode == status, its_last_words
+            _, error = processes[1].communicate(timeout=180)
+            assert processes[1].returncode == status, error
         start = time.monotonic()
-        _, said = processes[0].communicate(timeout=180)
+        _, error = processes[0].communicate(timeout=180)
         waited = time.monotonic() - start
     finally:
         for process in processes:
             process.kill()
             process.communicate()
-    assert processes[0].returncode == 1, said
-    assert f"rank 0 of 2 has lost the others: one has died, or did not answer within {timeout_s} s" in said
-    assert status is None or waited < timeout_s / 2, "it waited for one who was dead"
+    assert processes[0].returncode == 1, error
+    assert f"rank 0 of 2 has lost the others: one has died, or did not answer within {timeout_s} s" in error
+    assert status is None or waited < timeout_s / 2, "it waited for a dead rank"
 
 
+@pytest.mark.slow
 def test_torchrun_ends_when_a_rank_dies(tmp_path):
     script = tmp_path / "script.py"
-    script.write_text(DEATH.format(fate="raise MemoryError('no room')", timeout_s=300))
+    script.write_text(DYING.format(fate="raise MemoryError('no room')", timeout_s=300))
     done = torchrun(2, str(script), timeout=180)
     assert done.returncode != 0
     assert "MemoryError: no room" in done.stderr
-
-
-# ---- planning
-
-
-def test_plan_names_every_matrix_of_a_block():
-    config = XLMRobertaXLConfig(
-        vocab_size=61,
-        hidden_size=32,
-        num_attention_heads=4,
-        num_hidden_layers=2,
-        is_decoder=True,
-        add_cross_attention=True,
-    )
-    model = xlmrxl_min.XLMRobertaXLForCausalLM(config)
-    linear = [name for name, module in model.backbone.layers[0].named_modules() if isinstance(module, torch.nn.Linear)]
-    assert sorted(name for name, cut in parallel.BLOCK_PLAN.items() if cut != "nothing") == sorted(linear)
-    assert all(isinstance(model.get_submodule(name), torch.nn.Module) for name in tensor_plan(model))
-    assert "lm_head.decoder" in tensor_plan(model)
-
-
-@pytest.mark.parametrize("count", [2, 4, 8])
-def test_plan_of_xxl_adds_up(count):
-    """Cut by FSDP, the ranks hold it once; by tensor parallelism, norms, positions and some biases on every rank."""
-    config = XLMRobertaXLConfig.xxl()
-    whole = sum(planner.parameters(config).values())
-    by_data = plan_rank(config, data=count, dtype="bfloat16")
-    assert whole / count <= by_data.parameters < 1.0001 * whole / count
-    by_tensor = plan_rank(config, tensor=count, dtype="bfloat16")
-    e, layers = config.hidden_size, config.num_hidden_layers
-    everywhere = (
-        514 * e + e + (2 * layers + 1) * 2 * e + layers * 2 * e + e * e + 3 * e
-    )  # … rows' biases, LM head's dense
-    assert by_tensor.parameters == (whole - everywhere) // count + everywhere
-    logits = 2 * 512 * config.vocab_size
-    assert by_tensor.gathered == logits + logits // count
-    block = 2 * (4 * (e * e + e) + 2 * 4 * e * e + 4 * e + e + 4 * e)  # weights, biases, norms; bfloat16
-    assert by_data.gathered == 2 * whole - (layers - 3) * block
-    assert by_tensor.weights == 2 * by_tensor.parameters
-    trained = plan_rank(config, data=count, dtype="bfloat16", train=True)
-    assert trained.gradients + trained.optimizer + trained.weights == 16 * trained.parameters
-    assert trained.total == 16 * trained.parameters + trained.gathered + trained.activations
-
-
-@pytest.mark.parametrize("decoder", [False, True])
-@pytest.mark.parametrize("train", [False, True])
-@pytest.mark.parametrize("tokens", [16, 512])
-def test_plan_of_one_rank_is_no_less_than_the_plan(tokens, train, decoder):
-    for config in (XLMRobertaXLConfig.xl(is_decoder=decoder), XLMRobertaXLConfig.xxl(tie_word_embeddings=False)):
-        head = "ForCausalLM" if config.is_decoder else "ForMaskedLM"
-        settings = {"head": head, "dtype": "bfloat16", "train": train, "tokens": tokens, "batch": 4}
-        alone, one = planner.plan(config, **settings).total, plan_rank(config, **settings).total
-        assert alone <= one
-        if not train:
-            assert alone == one
-
-
-@pytest.mark.parametrize(("data", "tensor"), [(1, 4), (4, 1), (2, 2)])
-def test_plan_is_what_ranks_hold(data, tensor, pretend):
-    """The same cut of real memory: the first rank's, which is the fullest."""
-    sizes_ = {"vocab_size": 61, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
-    config = XLMRobertaXLConfig(num_hidden_layers=3, max_position_embeddings=40, **sizes_)
-    model = parallelize(XLMRobertaXLForMaskedLM(config), pretend(data, tensor))
-    dist.destroy_process_group()
-    expected = plan_rank(config, tensor, data, tokens=20)
-    dist.init_process_group("fake", rank=0, world_size=4, store=dist.HashStore())
-    parts = [p.to_local() if hasattr(p, "to_local") else p for p in model.parameters()]
-    assert sum(part.numel() for part in parts) == expected.parameters
-    assert sum(part.nbytes for part in parts) == expected.weights
-
-
-def test_plan_refuses_what_cannot_be():
-    with pytest.raises(ValueError, match="32 heads cannot be dealt to 3 ranks"):
-        plan_rank(XLMRobertaXLConfig.xl(), tensor=3)
-    assert not dist.is_initialized()
-
-
-def test_command_line_plans_for_ranks(capsys):
-    assert command_line(["plan", "xxl", "--dtype", "bfloat16", "--ranks", "2", "4", "8"]) == 0
-    rows = re.findall(r"^ +(\d)  (tensor|data) +([\d.]+)", capsys.readouterr().out, flags=re.MULTILINE)
-    assert [(int(count), axis) for count, axis, _ in rows] == [
-        (n, axis) for n in (2, 4, 8) for axis in ("tensor", "data")
-    ]
-    assert [float(weights) for *_, weights in rows] == [10.73, 10.71, 5.39, 5.36, 2.71, 2.68]
-    assert command_line(["plan", "xl", "--ranks", "3"]) == 2
-    assert "32 heads cannot be dealt to 3 ranks" in capsys.readouterr().err
-    assert command_line(["plan", "xl", "--int8", "--ranks", "2"]) == 2

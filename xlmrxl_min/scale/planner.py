@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..checkpoints.int8 import PART
+from ..checkpoints.int8 import DEQUANTIZE_CHUNK
 from ..model import QUERY_BLOCK_SIZE, XLMRobertaXLConfig
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-HEADS = (
+ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
+MODEL_HEADS = (
     "Model", "ForMaskedLM", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification", "ForMultipleChoice",
     "ForQuestionAnswering",
 )  # fmt: skip
@@ -39,8 +39,8 @@ def matrices(config: XLMRobertaXLConfig, head: str) -> dict[str, list[tuple[int,
 
     A tied matrix counts once, as word embeddings. Raises ValueError for an unknown head.
     """
-    if head not in HEADS:
-        raise ValueError(f"head={head!r} is unknown: take one of {', '.join(HEADS)}.")
+    if head not in MODEL_HEADS:
+        raise ValueError(f"head={head!r} is unknown: take one of {', '.join(MODEL_HEADS)}.")
     config.validate()
     e, f, v, layers = config.hidden_size, config.intermediate_size, config.vocab_size, config.num_hidden_layers
     lm_head = [(e, e)] if config.tie_word_embeddings else [(e, e), (v, e)]
@@ -107,9 +107,9 @@ def weight_bytes(
 
 def itemsize(dtype: str | torch.dtype) -> int:
     name = str(dtype).removeprefix("torch.")
-    if name not in BYTES:
-        raise ValueError(f"dtype={name!r} is unknown: take {', '.join(BYTES)}.")
-    return BYTES[name]
+    if name not in ITEMSIZES:
+        raise ValueError(f"dtype={name!r} is unknown: take {', '.join(ITEMSIZES)}.")
+    return ITEMSIZES[name]
 
 
 # ---- FLOPs
@@ -239,7 +239,7 @@ def inference_activations(
         "relative_key_query": 5 * hidden + 5 * bias,
     }[config.position_embedding_type]
     feed_forward = 3 * hidden + 2 * wide  # before and after the activation function
-    dequantized = size * min(PART, e * f) if quantize else 0
+    dequantized = size * min(DEQUANTIZE_CHUNK, e * f) if quantize else 0
     scaled = logits if quantize else 0  # the product with an int8 matrix is multiplied by the scales
     return max(attention + dequantized, feed_forward + dequantized, 2 * hidden + logits + scaled)
 
