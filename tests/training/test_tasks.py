@@ -164,22 +164,22 @@ def test_exactly_the_right_candidate_is_the_translation(name):
     for row in TEXT:
         if row.language in LANGUAGES:
             beginnings.setdefault(tasks.first_words(row.text, 8), set()).add((row.language, row[1:3]))
-    at = Counter()
+    counts = Counter()
     for example in derive(name, LANGUAGES, train_test_split()[0], seed=3):
         texts, right = list(example.others), example.label
         if name == "translation_finding":
             texts = texts[0].split(SEPARATOR)
             right = texts.index(example.others[0][slice(*example.label)])
-        asked = {place for _, place in beginnings[example.text]}
-        assert asked & {place for _, place in beginnings[texts[right]]}
+        asked = {at for _, at in beginnings[example.text]}
+        assert asked & {at for _, at in beginnings[texts[right]]}
         assert example.language not in {language for language, _ in beginnings[texts[right]]}
         assert len({article for article, _ in asked} & {article for _, (article, _) in beginnings[texts[right]]}) == 1
         for i, text in enumerate(texts):
-            assert (i == right) == bool(asked & {place for _, place in beginnings[text]})
+            assert (i == right) == bool({x[0] for x in asked} & {at[0] for _, at in beginnings[text]})
         assert len(set.union(*({language for language, _ in beginnings[text]} for text in texts))) < 3
-        at[right] += 1
-    assert set(at) == set(range(len(texts)))
-    assert min(at.values()) > 0.7 * max(at.values())
+        counts[right] += 1
+    assert set(counts) == set(range(len(texts)))
+    assert min(counts.values()) > 0.7 * max(counts.values())
 
 
 def test_length_does_not_reveal_the_translation():

@@ -36,8 +36,8 @@ def encode_examples(
     """The input_ids and labels, or start_positions and end_positions, of each example.
 
     max_length: in tokens; longer texts are truncated. A class becomes its id, several classes a list of 1.0 and 0.0; a
-    number stays. Multiple choice has a list of input_ids for each choice. Raises ValueError for an unknown label, a span
-    outside the text, and a truncated answer.
+    number stays. Multiple choice has a list of input_ids for each choice. Raises ValueError for an unknown label, for a
+    span outside the text, and for a truncated answer.
     """
     encode = {
         XLMRobertaXLForSequenceClassification: encode_classification,

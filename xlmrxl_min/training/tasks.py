@@ -194,7 +194,7 @@ def language_fraction(
 ) -> list[Example]:
     """`words` words, of the first of `languages` and of another one -> the fraction of the first, between 0 and 1.
 
-    A number that can be counted by hand and that needs the whole text.
+    A number that can be counted by hand and that depends on all of the text.
     """
     (first, *_), rng, examples = check_languages(languages, 2), random.Random(seed), []
     if words < 2:
