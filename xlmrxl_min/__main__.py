@@ -12,10 +12,10 @@ import torch
 import xlmrxl_min
 
 from .checkpoints.config import CONFIG_FILE
-from .checkpoints.load import config_for, locate_weights
-from .checkpoints.locate import folder_of
+from .checkpoints.load import locate_weights, resolve_config
+from .checkpoints.locate import resolve_folder
 from .checkpoints.names import hugging_face_tensors
-from .checkpoints.readers import open_store
+from .checkpoints.readers import open_checkpoint
 from .inference.predict import Prediction, fill_mask
 from .interpret.explore import explore
 from .model import XLMRobertaXLConfig, XLMRobertaXLForMaskedLM
@@ -59,12 +59,12 @@ def attend(options: argparse.Namespace) -> None:
 def config_and_head(source: str) -> tuple[XLMRobertaXLConfig, str]:
     """The config of `source`, and what it was saved as: "Model", "ForMaskedLM" (where nothing says), and so on."""
     known = {"xl": XLMRobertaXLConfig.xl, "xxl": XLMRobertaXLConfig.xxl}
-    folder = folder_of(source)
+    folder = resolve_folder(source)
     if folder is not None and not (folder / CONFIG_FILE).exists() and (folder / "model.pt").exists():
-        with open_store(folder) as store:
-            stored = hugging_face_tensors(store)
-            head = "ForSequenceClassification" if "classifier.dense.weight" in stored else "ForMaskedLM"
-            return config_for(source, store, stored, None, {}), head
+        checkpoint = open_checkpoint(folder)
+        tensors = hugging_face_tensors(checkpoint)
+        head = "ForSequenceClassification" if "classifier.dense.weight" in tensors else "ForMaskedLM"
+        return resolve_config(source, checkpoint, tensors), head
     config = known[source]() if source in known else XLMRobertaXLConfig.from_pretrained(source)
     head = "ForCausalLM" if config.is_decoder else "ForMaskedLM"
     named = [str(name).removeprefix("XLMRobertaXL") for name in config.extra.get("architectures") or []]
@@ -98,8 +98,8 @@ def convert(options: argparse.Namespace) -> None:
     _, head = config_and_head(options.source)
     settings = {"dtype": options.dtype, "quantize": "int8" if options.int8 else None}
     if head == "Model":
-        with open_store(locate_weights(options.source)) as store:
-            settings["add_pooling_layer"] = any("pooler." in name for name in store.entries)
+        tensors = open_checkpoint(locate_weights(options.source)).tensors
+        settings["add_pooling_layer"] = any("pooler." in name for name in tensors)
     with warnings.catch_warnings():  # what is made up here would pass for trained ever after
         warnings.filterwarnings("error", message=".*initialised at random")
         try:

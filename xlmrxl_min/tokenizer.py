@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, overload
 
 import sentencepiece
 
-from .checkpoints.locate import find
+from .checkpoints.locate import find_file
 
 VOCABULARY_FILE = "sentencepiece.bpe.model"
 FAIRSEQ_OFFSET = 1
@@ -73,7 +73,7 @@ class XLMRobertaTokenizer:
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str]) -> XLMRobertaTokenizer:
         """Load the tokenizer of a bundled checkpoint ("tiny", …), a folder or a hub id. Raises FileNotFoundError."""
-        return cls(find(source, VOCABULARY_FILE))
+        return cls(find_file(source, VOCABULARY_FILE))
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Copy the vocabulary file into `folder`, where from_pretrained finds it."""

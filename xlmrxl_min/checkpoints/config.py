@@ -11,24 +11,24 @@ from typing import Any
 from ..model import XLMRobertaXLConfig
 from ..utils import atomic_write
 from . import CheckpointError
-from .locate import find
+from .locate import find_file
 
 CONFIG_FILE = "config.json"
 MODEL_TYPE = "xlm-roberta-xl"
 CONFIG_FIELDS = tuple(field.name for field in fields(XLMRobertaXLConfig) if field.name != "extra")
 
 
-def locate(source: str | os.PathLike[str], name: str) -> Path:
-    """The path of one file of a checkpoint; CheckpointError where it is not."""
+def require_file(source: str | os.PathLike[str], name: str) -> Path:
+    """The path of one file of a checkpoint. Raises CheckpointError if there is none."""
     try:
-        return find(source, name)
+        return find_file(source, name)
     except FileNotFoundError as error:
         raise CheckpointError(str(error)) from error
 
 
 def load_config(cls: type[XLMRobertaXLConfig], source: str | os.PathLike[str], **overrides: Any) -> XLMRobertaXLConfig:
-    """Read `config.json` of `source` (see load), with `overrides` on top. CheckpointError if it is another model's."""
-    path = locate(source, CONFIG_FILE)
+    """Read `config.json` of `source`, with `overrides` on top. Raises CheckpointError if it is another model's."""
+    path = require_file(source, CONFIG_FILE)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         model_type = values.pop("model_type", None)
@@ -37,14 +37,16 @@ def load_config(cls: type[XLMRobertaXLConfig], source: str | os.PathLike[str], *
     if model_type != MODEL_TYPE:
         raise CheckpointError(f"{path} is of model_type {model_type!r}, but this library loads only {MODEL_TYPE!r}.")
     try:
-        config = config_from(cls, values, {})
+        config = build_config(cls, values, {})
     except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} makes no model: {error}") from error
-    return config_from(cls, config_keys(config), overrides)
+    return build_config(cls, config_dict(config), overrides)
 
 
-def config_from(cls: type[XLMRobertaXLConfig], values: dict[str, Any], overrides: dict[str, Any]) -> XLMRobertaXLConfig:
-    """Build from the keys of a `config.json`, with `overrides` on top; keys that are no field go to `extra`."""
+def build_config(
+    cls: type[XLMRobertaXLConfig], values: dict[str, Any], overrides: dict[str, Any]
+) -> XLMRobertaXLConfig:
+    """Build a config from the keys of a `config.json`, with `overrides` on top; unknown keys go to `extra`."""
     unknown = sorted(set(overrides) - set(CONFIG_FIELDS))
     if unknown:
         raise ValueError(f"got {', '.join(unknown)}, which is no option and no field of the config.")
@@ -56,20 +58,20 @@ def config_from(cls: type[XLMRobertaXLConfig], values: dict[str, Any], overrides
     return cls(**values, extra=extra)
 
 
-def config_keys(config: XLMRobertaXLConfig) -> dict[str, Any]:
-    """The keys and values of its `config.json`, `extra` included."""
+def config_dict(config: XLMRobertaXLConfig) -> dict[str, Any]:
+    """The keys and values of the config's `config.json`, `extra` included."""
     return {**config.extra, **{name: getattr(config, name) for name in CONFIG_FIELDS}}
 
 
 def save_config(config: XLMRobertaXLConfig, folder: str | os.PathLike[str]) -> None:
     """Write `config.json` into `folder`, under Hugging Face's keys."""
     with atomic_write(Path(folder) / CONFIG_FILE) as (draft,):
-        draft.write_text(config_json(config), encoding="utf-8")
+        draft.write_text(config_to_json(config), encoding="utf-8")
 
 
-def config_json(config: XLMRobertaXLConfig, **more: Any) -> str:
+def config_to_json(config: XLMRobertaXLConfig, **more: Any) -> str:
     if callable(config.hidden_act):
         raise ValueError(
             "hidden_act is a function, which JSON cannot hold: name one of the built-in activations instead."
         )
-    return json.dumps({**config_keys(config), "model_type": MODEL_TYPE, **more}, indent=2, ensure_ascii=False) + "\n"
+    return json.dumps({**config_dict(config), "model_type": MODEL_TYPE, **more}, indent=2, ensure_ascii=False) + "\n"

@@ -1,4 +1,4 @@
-"""Where the files of a checkpoint are: shipped with the package, in a folder, or on the Hugging Face hub."""
+"""Find the files of a checkpoint: bundled with the package, in a folder, or on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from pathlib import Path
 PRETRAINED = Path(__file__).parents[1] / "pretrained"  # the bundled checkpoints, the vocabularies and the text
 
 
-def find(source: str | os.PathLike[str], name: str) -> Path:
-    """The path of the file `name` of `source`: a folder beside this file, any folder, or a hub id (fetched and kept).
+def find_file(source: str | os.PathLike[str], name: str) -> Path:
+    """The path of the file `name` of `source`: a bundled checkpoint, a folder, or a hub id (downloaded and cached).
 
-    FileNotFoundError, saying what there is, where none of them has it.
+    Raises FileNotFoundError, which says what there is instead.
     """
-    shipped, folder = ", ".join(sorted(path.parent.name for path in PRETRAINED.glob(f"*/{name}"))), folder_of(source)
+    bundled = ", ".join(sorted(path.parent.name for path in PRETRAINED.glob(f"*/{name}")))
+    folder = resolve_folder(source)
     if folder is not None:
         if (folder / name).is_file():
             return folder / name
         if folder.parent == PRETRAINED:
             raise FileNotFoundError(
-                f"{source} comes with this package without its {name}, unlike {shipped}; the published models are on "
+                f"{source} comes with this package without its {name}, unlike {bundled}; the published models are on "
                 "the Hugging Face hub, as facebook/xlm-roberta-xl and facebook/xlm-roberta-xxl."
             )
         raise FileNotFoundError(
@@ -28,7 +29,7 @@ def find(source: str | os.PathLike[str], name: str) -> Path:
         )
     if str(source).count("/") != 1:
         raise FileNotFoundError(
-            f"{source} is no folder, and none of what this package holds ({shipped}); "
+            f"{source} is no folder, and none of what this package holds ({bundled}); "
             "a model on the Hugging Face hub has an owner too, as in facebook/xlm-roberta-xl."
         )
     from huggingface_hub import hf_hub_download  # slow to import, and needed for this line only
@@ -42,8 +43,8 @@ def find(source: str | os.PathLike[str], name: str) -> Path:
         ) from error
 
 
-def folder_of(source: str | os.PathLike[str]) -> Path | None:
-    """The folder that `source` names: one beside this file, by its bare name, or any other; None if there is none."""
+def resolve_folder(source: str | os.PathLike[str]) -> Path | None:
+    """The folder that `source` names: a bundled checkpoint by its bare name, or any other; None if there is none."""
     if any(str(source) == path.name for path in PRETRAINED.iterdir() if path.is_dir()):
         return PRETRAINED / source
     return Path(source) if Path(source).is_dir() else None

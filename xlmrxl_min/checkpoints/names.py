@@ -1,20 +1,21 @@
 """Three names for every weight: ours, Hugging Face's, fairseq's. Walked through in notebooks/10_full_size.ipynb.
 
-What a file holds is looked up by Hugging Face's names; a fairseq checkpoint is given them first.
+Stored tensors are looked up by Hugging Face's names; those of a fairseq checkpoint are renamed first.
 """
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import CheckpointError
-from .readers import CheckpointReader, Entry
+from .readers import Checkpoint
 
-# ours -> Hugging Face, module by module; {} is the number of a layer
+# ours -> Hugging Face, module by module; {} is the index of a layer
 BACKBONE_NAMES = {
     "embeddings.word": "embeddings.word_embeddings",
     "embeddings.position": "embeddings.position_embeddings",
@@ -64,11 +65,11 @@ FAIRSEQ_NAMES = {  # ours -> fairseq
     "classifier.dense": "classification_heads.{name}.dense",
     "classifier.out_proj": "classification_heads.{name}.out_proj",
 }
-HEADS = ("lm_head", "classifier", "qa_outputs", "pooler")
+HEAD_MODULES = ("lm_head", "classifier", "qa_outputs", "pooler")
 LEGACY_BUFFERS = re.compile(r"(^|\.)embeddings\.(position_ids|token_type_ids)$")
-WORDS = "embeddings.word_embeddings.weight"
+WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
 # Hugging Face's two names for one tied parameter: a file holds either, or both
-ALIASES = {"lm_head.decoder.bias": "lm_head.bias", WORDS: "lm_head.decoder.weight"}
+ALIASES = {"lm_head.decoder.bias": "lm_head.bias", WORD_EMBEDDINGS: "lm_head.decoder.weight"}
 
 
 def hugging_face_name(ours: str) -> str:
@@ -85,59 +86,44 @@ def hugging_face_name(ours: str) -> str:
     return f"{prefix}{theirs.format(number)}.{parameter}"
 
 
-class Stored(NamedTuple):
-    """Where in a store a tensor is: under this name, all of it or some rows; without a name, it is all zeros."""
-
-    name: str
-    entry: Entry
-    rows: slice = slice(None)
-
-
-def hugging_face_tensors(store: CheckpointReader) -> dict[str, Stored]:
-    if store.kind != "fairseq":
-        return {name: Stored(name, entry) for name, entry in store.entries.items()}
-    return fairseq_tensors(store)
+def hugging_face_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by Hugging Face's names. Raises CheckpointError for another model of fairseq's."""
+    return fairseq_tensors(checkpoint) if checkpoint.format == "fairseq" else checkpoint.tensors
 
 
 # ---- fairseq
 
 
-def fairseq_tensors(store: CheckpointReader) -> dict[str, Stored]:
-    """A fairseq model's tensors by Hugging Face's names. CheckpointError where it is no pre-LN model of theirs."""
-    backward = {fairseq: ours for ours, fairseq in FAIRSEQ_NAMES.items()}
-    found: dict[str, Stored] = {}
+def fairseq_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """A fairseq model's tensors by Hugging Face's names. Raises CheckpointError unless it has XLM-R XL's architecture.
+
+    fairseq has no token types: zeros are added for them.
+    """
+    tensors = {current_fairseq_name(name): tensor for name, tensor in checkpoint.tensors.items()}
     heads = {
-        name.split("classification_heads.")[1].split(".")[0]
-        for name in store.entries
-        if "classification_heads." in name
+        name.split("classification_heads.")[1].split(".")[0] for name in tensors if "classification_heads." in name
     }
-    for name, entry in store.entries.items():
-        new = fairseq_name(name)
-        if new.endswith((".version", "._float_tensor")) or (len(heads) > 1 and "classification_heads." in new):
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if name.endswith((".version", "._float_tensor")) or (len(heads) > 1 and "classification_heads." in name):
             continue
-        module, _, parameter = re.sub(r"classification_heads\.[^.]+\.", "classification_heads.{name}.", new).rpartition(
-            "."
-        )
+        module, _, parameter = name.rpartition(".")
         if parameter in ("in_proj_weight", "in_proj_bias"):  # query, key and value in one
-            for i, part in enumerate(("q_proj", "k_proj", "v_proj")):
-                width = entry.shape[0] // 3
-                rows = slice(i * width, (i + 1) * width)
-                third = Entry((width, *entry.shape[1:]), entry.dtype, entry.nbytes // 3)
-                theirs = as_hugging_face(f"{module}.{part}", parameter.removeprefix("in_proj_"), backward, store.path)
-                found[theirs] = Stored(name, third, rows)
+            parameter = parameter.removeprefix("in_proj_")
+            parts = {f"{module}.{letter}_proj": part for letter, part in zip("qkv", tensor.chunk(3), strict=False)}
         else:
-            found[as_hugging_face(module, parameter, backward, store.path)] = Stored(name, entry)
-    words = found.get("roberta." + WORDS)
+            parts = {module: tensor}
+        found |= {fairseq_to_hugging_face(part, parameter, checkpoint.path): values for part, values in parts.items()}
+    words = found.get("roberta." + WORD_EMBEDDINGS)
     if words is None or "roberta.encoder.LayerNorm.weight" not in found:
         raise CheckpointError(
-            f"{store.path} has no {'words' if words is None else 'final norm'}, so it is no XLM-R XL or XXL (smaller "
-            "XLM-R models have another architecture)."
+            f"{checkpoint.path} has no {'word embeddings' if words is None else 'final norm'}, so it is no XLM-R XL or "
+            "XXL (smaller XLM-R models have another architecture)."
         )
-    zeros = Entry((1, words.entry.shape[1]), torch.float32, 0)
-    return {**found, "roberta.embeddings.token_type_embeddings.weight": Stored("", zeros)}
+    return {**found, "roberta.embeddings.token_type_embeddings.weight": torch.zeros(1, words.shape[1])}
 
 
-def fairseq_name(name: str) -> str:
+def current_fairseq_name(name: str) -> str:
     """Today's name of a tensor: older checkpoints had other ones (fairseq's own upgrade rules)."""
     name = re.sub(r"^decoder\.", "encoder.", name)
     for number, norm in enumerate(("self_attn_layer_norm", "final_layer_norm")):
@@ -145,32 +131,32 @@ def fairseq_name(name: str) -> str:
     return name.replace(".emb_layer_norm.", ".layernorm_embedding.")
 
 
-def as_hugging_face(module: str, parameter: str, backward: dict[str, str], path: Path) -> str:
+def fairseq_to_hugging_face(module: str, parameter: str, path: Path) -> str:
     number = "".join(re.findall(r"\.layers\.(\d+)\.", module))
     general = re.sub(r"\.layers\.\d+\.", ".layers.{}.", module)
-    if general not in backward:
+    general = re.sub(r"classification_heads\.[^.]+\.", "classification_heads.{name}.", general)
+    ours = next((ours for ours, fairseq in FAIRSEQ_NAMES.items() if fairseq == general), None)
+    if ours is None:
         raise CheckpointError(f"{path} holds {module}.{parameter}, which XLM-R XL has not: is it another model?")
-    ours = backward[general].format(number)
-    return hugging_face_name(f"{'' if ours in HEAD_NAMES else 'backbone.'}{ours}.{parameter}")
+    return hugging_face_name(f"{'' if ours in HEAD_NAMES else 'backbone.'}{ours.format(number)}.{parameter}")
 
 
-def fairseq_config(store: CheckpointReader, tensors: dict[str, Stored]) -> dict[str, Any]:
-    """The fields of the config: sizes from `fairseq_tensors`, the number of heads from the settings beside them."""
-    vocabulary, width = tensors["roberta." + WORDS].entry.shape
+def fairseq_config(checkpoint: Checkpoint, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """The fields of the config: sizes from `fairseq_tensors`, the number of heads from fairseq's hyperparameters."""
+    vocab_size, hidden_size = tensors["roberta." + WORD_EMBEDDINGS].shape
     layers = {int(n) for name in tensors for n in re.findall(r"encoder\.layer\.(\d+)\.", name)}
-    settings = {**store.settings, **(store.settings.get("model") or {})}
-    heads = settings.get("encoder_attention_heads") or {2560: 32, 4096: 32}.get(width)  # those of XL and XXL
+    heads = checkpoint.settings.get("encoder_attention_heads") or {2560: 32, 4096: 32}.get(hidden_size)  # XL and XXL
     if not heads:
-        raise CheckpointError(f"{store.path} does not say how many heads it has: pass a config with its sizes.")
+        raise CheckpointError(f"{checkpoint.path} does not say how many heads it has: pass a config with its sizes.")
     values = {
-        "vocab_size": vocabulary,
-        "hidden_size": width,
+        "vocab_size": vocab_size,
+        "hidden_size": hidden_size,
         "num_hidden_layers": len(layers),
         "num_attention_heads": heads,
-        "intermediate_size": tensors["roberta.encoder.layer.0.intermediate.dense.weight"].entry.shape[0],
-        "max_position_embeddings": tensors["roberta.embeddings.position_embeddings.weight"].entry.shape[0],
+        "intermediate_size": len(tensors["roberta.encoder.layer.0.intermediate.dense.weight"]),
+        "max_position_embeddings": len(tensors["roberta.embeddings.position_embeddings.weight"]),
         "type_vocab_size": 1,
     }
     if "classifier.out_proj.weight" in tensors:
-        values["num_labels"] = tensors["classifier.out_proj.weight"].entry.shape[0]
+        values["num_labels"] = len(tensors["classifier.out_proj.weight"])
     return values

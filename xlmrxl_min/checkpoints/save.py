@@ -14,7 +14,7 @@ from torch import Tensor
 from ..model import PreTrainedModel
 from ..utils import atomic_write
 from . import CheckpointError
-from .config import CONFIG_FILE, config_json
+from .config import CONFIG_FILE, config_to_json
 from .names import ALIASES, hugging_face_name
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
@@ -24,7 +24,9 @@ SHARD = "model-{:05d}-of-{:05d}.safetensors"
 def save(model: PreTrainedModel, folder: str | os.PathLike[str], *, max_shard_size: int | str = "5GB") -> None:
     """Write `config.json` and `model.safetensors` into `folder`, under Hugging Face's names: all files, or none.
 
-    max_shard_size: bytes, or a text such as "5GB"; what is larger is divided into several files, with an index.
+    max_shard_size: in bytes, or a text such as "5GB"; a larger model is written as several files and an index. Raises
+    CheckpointError if the files cannot be written, and ValueError for an impossible size, a hidden_act that is a
+    function, or an LM head whose tie contradicts the config.
     """
     head = model.get_output_embeddings()
     is_tied = head is not None and head.weight is model.get_input_embeddings().weight
@@ -39,7 +41,7 @@ def save(model: PreTrainedModel, folder: str | os.PathLike[str], *, max_shard_si
             tensors[ALIASES.get(ours) or hugging_face_name(ours)] = parameter.detach()
     dtype = str(model.dtype).removeprefix("torch.")  # transformers has called it by both names
     more = {"architectures": [type(model).__name__], "torch_dtype": dtype, "dtype": dtype}
-    text, shards = config_json(model.config, **more), in_shards(tensors, bytes_in(max_shard_size))
+    text, shards = config_to_json(model.config, **more), split_into_shards(tensors, parse_size(max_shard_size))
     names = [WEIGHTS_FILE] if len(shards) == 1 else [SHARD.format(i, len(shards)) for i in range(1, len(shards) + 1)]
     index = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
     more_files = [CONFIG_FILE] if len(shards) == 1 else [CONFIG_FILE, INDEX_FILE]
@@ -63,8 +65,8 @@ def save(model: PreTrainedModel, folder: str | os.PathLike[str], *, max_shard_si
             stale.unlink()
 
 
-def in_shards(tensors: dict[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
-    """In their order, as many together as fit; a tensor that is too large is alone."""
+def split_into_shards(tensors: dict[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
+    """Fill shards of at most `limit` bytes, in order; a larger tensor is a shard of its own."""
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
     for name, tensor in tensors.items():
@@ -76,7 +78,7 @@ def in_shards(tensors: dict[str, Tensor], limit: int) -> list[dict[str, Tensor]]
     return shards
 
 
-def bytes_in(size: int | str) -> int:
+def parse_size(size: int | str) -> int:
     """5_000_000 or "5MB" -> 5000000. ValueError for anything else."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", str(size).strip().upper())
     if not found or float(found[1]) <= 0:

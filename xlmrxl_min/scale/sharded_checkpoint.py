@@ -20,30 +20,30 @@ from ..model import PreTrainedModel
 from .parallel import allocate_unsharded, fork_rng, parallelize, tie_and_check
 
 
-class MeshSharding(checkpoint.Whole):
+class MeshSharding(checkpoint.Sharding):
     """What `checkpoints.load` reads of each weight: this rank's shard."""
 
     def __init__(self, mesh: DeviceMesh, mixed_precision: MixedPrecisionPolicy | None = None) -> None:
         self.mesh, self.mixed_precision = mesh, mixed_precision
         on_cpu = mesh.device_type == "cpu"
-        self.neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", str(dist.get_world_size()))) if on_cpu else 1
+        self.local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(dist.get_world_size()))) if on_cpu else 1
 
-    def cut(self, model: PreTrainedModel) -> None:
+    def shard_model(self, model: PreTrainedModel) -> None:
         parallelize(model, self.mesh, mixed_precision=self.mixed_precision)
         dist.barrier()  # so that no rank measures free memory after another has started to allocate
 
-    def own(self, parameter: Tensor) -> tuple[slice, ...]:
+    def shard(self, tensor: Tensor, parameter: Tensor) -> Tensor:
         if not isinstance(parameter, DTensor):
-            return tuple(slice(0, size) for size in parameter.shape)
+            return tensor
         chunk = parameter.__create_chunk_list__()[0]
-        return tuple(slice(start, start + size) for start, size in zip(chunk.offsets, chunk.sizes, strict=True))
+        return tensor[tuple(slice(start, start + size) for start, size in zip(chunk.offsets, chunk.sizes, strict=True))]
 
-    def to_dtensor(self, values: Tensor, parameter: Tensor) -> Tensor:
+    def to_dtensor(self, shard: Tensor, parameter: Tensor) -> Tensor:
         if not isinstance(parameter, DTensor):
-            return values
+            return shard
         mesh, placements = parameter.device_mesh, parameter.placements
         shape, stride = parameter.shape, parameter.stride()  # cannot be inferred from uneven shards
-        return DTensor.from_local(values.contiguous(), mesh, placements, run_check=False, shape=shape, stride=stride)
+        return DTensor.from_local(shard.contiguous(), mesh, placements, run_check=False, shape=shape, stride=stride)
 
     @contextmanager
     def synced_rng(self) -> Iterator[None]:
@@ -71,7 +71,7 @@ def load(
     on_cpu = mesh.device_type == "cpu"
     device = torch.device("cpu") if on_cpu else torch.device(mesh.device_type, torch.accelerator.current_device_index())
     options = {"progress": dist.get_rank() == 0, **options}
-    model = checkpoint.load(cls, source, device=device, share=MeshSharding(mesh, mixed_precision), **options)
+    model = checkpoint.load(cls, source, device=device, sharding=MeshSharding(mesh, mixed_precision), **options)
     allocate_unsharded(model)
     return model
 
