@@ -149,12 +149,12 @@ def test_attention_mass_rejects_several_texts(weights):
 
 
 def test_head_classes():
-    numbers = {measure: torch.zeros(1, 5) for measure, _ in HEAD_CLASSES.values()}
-    numbers["previous"] = torch.tensor([[0.5, 0.49, 0.0, 0.9, 0.0]])
-    numbers["same token"] = torch.tensor([[0.0, 0.30, float("nan"), 0.0, 0.2]])
-    numbers["</s>"] = torch.tensor([[0.9, 0.0, 0.2, 0.0, 0.0]])
-    numbers["normalised entropy"] = torch.tensor([[0.1, 0.95, 0.8, 0.2, 0.95]])
-    assert head_classes(numbers) == [["previous", "same token", "other", "previous", "uniform"]]
+    metrics = {metric: torch.zeros(1, 5) for metric, _ in HEAD_CLASSES.values()}
+    metrics["previous"] = torch.tensor([[0.5, 0.49, 0.0, 0.9, 0.0]])
+    metrics["same token"] = torch.tensor([[0.0, 0.30, float("nan"), 0.0, 0.2]])
+    metrics["</s>"] = torch.tensor([[0.9, 0.0, 0.2, 0.0, 0.0]])
+    metrics["normalised entropy"] = torch.tensor([[0.1, 0.95, 0.8, 0.2, 0.95]])
+    assert head_classes(metrics) == [["previous", "same token", "other", "previous", "uniform"]]
 
 
 def test_merge_by_hand():
@@ -312,8 +312,8 @@ def test_contributions_by_hand(model, ids):
     torch.testing.assert_close(found.update_norm[1], (middle - states[0]).norm(dim=-1))
     torch.testing.assert_close(found.update_norm[2], (states[1] - middle).norm(dim=-1))
     last = model.backbone.layers[1](states[1])[0]
-    share = ((states[1] - middle) * last).sum(-1) / last.norm(dim=-1) ** 2
-    torch.testing.assert_close(found.fraction[2], share)
+    fraction = ((states[1] - middle) * last).sum(-1) / last.norm(dim=-1) ** 2
+    torch.testing.assert_close(found.fraction[2], fraction)
 
 
 def test_logit_lens_by_hand(model, ids):
