@@ -6,7 +6,7 @@ Nothing here is needed to understand the mathematics, which is all in model.py.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from .model import Attention, XLMRobertaXLConfig, XLMRobertaXLModel
 
+ACTIVATION_NAMES = ("gelu", "relu", "silu", "gelu_new")
+POSITION_EMBEDDING_TYPES = ("absolute", "relative_key", "relative_key_query")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 # ---- config
@@ -138,8 +140,9 @@ def is_probability(value: Any) -> bool:  # of dropout: 1 would leave nothing
     return isinstance(value, Real) and 0 <= float(value) < 1
 
 
-ACTIVATION_NAMES = ("gelu", "relu", "silu", "gelu_new")
-POSITION_EMBEDDING_TYPES = ("absolute", "relative_key", "relative_key_query")
+def one_of(names: Iterable[str]) -> str:
+    return f"one of {', '.join(names)}"
+
 
 # Names of fields; whether the value x is possible in the config c; what is allowed.
 CONFIG_RULES: tuple[tuple[str, Callable[[Any, Any], bool], str], ...] = (
@@ -157,17 +160,9 @@ CONFIG_RULES: tuple[tuple[str, Callable[[Any, Any], bool], str], ...] = (
     ("classifier_dropout", lambda x, c: x is None or is_probability(x), "None, or at least 0 and below 1"),
     ("layer_norm_eps", lambda x, c: isinstance(x, Real) and float(x) > 0, "a number above 0"),
     ("initializer_range", lambda x, c: isinstance(x, Real) and float(x) >= 0, "a number, 0 or more"),
-    (
-        "hidden_act",
-        lambda x, c: callable(x) or x in ACTIVATION_NAMES,
-        f"a function or one of {', '.join(ACTIVATION_NAMES)}",
-    ),
-    (
-        "position_embedding_type",
-        lambda x, c: x in POSITION_EMBEDDING_TYPES,
-        f"one of {', '.join(POSITION_EMBEDDING_TYPES)}",
-    ),
-    ("problem_type", lambda x, c: x in (None, *PROBLEM_TYPES), f"None or one of {', '.join(PROBLEM_TYPES)}"),
+    ("hidden_act", lambda x, c: callable(x) or x in ACTIVATION_NAMES, f"a function or {one_of(ACTIVATION_NAMES)}"),
+    ("position_embedding_type", lambda x, c: x in POSITION_EMBEDDING_TYPES, one_of(POSITION_EMBEDDING_TYPES)),
+    ("problem_type", lambda x, c: x in (None, *PROBLEM_TYPES), f"None or {one_of(PROBLEM_TYPES)}"),
     ("num_labels", lambda x, c: x == len(c.id2label), "the number of names in id2label"),
     ("add_cross_attention", lambda x, c: c.is_decoder or not x, "False in an encoder"),
 )
@@ -621,16 +616,10 @@ class GenerationMixin:
         encoder_attention_mask `b k`: for cross-attention. use_cache=False recomputes earlier tokens for each new one,
         with the same result. Raises ValueError for settings that cannot be right.
         """
+        settings = {name: value for name, value in locals().items() if name != "self"}
         from .inference.generation import generate
 
-        return generate(
-            self,  # type: ignore[arg-type]
-            input_ids, attention_mask, max_new_tokens=max_new_tokens, do_sample=do_sample,
-            temperature=temperature, top_k=top_k, top_p=top_p, generator=generator, num_beams=num_beams,
-            length_penalty=length_penalty, num_return_sequences=num_return_sequences, eos_token_id=eos_token_id,
-            use_cache=use_cache, encoder_hidden_states=encoder_hidden_states,
-            encoder_attention_mask=encoder_attention_mask, progress=progress,
-        )  # fmt: skip
+        return generate(self, **settings)  # type: ignore[arg-type]
 
     def stream(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, *, max_new_tokens: int = 20,
@@ -643,13 +632,7 @@ class GenerationMixin:
 
         Not for beam search, which decides on its first token last.
         """
+        settings = {name: value for name, value in locals().items() if name != "self"}
         from .inference.generation import stream
 
-        return stream(
-            self,  # type: ignore[arg-type]
-            input_ids, attention_mask, max_new_tokens=max_new_tokens, do_sample=do_sample,
-            temperature=temperature, top_k=top_k, top_p=top_p, generator=generator,
-            num_return_sequences=num_return_sequences, eos_token_id=eos_token_id, use_cache=use_cache,
-            encoder_hidden_states=encoder_hidden_states, encoder_attention_mask=encoder_attention_mask,
-            progress=progress,
-        )  # fmt: skip
+        return stream(self, **settings)  # type: ignore[arg-type]

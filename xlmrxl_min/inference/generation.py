@@ -12,7 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from numbers import Integral
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange, repeat
@@ -39,22 +39,18 @@ class Beams(NamedTuple):
 
 
 def generate(
-    model: XLMRobertaXLForCausalLM, input_ids: Tensor, attention_mask: Tensor | None, *, max_new_tokens: int,
-    do_sample: bool, temperature: float, top_k: int | None, top_p: float, generator: torch.Generator | None,
-    num_beams: int, length_penalty: float, num_return_sequences: int, eos_token_id: int | None, use_cache: bool,
-    encoder_hidden_states: Tensor | None, encoder_attention_mask: Tensor | None, progress: bool,
+    model: XLMRobertaXLForCausalLM, input_ids: Tensor, attention_mask: Tensor | None, *, do_sample: bool,
+    temperature: float, top_k: int | None, top_p: float, generator: torch.Generator | None, num_beams: int,
+    length_penalty: float, num_return_sequences: int, progress: bool, **shared: Any,
 ) -> Tensor:  # b t -> b t  # fmt: skip
-    """The work of GenerationMixin.generate."""
+    """The work of GenerationMixin.generate. shared: what `stream` and `beam_search` both take."""
     check_size("num_beams", num_beams)
     if num_beams == 1:
         if length_penalty != 1:
             raise ValueError("length_penalty is for beam search: ask for num_beams above 1 with it.")
         tokens = stream(
-            model, input_ids, attention_mask, max_new_tokens=max_new_tokens, do_sample=do_sample,
-            temperature=temperature, top_k=top_k, top_p=top_p, generator=generator,
-            num_return_sequences=num_return_sequences, eos_token_id=eos_token_id, use_cache=use_cache,
-            encoder_hidden_states=encoder_hidden_states, encoder_attention_mask=encoder_attention_mask,
-            progress=progress,
+            model, input_ids, attention_mask, do_sample=do_sample, temperature=temperature, top_k=top_k, top_p=top_p,
+            generator=generator, num_return_sequences=num_return_sequences, progress=progress, **shared,
         )  # fmt: skip
         new = torch.stack(list(tokens), dim=1)
     else:
@@ -63,11 +59,9 @@ def generate(
             raise ValueError(f"beam search takes the most probable sequences and does not sample: {remedy}.")
         check_size("num_return_sequences", num_return_sequences, num_beams)
         steps = beam_search(
-            model, input_ids, attention_mask, num_beams=num_beams, length_penalty=length_penalty,
-            max_new_tokens=max_new_tokens, eos_token_id=eos_token_id, use_cache=use_cache,
-            encoder_hidden_states=encoder_hidden_states, encoder_attention_mask=encoder_attention_mask,
-        )  # fmt: skip
-        for step in tqdm(steps, total=max_new_tokens, unit="token", disable=not progress, delay=2):
+            model, input_ids, attention_mask, num_beams=num_beams, length_penalty=length_penalty, **shared
+        )
+        for step in tqdm(steps, total=shared["max_new_tokens"], unit="token", disable=not progress, delay=2):
             best = [beam.tokens for beams in step for beam in beams.finished[:num_return_sequences]]
         longest = max(map(len, best))
         rows = [[*tokens, *[model.config.pad_token_id] * (longest - len(tokens))] for tokens in best]
