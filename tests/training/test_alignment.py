@@ -45,6 +45,13 @@ def test_positions_and_states_decide_where_counts_cannot():
     assert align([source] * 2, [target] * 2)[0].argmax(-1).tolist()[1] == 1
 
 
+def test_both_directions_are_combined():
+    texts = [words_of(["a", "b", "c"], torch.randn(3, 2)), words_of(["x", "y"], torch.randn(2, 2))]
+    forward, backward = align(texts[:1], texts[1:])[0], align(texts[1:], texts[:1])[0].T  # equal but for their scales
+    odds = [x[0, 0] * x[1, 1] / (x[0, 1] * x[1, 0]) for x in (forward, backward)]
+    torch.testing.assert_close(*odds)
+
+
 def test_phrases_have_no_links_to_other_words():
     source, target = words_of(list("abcd")), words_of(list("wxyz"))
     aligned = torch.eye(4)[[1, 0, 2, 3]] * 0.9 + 0.01  # the first two are swapped

@@ -57,6 +57,8 @@ def test_suffixes_are_ends_of_articles(recipe, tokenizer):
     from_paragraphs = article_suffixes(replace(recipe, random_start_prob=0.0), tokenizer, text, 0)
     firsts = {tuple(tokenizer.encode(row.text)[:4]) for row in text}
     assert {tuple(ids[:4]) for ids in from_paragraphs} <= firsts
+    from_anywhere = article_suffixes(replace(recipe, random_start_prob=1.0), tokenizer, text, 0)
+    assert sum(tuple(ids[:4]) in firsts for ids in from_anywhere) < 10
 
 
 def test_noise_changes_inputs_and_not_labels(tokenizer):

@@ -8,7 +8,7 @@ import torch
 from xlmrxl_min import XLMRobertaXLConfig, XLMRobertaXLForCausalLM, XLMRobertaXLModel
 from xlmrxl_min.training.loop import compute_loss, fit
 from xlmrxl_min.training.texts import translated_words, udhr
-from xlmrxl_min.training.translation import ParallelCorpus, alignment_loss, encode_sources, translate
+from xlmrxl_min.training.translation import ParallelCorpus, alignment_loss, encode_sources, language_prompt, translate
 
 CONFIG = {
     "hidden_size": 256,
@@ -65,6 +65,18 @@ def test_examples_have_an_alignment(corpus, tokenizer):
             any(len(one.target) == len(tokenizer.encode(row.text)) + one.code_length for row in udhr(["en", "fr"]))
         )
     assert kinds == {True, False}, "paragraphs and phrases"
+
+
+def test_labels_are_the_translation_without_its_prompt(corpus, tokenizer):
+    batches = corpus.batches(0, 512)
+    assert sum(len(batch["labels"]) for batch in batches) == 240
+    for batch in batches:
+        ids, labels = batch["input_ids"], batch["labels"]
+        for row, label in zip(ids.tolist(), labels.tolist(), strict=True):
+            prompts = [language_prompt(tokenizer, code) for code in ("en", "fr")]
+            [length] = [len(prompt) for prompt in prompts if row[: len(prompt)] == prompt]
+            assert label == [-100] * length + [-100 if i == 1 else i for i in row[length:]]
+        assert ids.numel() <= 512 or len(ids) == 1
 
 
 def test_alignment_loss_is_a_cross_entropy_of_two_heads(corpus, tokenizer, encoder):
