@@ -176,7 +176,12 @@ def test_the_readme_quotes_the_record_of_tiny():
 
 
 def test_environment_and_pyproject_name_the_same():
-    conda_names = {"pytorch": "torch", "python-sentencepiece": "sentencepiece", "matplotlib-base": "matplotlib"}
+    conda_names = {
+        "pytorch": "torch",
+        "python-sentencepiece": "sentencepiece",
+        "matplotlib-base": "matplotlib",
+        "playwright-python": "playwright",
+    }
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
 
     def split(line):
