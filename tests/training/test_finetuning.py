@@ -11,7 +11,8 @@ from reference import SMALL, gradient_error, output_error
 
 from xlmrxl_min import XLMRobertaXLConfig
 from xlmrxl_min.training import tasks
-from xlmrxl_min.training.finetuning import compute_metrics, encode_examples, evaluate, majority_baseline, make_batches
+from xlmrxl_min.training.batching import make_batches
+from xlmrxl_min.training.finetuning import compute_metrics, encode_examples, evaluate, majority_baseline
 from xlmrxl_min.training.loop import fit
 from xlmrxl_min.training.tasks import ARTICLES, SEPARATOR, TASKS, Example
 

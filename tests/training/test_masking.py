@@ -2,7 +2,7 @@
 
 import torch
 
-from xlmrxl_min.training.batching import batch_by_length, pad_rows
+from xlmrxl_min.training.batching import batch_by_length
 from xlmrxl_min.training.masking import dynamic_masking, mask_tokens, word_starts
 from xlmrxl_min.training.texts import udhr
 
@@ -58,4 +58,3 @@ def test_batches_hold_every_row_once_within_their_size():
     assert found == sorted(rows)
     padding = sum(int((batch == 0).sum()) for batch in batches) / sum(batch.numel() for batch in batches)
     assert padding < 0.25
-    assert pad_rows([[5], [6, 7, 8]], 1).tolist() == [[5, 1, 1], [6, 7, 8]]

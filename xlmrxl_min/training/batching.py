@@ -1,13 +1,18 @@
-"""Token ids -> padded tensors, rows of similar length in one batch."""
+"""Token ids and labels -> padded tensors, rows of similar length in one batch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ..utils import group_by_length, pad_rows
+
+IGNORE_INDEX = -100  # not counted by the losses
+EncodedExample = dict[str, Any]  # input_ids and labels, or start_positions and end_positions, as lists and numbers
 
 
 def batch_by_length(
@@ -16,3 +21,47 @@ def batch_by_length(
     """Batches `b t` of at most `max_tokens` tokens, padding included, in random order."""
     groups = group_by_length([len(row) for row in rows], max_tokens=max_tokens, generator=generator)
     return [pad_rows([rows[i] for i in group], padding) for group in groups]
+
+
+def make_batches(
+    rows: Sequence[EncodedExample], max_tokens: int, padding: int, generator: torch.Generator | None = None
+) -> list[dict[str, Tensor]]:
+    """Batches of rows of similar length, at most `max_tokens` tokens each, padding included, for `model(**batch)`.
+
+    input_ids and attention_mask `b t`, for multiple choice `b c t`; labels `b`, `b t` (-100 at padding) or `b c`;
+    start_positions, end_positions `b`. generator: for random order. ValueError for rows that cannot be in one batch.
+    """
+    choices = [len(row["input_ids"]) if isinstance(row["input_ids"][0], list) else 1 for row in rows]
+    if len(set(choices)) > 1:
+        raise ValueError(f"rows have {sorted(set(choices))} choices: give each as many.")
+    lengths = [max(map(len, texts_of(row))) * count for row, count in zip(rows, choices, strict=True)]
+    groups = group_by_length(lengths, max_tokens=max_tokens, generator=generator)
+    return [collate([rows[i] for i in group], padding) for group in groups]
+
+
+def texts_of(row: EncodedExample) -> list[list[int]]:
+    ids = row["input_ids"]
+    return ids if isinstance(ids[0], list) else [ids]
+
+
+def collate(rows: Sequence[EncodedExample], padding: int) -> dict[str, Tensor]:
+    """One batch, padded on the right."""
+    texts = [ids for row in rows for ids in texts_of(row)]
+    batch = {"input_ids": pad_rows(texts, padding), "attention_mask": pad_rows([[1] * len(ids) for ids in texts], 0)}
+    if isinstance(rows[0]["input_ids"][0], list):
+        batch = {name: rearrange(values, "(b c) t -> b c t", b=len(rows)) for name, values in batch.items()}
+    for name in [name for name in rows[0] if name != "input_ids"]:
+        batch[name] = label_tensor([row[name] for row in rows], [len(ids) for ids in texts])
+    return batch
+
+
+def label_tensor(labels: list[Any], lengths: list[int]) -> Tensor:
+    """Numbers -> `b`; lists of floats, one for each class -> `b c`; lists of integers, one for each token -> `b t`."""
+    if not isinstance(labels[0], list):
+        return torch.tensor(labels)
+    by_token = isinstance(labels[0][0], int)
+    for row, length in zip(labels, lengths, strict=True):
+        wanted = length if by_token else len(labels[0])
+        if len(row) != wanted:
+            raise ValueError(f"a row has {len(row)} labels, but must have {wanted}: one for each token, or class.")
+    return pad_rows(labels, IGNORE_INDEX) if by_token else torch.tensor(labels)

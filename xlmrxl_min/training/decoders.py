@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +13,25 @@ import torch
 
 from ..model import XLMRobertaXLConfig, XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM, XLMRobertaXLModel
 from ..tokenizer import XLMRobertaTokenizer
-from . import recipes
 from .batching import batch_by_length
 from .evaluation import continuations, next_token_accuracy, translation_pairs, word_alignment
 from .loop import Batch, Transform
 from .masking import random_tokens
+from .pretrain import Recipe, train
 from .texts import Paragraph, udhr
 from .translation import ParallelCorpus, alignment_loss, encode_sources, language_prompt
 
 
 @dataclass(kw_only=True)
-class DecoderRecipe(recipes.Recipe):
+class DecoderRecipe(Recipe):
     random_start_prob: float  # of a text to start at any word, and not with a paragraph
     noise_prob: float  # of an input token, but not a label, to be replaced by a random token
     encoder: str | None = None  # for a translator: the checkpoint to attend to, and to start from
     phrase_prob: float = 0.0  # of a translator's example to consist of phrases
     alignment_loss_weight: float = 0.0  # of a translator
+
+    def pretrain(self, folder: Path, **options: Any) -> dict[str, Any]:
+        return pretrain_decoder(self, folder, **options)
 
 
 # ---- examples of tiny-decoder
@@ -81,10 +85,7 @@ def token_noise(noise_prob: float, tokenizer: XLMRobertaTokenizer) -> Transform:
 # ---- training and evaluation
 
 
-def pretrain_decoder(
-    recipe: DecoderRecipe, folder: Path, *, minutes_between_saves: float = 5, progress: bool = True
-) -> None:
-    """Train by `recipe`; save checkpoint, vocabulary and record in `folder`. A state in `folder` is resumed."""
+def pretrain_decoder(recipe: DecoderRecipe, folder: Path, **options: Any) -> dict[str, Any]:
     torch.manual_seed(recipe.seed)
     tokenizer = XLMRobertaTokenizer.from_pretrained(recipe.vocabulary)
     model = XLMRobertaXLForCausalLM(XLMRobertaXLConfig(vocab_size=len(tokenizer), **recipe.config))
@@ -105,11 +106,9 @@ def pretrain_decoder(
             return causal_batches(recipe, tokenizer, text, epoch)
         return corpus.batches(recipe.seed_of_epoch(epoch), recipe.tokens_per_batch)
 
-    recipes.train(
-        recipe, model, tokenizer, batches, lambda saved: evaluate_decoder(saved, tokenizer, recipe, encoder), folder,
-        transform=transform, loss_function=loss_function, minutes_between_saves=minutes_between_saves,
-        progress=progress,
-    )  # fmt: skip
+    evaluate = partial(evaluate_decoder, tokenizer=tokenizer, recipe=recipe, encoder=encoder)
+    options |= {"transform": transform, "loss_function": loss_function}
+    return train(recipe, model, tokenizer, batches, evaluate, folder, **options)
 
 
 def evaluate_decoder(

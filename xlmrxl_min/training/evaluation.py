@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..model import PreTrainedModel, XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM, XLMRobertaXLModel
 from ..tokenizer import XLMRobertaTokenizer
-from ..utils import eval_mode, group_by_length
-from .batching import batch_by_length, pad_rows
+from ..utils import eval_mode, group_by_length, pad_rows
+from .batching import batch_by_length
 from .masking import mask_tokens
 from .texts import Paragraph, TranslatedWord, translated_words, udhr
 from .translation import encode_source, language_prompt

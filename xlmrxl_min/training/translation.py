@@ -12,9 +12,8 @@ from tqdm import tqdm
 
 from ..model import XLMRobertaXLForCausalLM, XLMRobertaXLModel, cross_entropy
 from ..tokenizer import XLMRobertaTokenizer
-from ..utils import eval_mode, group_by_length
+from ..utils import eval_mode, group_by_length, pad_rows
 from .alignment import Phrase, align, expand_to_tokens, extract_phrases, split_into_words, subtract_mean_state
-from .batching import pad_rows
 from .loop import Batch, LossFunction, Transform
 from .texts import Paragraph
 

@@ -8,9 +8,8 @@ import torch
 
 from xlmrxl_min import XLMRobertaTokenizer, XLMRobertaXLConfig, XLMRobertaXLForMaskedLM
 from xlmrxl_min.checkpoints.locate import PRETRAINED
-from xlmrxl_min.training.encoders import EncoderRecipe, encode_in_two_parts, encoder_examples
 from xlmrxl_min.training.evaluation import masked_accuracy
-from xlmrxl_min.training.pretrain import load_recipe, pretrain
+from xlmrxl_min.training.pretrain import EncoderRecipe, encode_in_two_parts, encoder_examples, load_recipe, pretrain
 from xlmrxl_min.training.texts import udhr
 
 CHECKPOINTS = ("tiny", "tiny-relative-key", "tiny-relative-key-query")
@@ -86,7 +85,7 @@ def test_a_resumed_run_ends_in_the_same_weights(recipe, tmp_path, interrupted):
 
 def test_a_recipe_file_needs_the_right_fields(tmp_path):
     fields = json.loads((PRETRAINED / "tiny" / "recipe.json").read_text())
-    for wrong, why in (({**fields, "stpes": 3}, "stpes"), ({"config": fields["config"]}, "languages")):
+    for wrong, why in (({**fields, "stpes": 3}, "stpes"), ({"config": fields["config"]}, "languages"), ({}, "config")):
         (tmp_path / "recipe.json").write_text(json.dumps(wrong))
         with pytest.raises(ValueError, match=f"is no recipe: .*{why}"):
             load_recipe(tmp_path / "recipe.json")
