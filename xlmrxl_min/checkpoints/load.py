@@ -32,7 +32,7 @@ from .names import (
 )
 from .readers import WEIGHT_FILES, Checkpoint, load_index, open_checkpoint
 
-CHUNK_BYTES = 1 << 24  # converted or quantized at a time: what this needs beside the model is a few times as much
+CHUNK_BYTES = 1 << 22  # of float32 that a thread converts or quantizes at a time; int8 needs a few times that
 NUM_THREADS = 4  # of readers: twice as fast as one on a file that is not in the page cache yet
 HUGE_PAGE = 1 << 21
 Model = TypeVar("Model", bound=PreTrainedModel)

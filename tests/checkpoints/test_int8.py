@@ -1,0 +1,103 @@
+"""int8: rounding, loading, saving, forward passes."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from formats import IDS, logits
+from reference import SMALL, error, twins
+from safetensors.torch import load_file
+
+from xlmrxl_min import (
+    CheckpointError,
+    XLMRobertaTokenizer,
+    XLMRobertaXLConfig,
+    XLMRobertaXLForMaskedLM,
+    XLMRobertaXLForSequenceClassification,
+    fill_mask,
+)
+from xlmrxl_min.checkpoints.int8 import quantize_rows
+from xlmrxl_min.checkpoints.names import hugging_face_name
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A checkpoint of transformers."""
+    twins("ForMaskedLM")[0].save_pretrained(tmp_path / "float32")
+    return tmp_path / "float32"
+
+
+def test_rows_are_quantized_independently():
+    weight = torch.randn(37, 24, generator=torch.Generator().manual_seed(0))
+    weight[3] = 0
+    integers, scale = quantize_rows(weight)
+    chunks = [quantize_rows(chunk) for chunk in weight.split(5)]
+    assert torch.equal(integers, torch.cat([chunk for chunk, _ in chunks]))
+    assert torch.equal(scale, torch.cat([chunk for _, chunk in chunks]))
+    assert integers.abs().amax(-1)[torch.arange(37) != 3].eq(127).all()
+    assert not integers[3].any()
+    assert (integers * scale[:, None] - weight).abs().max() <= scale.max() / 2 + 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int8_model_equals_the_model_of_its_dequantized_weights(dtype, folder):
+    stored = load_file(folder / "model.safetensors")
+    ours = XLMRobertaXLForMaskedLM.from_pretrained(folder, quantize="int8", dtype=dtype)
+    dequantized = XLMRobertaXLForMaskedLM.from_pretrained(folder, dtype=dtype)
+    with torch.no_grad():
+        for name, module in dequantized.named_modules():
+            if isinstance(module, torch.nn.Linear) or name == "backbone.embeddings.word":
+                name = "backbone.embeddings.word" if name == "lm_head.decoder" else name  # tied, and stored once
+                integers, scale = quantize_rows(stored[hugging_face_name(f"{name}.weight")])
+                assert torch.equal(ours.get_submodule(name).weight, integers)
+                module.weight.copy_(integers * scale[:, None])
+    assert ours.lm_head.decoder.weight is ours.backbone.embeddings.word.weight
+    assert ours.lm_head.decoder.scale is ours.backbone.embeddings.word.scale
+    assert logits(ours).dtype == ours.dtype == dtype
+    assert error(logits(ours).float(), logits(dequantized).float()) < (1e-5 if dtype == torch.float32 else 0.05)
+
+
+def test_large_weights_are_quantized_and_dequantized_in_chunks(tmp_path):
+    """Chunks are of 4 MiB in loading, of 2²⁴ weights in the forward pass: more than one of both."""
+    config = XLMRobertaXLConfig(**{**SMALL, "vocab_size": 720_000})
+    model = XLMRobertaXLForMaskedLM(config).eval()
+    model.save_pretrained(tmp_path)
+    ours = XLMRobertaXLForMaskedLM.from_pretrained(tmp_path, quantize="int8").lm_head.decoder
+    integers, scale = quantize_rows(model.lm_head.decoder.weight)
+    assert torch.equal(ours.weight, integers)
+    assert torch.equal(ours.scale, scale)
+    hidden = torch.randn(2, 24)
+    with torch.no_grad():
+        expected = F.linear(hidden, integers * scale[:, None], model.lm_head.decoder.bias)
+        assert error(ours(hidden), expected) < 1e-5
+
+
+def test_int8_models_are_saved_and_loaded(folder, tmp_path):
+    ours = XLMRobertaXLForMaskedLM.from_pretrained(folder, quantize="int8")
+    ours.save_pretrained(tmp_path / "int8", max_shard_size="10KB")
+    again = XLMRobertaXLForMaskedLM.from_pretrained(tmp_path / "int8")
+    assert torch.equal(logits(again), logits(ours))
+    assert again.lm_head.decoder.weight.dtype == torch.int8
+    with pytest.warns(UserWarning, match="holds no classifier"):  # a new head is not quantized: it is to be trained
+        model = XLMRobertaXLForSequenceClassification.from_pretrained(tmp_path / "int8", num_labels=3)
+    model(IDS, labels=torch.tensor([0, 1])).loss.backward()
+    assert model.classifier.dense.weight.grad.abs().max() > 0
+    assert model.backbone.embeddings.position.weight.grad.abs().max() > 0
+
+
+def test_int8_fills_masks():
+    tokenizer = XLMRobertaTokenizer.from_pretrained("tiny")
+    model = XLMRobertaXLForMaskedLM.from_pretrained("tiny", quantize="int8")
+    [[best, *_]] = fill_mask(model, tokenizer, "Everyone has the right to <mask>, liberty and security of person.")
+    assert best.text == "life"
+    assert best.probability > 0.8
+
+
+def test_a_new_lm_head_cannot_be_int8(folder, tmp_path):
+    XLMRobertaXLForMaskedLM.from_pretrained(folder).backbone.save_pretrained(tmp_path / "bare")
+    with pytest.raises(CheckpointError, match="holds no LM head, and a new one could not learn in int8"):
+        XLMRobertaXLForMaskedLM.from_pretrained(tmp_path / "bare", quantize="int8")
+
+
+def test_unknown_quantization_is_rejected(folder):
+    with pytest.raises(ValueError, match="quantize='int4' is unknown: take 'int8' or None"):
+        XLMRobertaXLForMaskedLM.from_pretrained(folder, quantize="int4")
