@@ -332,34 +332,38 @@ def test_ranks_that_cannot_connect_say_why(one_rank, monkeypatch):
 
 
 DYING = """
-import os, sys, time, torch
-from xlmrxl_min import XLMRobertaXLForMaskedLM
+import os, sys, time, torch, torch.distributed as dist
 from xlmrxl_min.scale.mesh import RankError, init_mesh
-from xlmrxl_min.scale.sharded_checkpoint import load
 try:
     with init_mesh(2, timeout_s={timeout_s}) as mesh:
-        model = load(XLMRobertaXLForMaskedLM, "tiny", mesh)
-        ids = torch.tensor([[0, 5, 2]])
-        model(ids)
+        {setup}
+        {step}
         if os.environ["RANK"] == "1":
             {fate}
-        model(ids)
+        {step}
 except RankError as error:
     sys.exit(str(error))
 """
+COLLECTIVE = {"setup": "x = torch.ones(1)", "step": "dist.all_reduce(x)"}
+MODEL = {
+    "setup": "from xlmrxl_min import XLMRobertaXLForMaskedLM; from xlmrxl_min.scale.sharded_checkpoint import load; "
+    "model = load(XLMRobertaXLForMaskedLM, 'tiny', mesh)",
+    "step": "model(torch.tensor([[0, 5, 2]]))",
+}
 
 
 @pytest.mark.parametrize(
-    ("fate", "timeout_s", "status"),
+    ("work", "fate", "timeout_s", "status"),
     [
-        ("os._exit(7)", 120, 7),
-        pytest.param("raise MemoryError('no room')", 120, 1, marks=SLOW),
-        pytest.param("time.sleep(600)", 20, None, marks=SLOW),
+        (COLLECTIVE, "os._exit(7)", 120, 7),
+        pytest.param(MODEL, "os._exit(7)", 120, 7, marks=SLOW),
+        pytest.param(MODEL, "raise MemoryError('no room')", 120, 1, marks=SLOW),
+        pytest.param(MODEL, "time.sleep(600)", 20, None, marks=SLOW),
     ],
 )
-def test_a_rank_that_dies_or_hangs_ends_the_others(fate, timeout_s, status):
+def test_a_rank_that_dies_or_hangs_ends_the_others(work, fate, timeout_s, status):
     """Without torchrun, which would stop the other ranks itself."""
-    script = DYING.format(fate=fate, timeout_s=timeout_s)
+    script = DYING.format(**work, fate=fate, timeout_s=timeout_s)
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # at a free port, as torchrun's
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": "2"}
     environment |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -386,7 +390,7 @@ def test_a_rank_that_dies_or_hangs_ends_the_others(fate, timeout_s, status):
 @pytest.mark.slow
 def test_torchrun_ends_when_a_rank_dies(tmp_path):
     script = tmp_path / "script.py"
-    script.write_text(DYING.format(fate="raise MemoryError('no room')", timeout_s=300))
+    script.write_text(DYING.format(**MODEL, fate="raise MemoryError('no room')", timeout_s=300))
     done = torchrun(2, str(script), timeout=180)
     assert done.returncode != 0
     assert "MemoryError: no room" in done.stderr

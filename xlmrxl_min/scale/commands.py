@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -40,48 +39,37 @@ def train(
     steps: int = 10, batch_size: int = 8, learning_rate: float = 1e-3, folder: Path | None = None,
     timeout_s: float = 600,
 ) -> list[float]:  # fmt: skip
-    """Train on the Universal Declaration of Human Rights in one language; return the losses. Rank 0 prints them.
+    """Masked language modelling of the Universal Declaration of Human Rights; return the losses. Rank 0 prints them.
 
-    tensor: as in `fill`. batch_size: texts per step and rank of the "data" dimension. learning_rate: at the first step;
-    it falls linearly. folder: where to save model and tokenizer. Raises what `init_mesh`, `load` and `save` raise.
+    tensor: as in `fill`. batch_size: texts per step and rank along "data". learning_rate: of the first step; it falls
+    linearly. folder: where to save model and tokenizer. Raises what `init_mesh`, `load` and `save` raise, and
+    ValueError if the texts are too few for a step.
     """
+    texts, losses = [row.text for row in udhr(language)], []
     with init_mesh(tensor, timeout_s=timeout_s) as mesh:
         model, tokenizer = load_all(source, mesh, dtype)
-        texts, losses = [row.text for row in udhr(language)], []
-        is_printing = dist.get_rank() == 0
-        for loss in train_on_texts(model, tokenizer, texts, mesh, steps, batch_size, learning_rate):
-            losses.append(loss)
+        optimizer, is_printing = adamw(model, learning_rate, weight_decay=0.01), dist.get_rank() == 0
+        ranks, rank = mesh["data"].size(), mesh["data"].get_local_rank()
+        if len(texts) < batch_size * ranks:
+            raise ValueError(f"{len(texts)} texts are too few for {ranks} batches of {batch_size}: give more.")
+        model.train()
+        for step in range(steps):
+            order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(step)).tolist()
+            batch = [texts[i] for i in order[rank * batch_size : (rank + 1) * batch_size]]
+            generator = torch.manual_seed(step * ranks + rank)  # for dropout, too: the same within a tensor group
+            encoding = tokenizer(batch, padding=True, truncation=True, max_length=128, return_tensors="pt")
+            masked, labels = mask_tokens(encoding["input_ids"], 0.15, tokenizer, generator)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * lr_schedule(step, steps, warmup_steps=0, decay_fraction=1.0)
+            losses.append(train_step(model, optimizer, {**encoding, "input_ids": masked, "labels": labels}, mesh))
             if is_printing:
-                print(f"step {len(losses)}: loss {loss:.4f}", flush=True)
+                print(f"step {step + 1}: loss {losses[-1]:.4f}", flush=True)
         if folder is not None:
             save(model, folder)
             if is_printing:
                 tokenizer.save_pretrained(folder)
                 print(f"{folder}: saved")
     return losses
-
-
-def train_on_texts(
-    model: PreTrainedModel, tokenizer: XLMRobertaTokenizer, texts: Sequence[str], mesh: DeviceMesh, steps: int,
-    batch_size: int, learning_rate: float, seed: int = 0,
-) -> Iterator[float]:  # fmt: skip
-    """Masked language modelling; yield the loss of each step. Raises ValueError if the texts are too few for a step."""
-    ranks, rank = mesh["data"].size(), mesh["data"].get_local_rank()
-    if len(texts) < batch_size * ranks:
-        raise ValueError(f"{len(texts)} texts are too few for {ranks} batches of {batch_size}: give more.")
-    optimizer = adamw(model, learning_rate, weight_decay=0.01)
-    model.train()
-    for step in range(steps):
-        step_seed = seed * 1_000_003 + step
-        order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(step_seed)).tolist()
-        batch = [texts[i] for i in order[rank * batch_size : (rank + 1) * batch_size]]
-        generator = torch.manual_seed(step_seed * ranks + rank)  # for dropout, too: the same within a tensor group
-        encoding = tokenizer(batch, padding=True, truncation=True, max_length=128, return_tensors="pt")
-        masked, labels = mask_tokens(encoding["input_ids"], 0.15, tokenizer, generator)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * lr_schedule(step, steps, warmup_steps=0, decay_fraction=1.0)
-        yield train_step(model, optimizer, {**encoding, "input_ids": masked, "labels": labels}, mesh)
-    model.eval()
 
 
 def load_all(

@@ -183,7 +183,7 @@ def plan(
 
     tensor, data: ranks along the two dimensions of the mesh (see `init_mesh`); the batch is that of one rank along
     "data". The parameters of a rank are exact if everything is divisible. Its activations are counted as those of one
-    device, and gradients and activations as if they peaked together, so the total is an upper bound.
+    device, and gradients and activations as if they peaked together, so the total errs on the high side.
 
     Not counted: fragmentation, workspaces of kernels, the GPU's context, ids and masks. Assumed: kernels that never
     store the attention weights; on a CPU in training that takes attention_probs_dropout_prob=0 and absolute positions.
@@ -204,8 +204,8 @@ def plan(
     if train and head == "ForMaskedLM":
         positions = round(MASKED * batch * tokens)
     outputs = {"Model": 0, "ForSequenceClassification": batch * config.num_labels, "ForMultipleChoice": batch}
-    outputs |= {"ForMaskedLM": positions * config.vocab_size, "ForCausalLM": positions * config.vocab_size}
-    logits = size * outputs.get(head, batch * tokens * config.num_labels)
+    labels = positions * config.vocab_size if is_lm else outputs.get(head, batch * tokens * config.num_labels)
+    logits = size * labels
 
     gathered = 0
     if data > 1:  # the block at work, the next one, and a copy of that; in training with their gradients
