@@ -215,7 +215,9 @@ def make_parser() -> argparse.ArgumentParser:
     tools.add_parser("badges", help="print Binder and Colab badges").add_argument("repository", metavar="OWNER/NAME")
     command.set_defaults(run=course)
 
-    command = commands.add_parser("distributed", help="on several GPUs, under torchrun: python -> torchrun")
+    command = commands.add_parser(
+        "distributed", help="run on several GPUs: torchrun --nproc-per-node N -m xlmrxl_min distributed TASK"
+    )
     tasks = command.add_subparsers(required=True, metavar="TASK")
     task = tasks.add_parser("fill", help="predict the <mask> tokens of a text")
     task.add_argument("text")
@@ -251,9 +253,7 @@ def main(arguments: list[str] | None = None) -> int:
     sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]  # a terminal may claim to be ASCII
     try:
         options.run(options)
-    except (OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and type(error).__name__ != "RankError":
-            raise
+    except (OSError, ValueError) as error:
         print(error, file=sys.stderr, flush=True)
         return 2
     return 0

@@ -22,7 +22,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 MIN_TORCH = (2, 12)  # before, DTensor's sharded embedding and FSDP's backward pass fail with this model
 
 
-class RankError(RuntimeError):
+class RankError(ConnectionError):
     """Ranks could not communicate: one of them has died, or did not answer in time."""
 
 
