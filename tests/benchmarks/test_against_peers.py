@@ -35,6 +35,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [*TASKS, *LOADS])
 def test_answers_are_equal(task, folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(against_peers, "random_ids", lambda batch, tokens, _=0: random_ids(batch, tokens))
@@ -52,13 +53,14 @@ def test_answers_are_equal(task, folder, tmp_path, capsys, monkeypatch):
         compare(task, answers)
 
 
-def test_what_is_no_number_is_refused():
+def test_nan_is_rejected():
     with pytest.raises(AssertionError, match="answers differ by nan"):
         compare("a row", {"ours": [torch.ones(3)], "theirs": [torch.tensor([1.0, torch.nan, 1])]})
     with pytest.raises(ValueError, match="zip"):
         compare("a row", {"ours": [torch.ones(3)], "theirs": []})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["forward 1×12", "load XL: float32 file"])
 def test_contenders_take_turns(task, folder, monkeypatch):
     for name, value in {"TURNS": 3, "TURNS_S": 0, "ROUNDS": 2, "PRODUCT": (8, 8, 8)}.items():
