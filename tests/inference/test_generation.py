@@ -316,7 +316,7 @@ BAD = {
     "a list": ([[5, 6]], {}, "input_ids is a list, but must be a tensor"),
     "unknown ids": (torch.tensor([[5, 61]]), {}, "input_ids holds 61, but allowed are 0 to 60"),
     "a mask of another shape": (None, {"attention_mask": torch.ones(1, 4)}, "attention_mask has shape"),
-    "beams and drawing": (None, {"num_beams": 2, "do_sample": True}, "beam search .* does not sample: leave out either"),
+    "beams and drawing": (None, {"num_beams": 2, "do_sample": True}, "beam search .* does not sample: leave out"),
     "beams and temperature": (None, {"num_beams": 2, "temperature": 0.5}, "beam search .* does not sample: leave out"),
     "no beams": (None, {"num_beams": 0}, "num_beams=0 is impossible: take 1"),
     "too many beams": (None, {"num_beams": 31}, "num_beams=31 is impossible: take 1 to 30"),
