@@ -61,17 +61,10 @@ class Sharding:
 
 
 def load(
-    cls: type[Model],
-    source: str | os.PathLike[str],
-    *,
-    config: XLMRobertaXLConfig | None = None,
-    dtype: torch.dtype | str | None = None,
-    device: torch.device | str = "cpu",
-    quantize: str | None = None,
-    progress: bool = True,
-    sharding: Sharding | None = None,
-    **config_overrides: Any,
-) -> Model:
+    cls: type[Model], source: str | os.PathLike[str], *, config: XLMRobertaXLConfig | None = None,
+    dtype: torch.dtype | str | None = None, device: torch.device | str = "cpu", quantize: str | None = None,
+    progress: bool = True, sharding: Sharding | None = None, **config_overrides: Any,
+) -> Model:  # fmt: skip
     """Build a model with the weights of `source`, in evaluation mode; see `PreTrainedModel.from_pretrained`.
 
     sharding: which shard of each weight to load (default: all of it). Each weight is allocated once, in its final
@@ -135,12 +128,9 @@ def locate_weights(source: str | os.PathLike[str]) -> Path:
 
 
 def resolve_config(
-    source: str | os.PathLike[str],
-    checkpoint: Checkpoint,
-    tensors: dict[str, Tensor],
-    config: XLMRobertaXLConfig | None = None,
-    overrides: dict[str, Any] | None = None,
-) -> XLMRobertaXLConfig:
+    source: str | os.PathLike[str], checkpoint: Checkpoint, tensors: dict[str, Tensor],
+    config: XLMRobertaXLConfig | None = None, overrides: dict[str, Any] | None = None,
+) -> XLMRobertaXLConfig:  # fmt: skip
     """A copy of `config` if given, or else that of `source`, with `overrides` on top."""
     if config is None and checkpoint.format != "fairseq":
         return XLMRobertaXLConfig.from_pretrained(source, **(overrides or {}))
@@ -166,16 +156,14 @@ def match_parameters(
         first = name.removeprefix(prefix).removeprefix(outer).split(".")[0]
         return first if first in HEAD_MODULES else None
 
-    stored: dict[str, Tensor] = {}
-    missing: dict[str, tuple[str, str | None]] = {}
-    misfits, used = [], set()
+    stored, missing, misfits, used = {}, {}, [], set()
     for ours, parameter in model.named_parameters():  # a tied pair counts once
         if quantizing and ours.endswith(".scale"):
             continue
         name = hugging_face_name(ours)
         inner = name.removeprefix("roberta.")
-        in_head = inner.split(".")[0] in HEAD_MODULES
-        candidates = [(outer if in_head and not inner.startswith("pooler.") else prefix) + inner]
+        head = inner.split(".")[0] if inner.split(".")[0] in HEAD_MODULES else None
+        candidates = [(outer if head not in (None, "pooler") else prefix) + inner]
         if inner in ALIASES and (inner != WORD_EMBEDDINGS or model.config.tie_word_embeddings):
             candidates.append(outer + ALIASES[inner])
         found = [candidate for candidate in candidates if candidate in tensors]
@@ -189,17 +177,12 @@ def match_parameters(
         if found:
             stored[ours] = tensors[found[0]]
         else:
-            missing[ours] = (name, inner.split(".")[0] if in_head else None)
+            missing[ours] = (name, head)
     stored_heads, used_heads = {head_of(name) for name in tensors}, {head_of(name) for name in used}
     newly_initialized = [ours for ours, (_, head) in missing.items() if head and head not in stored_heads]
-    unexpected = [
-        name
-        for name in tensors
-        if name not in used
-        and not LEGACY_BUFFERS.search(name)
-        and not (head_of(name) and head_of(name) not in used_heads)  # a head for another task is ignored
-    ]
     lost = [name for ours, (name, _) in missing.items() if ours not in newly_initialized]
+    unexpected = [name for name in tensors if name not in used and not LEGACY_BUFFERS.search(name)]
+    unexpected = [n for n in unexpected if not head_of(n) or head_of(n) in used_heads]  # no head for another task
     kinds = (("missing", lost), ("unexpected", unexpected), ("of another shape", misfits))
     faults = [f"{kind}: {', '.join(sorted(names))}" for kind, names in kinds if names]
     if faults:
@@ -239,14 +222,9 @@ def target_dtype(parameter: Tensor, dtype: torch.dtype) -> torch.dtype:
 
 
 def copy_weights(
-    model: PreTrainedModel,
-    shards: dict[str, Tensor],
-    mapped: set[str],
-    dtype: torch.dtype,
-    device: torch.device,
-    progress: bool,
-    sharding: Sharding,
-) -> None:
+    model: PreTrainedModel, shards: dict[str, Tensor], mapped: set[str], dtype: torch.dtype, device: torch.device,
+    progress: bool, sharding: Sharding,
+) -> None:  # fmt: skip
     """Set the parameters of `mapped` to their stored shards, and the others to copies of these on `device`."""
     copies: list[tuple[Tensor, Tensor, Tensor | None]] = []
     for name, shard in shards.items():
@@ -259,11 +237,8 @@ def copy_weights(
             copies.append((target, shard, scale))
         set_parameter(model, name, sharding.to_dtensor(target, parameter))
     copies.sort(key=lambda copy: -copy[1].nbytes)  # the threads are done at about the same time
-    total = sum(source.nbytes for _, source, _ in copies)
-    with (
-        tqdm(total=total, unit="B", unit_scale=True, disable=not progress, delay=2) as bar,
-        ThreadPoolExecutor(NUM_THREADS) as threads,
-    ):
+    bar = tqdm(total=sum(copy[1].nbytes for copy in copies), unit="B", unit_scale=True, disable=not progress, delay=2)
+    with bar, ThreadPoolExecutor(NUM_THREADS) as threads:
         for size in threads.map(lambda copy: copy_in_chunks(*copy), copies):
             bar.update(size)
 

@@ -14,12 +14,11 @@ import re
 import warnings
 import zipfile
 from argparse import Namespace
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -40,7 +39,7 @@ DTYPES = {  # by their names in safetensors
 }  # fmt: skip
 FAIRSEQ_SHARD = re.compile(r"(-shard|_part)-?\d+\.pt$")
 FETCH_AGAIN = "fetch it again"
-Content = TypeVar("Content")
+TOO_LARGE = "unable to mmap"  # in the error for a file of which the system refuses a private map
 
 
 @dataclass
@@ -127,31 +126,20 @@ def open_file(path: Path) -> Checkpoint:
     except Exception as error:  # a broken pickle can raise anything
         why = describe(error, "safetensors") if is_safetensors else explain_pickle(path, error)
         raise checkpoint_error(path, *why) from error
-    for name, tensor in checkpoint.tensors.items():
-        check_tensor(path, name, tensor)
-    checkpoint.tensors = {name: tensor.detach() for name, tensor in checkpoint.tensors.items()}  # no Parameters
+    checkpoint.tensors = {name: plain_tensor(path, name, value) for name, value in checkpoint.tensors.items()}
     return checkpoint
 
 
-def check_tensor(path: Path, name: Any, tensor: Any) -> None:
-    """Raise CheckpointError unless `tensor` is a plain one, with a value in memory for each element."""
-    if not isinstance(name, str) or not isinstance(tensor, Tensor):
-        raise checkpoint_error(path, f"has {name!r}, a {type(tensor).__name__}, among its tensors", "take it out")
-    is_plain = tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_neg()
-    is_plain = is_plain and tensor.device.type == "cpu" and tensor.dtype in DTYPES.values()
-    if not is_plain or tensor.nbytes > tensor.untyped_storage().nbytes():  # fewer bytes: expanded, to any size
-        problem = f"has {name!r} as a {tensor.layout} tensor of {tensor.dtype}".replace("torch.", "")
+def plain_tensor(path: Path, name: Any, value: Any) -> Tensor:
+    """`value`, detached. Raises CheckpointError unless it is a tensor on the CPU with a number for each element."""
+    if not isinstance(name, str) or not isinstance(value, Tensor):
+        raise checkpoint_error(path, f"has {name!r}, a {type(value).__name__}, among its tensors", "take it out")
+    is_plain = value.layout is torch.strided and not value.is_quantized and not value.is_neg()
+    is_plain = is_plain and value.device.type == "cpu" and value.dtype in DTYPES.values()
+    if not is_plain or value.nbytes > value.untyped_storage().nbytes():  # fewer bytes: expanded, to any size
+        problem = f"has {name!r} as a {value.layout} tensor of {value.dtype}".replace("torch.", "")
         raise checkpoint_error(path, problem, "make it a contiguous one of " + ", ".join(DTYPES))
-
-
-def map_file(open_private: Callable[[], Content], open_shared: Callable[[], Content]) -> tuple[Content, bool]:
-    """What the first function returns, and True; or what the second does, and False, where memory does not allow it."""
-    try:
-        return open_private(), True
-    except RuntimeError as error:
-        if "unable to mmap" not in str(error):
-            raise
-    return open_shared(), False
+    return value.detach()
 
 
 # ---- sharded checkpoints
@@ -193,27 +181,25 @@ def open_sharded(path: Path) -> Checkpoint:
 
 
 def open_safetensors(path: Path) -> Checkpoint:
-    tensors, is_writable = map_file(partial(map_safetensors, path), partial(map_safetensors_read_only, path))
-    return Checkpoint(path, "safetensors", tensors, is_writable=is_writable)
-
-
-def map_safetensors(path: Path) -> dict[str, Tensor]:
-    with safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-
-
-def map_safetensors_read_only(path: Path) -> dict[str, Tensor]:
-    """The same for a file larger than memory, of which `safe_open` can check the header but not map the data."""
+    try:
+        with safe_open(path, "pt") as file:
+            return Checkpoint(path, "safetensors", {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except RuntimeError as error:  # the header is checked, but the data cannot be mapped
+        if TOO_LARGE not in str(error):
+            raise
     with open(path, "rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
-    header.pop("__metadata__", None)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given buffer is not writable")
         values = torch.frombuffer(data, dtype=torch.uint8)[start:]
-    spans = {name: slice(*entry["data_offsets"]) for name, entry in header.items()}
-    return {name: values[spans[name]].view(DTYPES[e["dtype"]]).view(e["shape"]) for name, e in header.items()}
+    tensors = {
+        name: values[slice(*entry["data_offsets"])].view(DTYPES[entry["dtype"]]).view(entry["shape"])
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+    return Checkpoint(path, "safetensors", tensors, is_writable=False)
 
 
 # ---- pickles of torch: .bin and .pt
@@ -226,15 +212,16 @@ def open_pickle(path: Path) -> Checkpoint:
     if is_zip:
         check_zip(path)
     load = partial(torch.load, path, map_location="cpu", weights_only=True, mmap=is_zip)
-
-    def load_shared() -> Any:
-        with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
-            return load()
-
     allowed = {Namespace} - set(torch.serialization.get_safe_globals())  # a class in both would be taken out at the end
     with warnings.catch_warnings(), torch.serialization.safe_globals([*allowed]):
         warnings.simplefilter("ignore")
-        content, is_writable = map_file(load, load_shared)
+        try:
+            content, is_writable = load(), True
+        except RuntimeError as error:
+            if TOO_LARGE not in str(error):
+                raise
+            with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
+                content, is_writable = load(), False
     if not isinstance(content, dict):
         raise checkpoint_error(path, f"holds a {type(content).__name__}", "save the state_dict() instead")
     tensors = next((content[key] for key in ("model", "state_dict") if isinstance(content.get(key), dict)), content)

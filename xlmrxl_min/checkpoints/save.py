@@ -9,7 +9,6 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
 
 from ..model import PreTrainedModel
 from ..utils import atomic_write
@@ -17,8 +16,8 @@ from . import CheckpointError
 from .config import CONFIG_FILE, config_to_json
 from .names import ALIASES, hugging_face_name
 
-WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
-SHARD = "model-{:05d}-of-{:05d}.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+WEIGHT_FILE = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 
 def save(model: PreTrainedModel, folder: str | os.PathLike[str], *, max_shard_size: int | str = "5GB") -> None:
@@ -28,6 +27,8 @@ def save(model: PreTrainedModel, folder: str | os.PathLike[str], *, max_shard_si
     CheckpointError if the files cannot be written, and ValueError for an impossible size, a hidden_act that is a
     function, or an LM head whose tie contradicts the config.
     """
+    from huggingface_hub import split_torch_state_dict_into_shards  # slow to import
+
     head = model.get_output_embeddings()
     is_tied = head is not None and head.weight is model.get_input_embeddings().weight
     if head is not None and is_tied != model.config.tie_word_embeddings:
@@ -39,47 +40,31 @@ def save(model: PreTrainedModel, folder: str | os.PathLike[str], *, max_shard_si
     for ours, parameter in model.state_dict().items():
         if not (is_tied and ours in ("lm_head.decoder.weight", "lm_head.decoder.scale")):
             tensors[ALIASES.get(ours) or hugging_face_name(ours)] = parameter.detach()
-    dtype = str(model.dtype).removeprefix("torch.")  # transformers has called it by both names
-    more = {"architectures": [type(model).__name__], "torch_dtype": dtype, "dtype": dtype}
-    text, shards = config_to_json(model.config, **more), split_into_shards(tensors, parse_size(max_shard_size))
-    names = [WEIGHTS_FILE] if len(shards) == 1 else [SHARD.format(i, len(shards)) for i in range(1, len(shards) + 1)]
-    index = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
-    more_files = [CONFIG_FILE] if len(shards) == 1 else [CONFIG_FILE, INDEX_FILE]
-    folder = Path(folder)
+    shards = split_torch_state_dict_into_shards(tensors, max_shard_size=parse_size(max_shard_size))
+    dtype = str(model.dtype).removeprefix("torch.")  # under both of the names that transformers has used
+    texts = {
+        CONFIG_FILE: config_to_json(model.config, architectures=[type(model).__name__], torch_dtype=dtype, dtype=dtype)
+    }
+    if shards.is_sharded:
+        metadata = {"total_size": sum(tensor.nbytes for tensor in tensors.values())}
+        index = {"metadata": metadata, "weight_map": shards.tensor_to_filename}
+        texts[INDEX_FILE] = json.dumps(index, indent=1) + "\n"
+    folder, names = Path(folder), [*texts, *shards.filename_to_tensors]
     try:
-        with atomic_write(*(folder / name for name in (*more_files, *names))) as drafts:
-            drafts[0].write_text(text, encoding="utf-8")
-            if len(shards) > 1:
-                total = sum(tensor.nbytes for tensor in tensors.values())
-                content = {"metadata": {"total_size": total}, "weight_map": index}
-                drafts[1].write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            for draft, shard in zip(drafts[len(more_files) :], shards, strict=True):
-                own = {name: tensor.contiguous().cpu() for name, tensor in shard.items()}
-                save_file(own, draft, metadata={"format": "pt"})
+        with atomic_write(*(folder / name for name in names)) as drafts:
+            for draft, text in zip(drafts, texts.values(), strict=False):
+                draft.write_text(text, encoding="utf-8")
+            for draft, shard in zip(drafts[len(texts) :], shards.filename_to_tensors.values(), strict=True):
+                save_file({n: tensors[n].contiguous().cpu() for n in shard}, draft, metadata={"format": "pt"})
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder} could not be written ({error}): what was there is as it was.") from error
-    for stale in folder.glob("model*.safetensors*"):  # of an earlier save: it would be read instead, or lie about
-        if stale.name not in (*more_files, *names) and re.fullmatch(
-            r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?", stale.name
-        ):
-            stale.unlink()
-
-
-def split_into_shards(tensors: dict[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
-    """Fill shards of at most `limit` bytes, in order; a larger tensor is a shard of its own."""
-    shards: list[dict[str, Tensor]] = [{}]
-    size = 0
-    for name, tensor in tensors.items():
-        if shards[-1] and size + tensor.nbytes > limit:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor
-        size += tensor.nbytes
-    return shards
+    for path in folder.iterdir():  # weights of an earlier save, which would be read instead
+        if path.name not in names and WEIGHT_FILE.fullmatch(path.name):
+            path.unlink()
 
 
 def parse_size(size: int | str) -> int:
-    """5_000_000 or "5MB" -> 5000000. ValueError for anything else."""
+    """5_000_000 or "5MB" -> 5000000. Raises ValueError for anything else."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", str(size).strip().upper())
     if not found or float(found[1]) <= 0:
         raise ValueError(f"max_shard_size={size!r} is no size: take a number of bytes, or a text such as '5GB'.")
