@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from reference import SMALL, twins
+from transformers_reference import SMALL, twins
 
 import xlmrxl_min
 from xlmrxl_min import Cache, XLMRobertaXLConfig
@@ -20,6 +20,7 @@ CASES = {
     "ids as floats": ({"input_ids": IDS.float()}, "input_ids must be integers, not torch.float32"),
     "ids of one axis": ({"input_ids": IDS[0]}, r"the input has shape \(5,\), but must be \(batch, tokens\)"),
     "no tokens": ({"input_ids": IDS[:, :0]}, r"the input has shape \(2, 0\).* at least one token"),
+    "a list of token types": ({"input_ids": IDS, "token_type_ids": [[0] * 5] * 2}, "token_type_ids is a list"),
     "too many tokens": (
         {"input_ids": IDS.repeat(1, 8)},
         "40 tokens are too many: there is room for 38, so cut",
@@ -131,7 +132,7 @@ def test_a_cache_that_does_not_fit():
     )
     refused(lambda: model(IDS, past_key_values=Cache(1)), "hold 1 layers")
     model.gradient_checkpointing_enable()
-    refused(lambda: model.train()(IDS, past_key_values=cache), "only a decoder's own go back in")
+    refused(lambda: model.train()(IDS, past_key_values=cache), "do not go with gradient checkpointing")
 
 
 @pytest.mark.parametrize("position_embedding_type", ["absolute", "relative_key"])
@@ -261,3 +262,25 @@ def test_a_query_without_anything_to_see_is_finite():
     torch.testing.assert_close(
         twins("Model")[1](IDS, mask, output_attentions=True).attentions[0][0, :, 3], torch.full((3, 5), 0.2)
     )
+
+
+def test_pruning_keeps_frozen_weights_frozen_and_rejects_int8(tmp_path):
+    model = twins("ForMaskedLM")[1].requires_grad_(False)
+    model.prune_heads({0: [1]})
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    model.save_pretrained(tmp_path)
+    quantized = type(model).from_pretrained(tmp_path, quantize="int8")
+    refused(lambda: quantized.prune_heads({1: [0]}), "cannot prune int8 weights")
+
+
+def test_an_output_advises_only_options_that_exist():
+    out = twins("ForMaskedLM")[1](IDS)
+    for name, advice in {
+        "loss": "pass labels",
+        "attentions": "output_attentions=True",
+        "start_logits": "logits",
+    }.items():
+        with pytest.raises(KeyError, match=advice):
+            out[name]
+    with pytest.raises(AttributeError, match="no 'losses'"):
+        out.losses = 1

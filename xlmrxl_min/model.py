@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -30,14 +30,12 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from . import base
-from .base import Cache, GenerationMixin, LayerCache, ModelOutput, PreTrainedConfig, PreTrainedModel
+from .base import Cache, GenerationMixin, LayerCache, ModelOutput, PreTrainedConfig, PreTrainedModel, input_checks
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu, "relu": F.relu, "silu": F.silu, "gelu_new": partial(F.gelu, approximate="tanh"),
-}  # fmt: skip
+gelu_new = partial(F.gelu, approximate="tanh")
+ACTIVATIONS: dict[str, Any] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu, "gelu_new": gelu_new}
 QUERY_BLOCK_SIZE = 128  # queries whose relative scores are computed at once: a larger block needs more memory
-Opt: TypeAlias = "Tensor | None"
+Opt: TypeAlias = "Tensor | None"  # most arguments are optional
 
 
 @dataclass
@@ -77,6 +75,7 @@ class XLMRobertaXLConfig(PreTrainedConfig):
     output_attentions: bool = False
     output_hidden_states: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
+    activations: ClassVar[dict[str, Any]] = ACTIVATIONS  # for validation
 
     @classmethod
     def xl(cls, **overrides: Any) -> XLMRobertaXLConfig:
@@ -87,24 +86,24 @@ class XLMRobertaXLConfig(PreTrainedConfig):
         return cls(**{"hidden_size": 4096, "num_hidden_layers": 48, "intermediate_size": 16384, **overrides})
 
 
-def build_attention_mask(mask: Opt, queries: int, keys: int, device: torch.device, causal: bool) -> Opt:
-    """0/1 mask `b k` or `b q k` -> `b 1 q k` or `b 1 1 k`, True = may attend; None where every query may attend to all.
+def build_attention_mask(mask: Opt, queries: int, keys: int, device: torch.device, is_causal: bool) -> Opt:
+    """0/1 mask `b k` -> `b 1 1 k`, `b q k` -> `b 1 q k`, True = may attend; None if every query may attend to all keys.
 
-    causal: a query attends to itself and to earlier tokens; a `b q k` mask is used as it is, as in the reference.
+    is_causal: -> `b 1 q k` or `1 1 q k`; a query attends to itself and to earlier tokens. As in Hugging Face, a `b q k`
+    mask is used as it is.
     """
     allowed = None
-    if mask is not None and not (base.is_readable(mask) and bool(mask.all())):
+    if mask is not None and not (input_checks.is_readable(mask) and bool(mask.all())):
         allowed = rearrange(mask.to(device) != 0, "b k -> b 1 1 k" if mask.dim() == 2 else "b q k -> b 1 q k")
-    if causal and queries > 1 and (mask is None or mask.dim() == 2):
-        positions = torch.arange(keys, device=device)
-        earlier = rearrange(positions[-queries:], "q -> 1 1 q 1") >= rearrange(positions, "k -> 1 1 1 k")
-        allowed = earlier if allowed is None else allowed & earlier
+    if is_causal and queries > 1 and (mask is None or mask.dim() == 2):
+        causal_mask = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+        allowed = rearrange(causal_mask, "q k -> 1 1 q k") if allowed is None else allowed & causal_mask
     return allowed
 
 
 def mask_to_bias(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
     """True -> 0, False -> a number far below any score; added to the scores before the softmax."""
-    low = torch.finfo(dtype).min / 2  # not -inf: the softmax of a fully masked row is uniform then, not NaN
+    low = torch.finfo(dtype).min / 2  # half, so that a score cannot make it -inf: a fully masked row would be NaN
     return torch.zeros_like(attention_mask, dtype=dtype).masked_fill(~attention_mask, low)
 
 
@@ -127,9 +126,9 @@ class Embeddings(nn.Module):
             hidden = hidden + self.position(position_ids)
         return self.dropout(hidden)
 
-    def make_position_ids(self, is_token: Tensor, num_cached: Tensor | int = 0) -> Tensor:  # b t -> b t
-        """Tokens count from pad_token_id + 1, after `num_cached` (b 1) earlier ones; padding has pad_token_id."""
-        return (is_token.cumsum(-1) + num_cached) * is_token + self.config.pad_token_id
+    def make_position_ids(self, is_token: Tensor, num_earlier: Tensor | int = 0) -> Tensor:  # b t -> b t
+        """Tokens count from pad_token_id + 1, after `num_earlier` (b 1) cached ones; padding has pad_token_id."""
+        return (is_token.cumsum(-1) + num_earlier) * is_token + self.config.pad_token_id
 
 
 # b h q d, r d -> b h q k
@@ -141,7 +140,7 @@ def relative_scores(vectors: Tensor, table: Tensor, query_offset: int, num_keys:
     each pair of query and key would hold q k d numbers (tests/parity/test_positions.py).
     """
     start = len(table) // 2 + query_offset  # the row of the distance from the first query to key 0
-    if num_keys == 1:  # decoding with a cache: each query has one distance
+    if num_keys == 1:  # keys in the role of queries, and one new query in that of the keys: nothing to skew
         return einsum(vectors, table[start : start + vectors.shape[2]], "b h q d, q d -> b h q")[..., None]
     blocks = []
     for block in vectors.split(QUERY_BLOCK_SIZE, dim=2):
@@ -159,8 +158,8 @@ def skew(scores: Tensor, num_keys: int) -> Tensor:  # b h q r -> b h q k
     """
     batch, heads, rows, width = scores.shape
     strides = (heads * rows * width, rows * width, width - 1, 1)
-    first_row = rearrange(scores.contiguous(), "b h q r -> b h (q r)")[..., rows - 1 :]
-    return first_row.as_strided((batch, heads, rows, num_keys), strides)
+    flat = rearrange(scores.contiguous(), "b h q r -> b h (q r)")[..., rows - 1 :]
+    return flat.as_strided((batch, heads, rows, num_keys), strides)
 
 
 class Attention(nn.Module):
@@ -206,13 +205,13 @@ class Attention(nn.Module):
         return rearrange(hidden, "b t (h d) -> b h t d", d=self.head_dim)
 
     def bias(self, query: Tensor, key: Tensor, query_offset: int, attention_mask: Opt) -> Opt:
-        """What is added to the scaled scores: b h q d, b h k d, b 1 q k -> b h q k. Queries start at query_offset."""
+        """What is added to the scaled scores, broadcastable to b h q k. The first query has position query_offset."""
         is_relative = self.position_embedding_type != "absolute"
         bias = self.position_bias(query, key, query_offset) if is_relative else None
         if attention_mask is None:
             return bias
-        masked = mask_to_bias(attention_mask, query.dtype)
-        return masked if bias is None else bias + masked
+        mask_bias = mask_to_bias(attention_mask, query.dtype)
+        return mask_bias if bias is None else bias + mask_bias
 
     def position_bias(self, query: Tensor, key: Tensor, query_offset: int) -> Tensor:  # b h q d, b h k d -> b h q k
         """What the distance, query position minus key position, adds to the scaled scores."""
@@ -239,7 +238,7 @@ class Attention(nn.Module):
     def sdpa_attention(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Opt, head_mask: Opt
     ) -> tuple[Tensor, Opt]:
-        """The same by PyTorch's kernels, which do not hold the weights; nor, by blocks of queries, the whole bias."""
+        """The same by PyTorch's fused kernels: the weights are never in memory, a relative bias only block by block."""
         sdpa = partial(F.scaled_dot_product_attention, dropout_p=self.attention_dropout.p if self.training else 0.0)
         query_offset = key.shape[2] - query.shape[2]  # with a cache, the queries are the last tokens
         if self.position_embedding_type == "absolute":
@@ -331,7 +330,7 @@ class XLMRobertaXLModel(PreTrainedModel):
         config, cache = self.config, past_key_values
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        tokens = base.check_inputs(
+        tokens = input_checks.check_inputs(
             self, input_ids, inputs_embeds, attention_mask, token_type_ids, position_ids, head_mask,
             encoder_hidden_states, encoder_attention_mask, cache,
         )  # fmt: skip
@@ -340,20 +339,21 @@ class XLMRobertaXLModel(PreTrainedModel):
 
         queries, device, keys = tokens.shape[1], tokens.device, tokens.shape[1]
         is_token = tokens != config.pad_token_id if inputs_embeds is None else tokens.new_ones(tokens.shape[:2]) > 0
-        num_cached: Tensor | int = 0
+        num_earlier: Tensor | int = 0
         if cache is not None:
-            keys, num_cached = queries + cache.get_seq_length(), cache.num_valid_tokens
+            keys, num_earlier = queries + cache.get_seq_length(), cache.num_valid_tokens
         if position_ids is None:
-            position_ids = self.embeddings.make_position_ids(is_token, num_cached)
-        base.check_length(config, position_ids, keys)
-        mask, encoder_mask = build_attention_mask(attention_mask, queries, keys, device, config.is_decoder), None
+            position_ids = self.embeddings.make_position_ids(is_token, num_earlier)
+        input_checks.check_length(config, position_ids, keys)
+        mask = build_attention_mask(attention_mask, queries, keys, device, is_causal=config.is_decoder)
+        encoder_mask = None
         if encoder_attention_mask is not None and config.add_cross_attention:
             keys = encoder_attention_mask.shape[-1]
-            encoder_mask = build_attention_mask(encoder_attention_mask, queries, keys, device, causal=False)
+            encoder_mask = build_attention_mask(encoder_attention_mask, queries, keys, device, is_causal=False)
         # The fused kernels give wrong gradients for queries that may attend to nothing, such as those of left padding.
         given = ((mask, attention_mask), (encoder_mask, encoder_attention_mask))
-        is_eager = torch.is_grad_enabled() and any(base.has_fully_masked_rows(self, *masks) for masks in given)
-        head_masks = base.expand_head_mask(self, head_mask)
+        is_eager = torch.is_grad_enabled() and any(input_checks.has_fully_masked_rows(self, *masks) for masks in given)
+        head_masks = input_checks.expand_head_mask(self, head_mask)
 
         hidden = self.embeddings(input_ids, inputs_embeds, token_type_ids, position_ids)
         hidden_states, attentions, cross_attentions = [hidden], [], []
@@ -365,8 +365,9 @@ class XLMRobertaXLModel(PreTrainedModel):
                 hidden, mask, encoder_hidden_states, encoder_mask, head_masks[i], *caches,
                 output_attentions or is_eager,
             )  # fmt: skip
-            attentions.append(weights)
-            cross_attentions.append(cross_weights)
+            if output_attentions:
+                attentions.append(weights)
+                cross_attentions.append(cross_weights)
             if output_hidden_states:
                 hidden_states.append(hidden)
         hidden = self.norm(hidden)
@@ -410,8 +411,8 @@ class ClassificationHead(nn.Module):
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = -100, name: str = "labels") -> Tensor:
-    """Mean loss of `logits` `… v` at labels `…` other than `ignore_index`. Raises ValueError if they do not fit."""
-    base.check_labels(name, labels, logits, ignore_index)
+    """Mean loss of `logits` `… v` at labels `…` other than `ignore_index`; used by training/loop.py, too."""
+    input_checks.check_labels(name, labels, logits, ignore_index)
     flat = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1).long()
     return F.cross_entropy(*flat, ignore_index=ignore_index)
 
@@ -437,7 +438,7 @@ class XLMRobertaXLForMaskedLM(PreTrainedModel):
         """labels `b t`: the masked tokens, -100 elsewhere. The other arguments are XLMRobertaXLModel's."""
         out = self.backbone(
             input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds, encoder_hidden_states,
-            encoder_attention_mask, None, None, output_attentions, output_hidden_states,
+            encoder_attention_mask, output_attentions=output_attentions, output_hidden_states=output_hidden_states,
         )  # fmt: skip
         logits = self.lm_head(out.last_hidden_state)
         return out.with_logits(None if labels is None else cross_entropy(logits, labels), logits=logits)
@@ -498,13 +499,13 @@ class XLMRobertaXLForSequenceClassification(PreTrainedModel):
         return out.with_logits(None if labels is None else self.loss(logits, labels), logits=logits)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """By problem_type; without one, by the number of labels and their dtype, as in the reference."""
-        inferred = "single_label" if labels.dtype in (torch.long, torch.int) else "multi_label"
-        inferred = "regression" if self.config.num_labels == 1 else f"{inferred}_classification"
-        problem = self.config.problem_type or inferred
+        """By problem_type; without one, by the number of labels and their dtype, as in Hugging Face."""
+        is_class = labels.dtype in (torch.long, torch.int)
+        inferred = "single_label_classification" if is_class else "multi_label_classification"
+        problem = self.config.problem_type or ("regression" if self.config.num_labels == 1 else inferred)
         if problem == "single_label_classification":
             return cross_entropy(logits, labels.reshape(-1))
-        base.check_values(labels, logits, problem)
+        input_checks.check_values(labels, logits, problem)
         loss = F.mse_loss if problem == "regression" else F.binary_cross_entropy_with_logits
         return loss(logits, labels.reshape(logits.shape).to(logits.dtype))
 
@@ -527,7 +528,7 @@ class XLMRobertaXLForMultipleChoice(PreTrainedModel):
     ) -> ModelOutput:  # fmt: skip
         """input_ids, token_type_ids, attention_mask, position_ids `b c t`, inputs_embeds `b c t e`; labels `b`."""
         given = input_ids if inputs_embeds is None else inputs_embeds
-        choices = base.check_choices(given, axes=3 if inputs_embeds is None else 4)
+        choices = input_checks.check_choices(given, axes=3 if inputs_embeds is None else 4)
         by_token = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         ids, mask, types, positions, embeds = (
             None if x is None else rearrange(x, "b c ... -> (b c) ...") for x in by_token
@@ -594,6 +595,6 @@ class XLMRobertaXLForQuestionAnswering(PreTrainedModel):
         if start_positions is not None and end_positions is not None:
             length = start.shape[1]  # positions beyond it are ignored
             first, last = (positions.reshape(-1).clamp(0, length) for positions in (start_positions, end_positions))
-            start_loss = cross_entropy(start, first, length, "start_positions")
-            loss = (start_loss + cross_entropy(end, last, length, "end_positions")) / 2
+            start_loss = cross_entropy(start, first, ignore_index=length, name="start_positions")
+            loss = (start_loss + cross_entropy(end, last, ignore_index=length, name="end_positions")) / 2
         return out.with_logits(loss, start_logits=start, end_logits=end)

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 from formats import logits
-from reference import SMALL, error, twins
 from safetensors.torch import load_file
 from test_fairseq import SETTINGS, fairseq_state
+from transformers_reference import SMALL, error, twins
 
 import xlmrxl_min
 from xlmrxl_min import (

@@ -11,9 +11,9 @@ from collections import Counter
 import pytest
 import torch
 from formats import BIN, MODEL_PT, SAFETENSORS, bits, equal, samples, write, write_shards
-from reference import twins
 from safetensors.torch import load_file, save_file
 from test_readers import payloads
+from transformers_reference import twins
 
 from xlmrxl_min import CheckpointError, XLMRobertaXLForMaskedLM
 from xlmrxl_min.checkpoints.names import ALIASES, hugging_face_name

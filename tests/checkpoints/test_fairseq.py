@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 from formats import logits
-from reference import error, twins
+from transformers_reference import error, twins
 
 from xlmrxl_min import CheckpointError, XLMRobertaXLForMaskedLM, XLMRobertaXLForSequenceClassification
 

@@ -13,10 +13,10 @@ from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
-from reference import SMALL, twins
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers_reference import SMALL, twins
 
 import xlmrxl_min
 from xlmrxl_min import CheckpointError, XLMRobertaTokenizer, XLMRobertaXLConfig, XLMRobertaXLForMaskedLM, fill_mask

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from formats import IDS, logits
-from reference import SMALL, error, twins
 from safetensors.torch import load_file
+from transformers_reference import SMALL, error, twins
 
 from xlmrxl_min import (
     CheckpointError,

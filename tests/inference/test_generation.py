@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from reference import error, twins
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers_reference import error, twins
 
 from xlmrxl_min import XLMRobertaXLForCausalLM
 from xlmrxl_min.inference.generation import Beam, GenerationState, beam_search, sampling_probs

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 import transformers
-from reference import error, twins
+from transformers_reference import error, twins
 
 from xlmrxl_min import (
     XLMRobertaTokenizer,

@@ -5,9 +5,9 @@ import weakref
 
 import pytest
 import torch
-from reference import twins
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers_reference import twins
 
 from xlmrxl_min import XLMRobertaTokenizer, XLMRobertaXLConfig, XLMRobertaXLForMaskedLM, XLMRobertaXLModel
 from xlmrxl_min.interpret import (

@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 import torch
-from reference import TASKS, draw, error, output_error, twins
 from test_parity import compute_loss
+from transformers_reference import TASKS, draw, error, output_error, twins
 
 SEEDS = range(503, 519)  # with every task, position type and kind of mask (the second test)
 FAST = {503, 509}

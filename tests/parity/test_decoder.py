@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import error, output_error, twins
+from transformers_reference import error, output_error, twins
 
 from xlmrxl_min import Cache
 

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from reference import SMALL, TASKS, draw, error, gradient_error, output_error, twins
+from transformers_reference import SMALL, TASKS, draw, error, gradient_error, output_error, twins
 
 from xlmrxl_min import XLMRobertaXLConfig, XLMRobertaXLForMaskedLM, XLMRobertaXLModel
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from einops import einsum, rearrange
-from reference import error, gradient_error, twins
+from transformers_reference import error, gradient_error, twins
 
 from xlmrxl_min.model import QUERY_BLOCK_SIZE, relative_scores, skew
 

@@ -16,16 +16,16 @@ import pytest
 import torch
 import torch.distributed as dist
 from einops import rearrange
-from reference import SMALL, TASKS, uneven
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from transformers_reference import SMALL, TASKS, uneven
 
 import xlmrxl_min
 from xlmrxl_min import XLMRobertaTokenizer, XLMRobertaXLConfig, fill_mask
-from xlmrxl_min.base import POSITION_EMBEDDING_TYPES
+from xlmrxl_min.base.config import POSITION_EMBEDDING_TYPES
 from xlmrxl_min.checkpoints import CheckpointError
 from xlmrxl_min.scale.mesh import init_mesh
 from xlmrxl_min.scale.parallel import call_unsharded, num_local_parameters, parallelize

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import xlmrxl_min
 from xlmrxl_min import XLMRobertaXLConfig
 from xlmrxl_min.__main__ import main
-from xlmrxl_min.base import POSITION_EMBEDDING_TYPES
+from xlmrxl_min.base.config import POSITION_EMBEDDING_TYPES
 from xlmrxl_min.checkpoints.int8 import convert_to_int8
 from xlmrxl_min.scale import planner
 from xlmrxl_min.scale.planner import fits, flops, format_plan, parameters, plan, weight_bytes

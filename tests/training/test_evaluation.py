@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import twins
+from transformers_reference import twins
 
 from xlmrxl_min import XLMRobertaXLConfig, XLMRobertaXLForMaskedLM
 from xlmrxl_min.training.evaluation import masked_accuracy, masked_logits, without_positions

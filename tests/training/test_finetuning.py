@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 import transformers
-from reference import SMALL, gradient_error, output_error
+from transformers_reference import SMALL, gradient_error, output_error
 
 from xlmrxl_min import XLMRobertaXLConfig
 from xlmrxl_min.training import tasks

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from reference import twins
+from transformers_reference import twins
 
 from xlmrxl_min.training.loop import compute_loss, fit, lr_schedule
 from xlmrxl_min.training.masking import dynamic_masking

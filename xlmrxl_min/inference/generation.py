@@ -19,7 +19,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 from tqdm import tqdm
 
-from ..base import check_binary_mask, check_tensor
+from ..base.input_checks import check_binary_mask, check_tensor
 from ..model import Cache, XLMRobertaXLForCausalLM
 from ..utils import check_size, eval_mode
 
@@ -113,9 +113,10 @@ def beam_search(
 ) -> Iterator[list[Beams]]:  # fmt: skip
     """Yield the beams of every prompt after each new token. Settings as in `generate`.
 
-    The `num_beams` most probable unfinished sequences continue. Of the candidates, a finished one is kept if it is
-    among the first `num_beams`; after the last step all of these count as finished. A prompt is done when it has
-    `num_beams` finished sequences and the best unfinished one scores no more than the worst of them, as it is now.
+    input_ids `b t`. Each step continues the `num_beams` most probable unfinished sequences. A candidate that ends is
+    kept if it is among the best `num_beams`; after the last step all of these count as finished. As with transformers'
+    early_stopping=False, a prompt is done when it has `num_beams` finished sequences and the current score of the best
+    unfinished one is not above the worst of them. Raises ValueError as `generate` does.
     """
     check_size("num_beams", num_beams, model.config.vocab_size // 2)
     check_size("max_new_tokens", max_new_tokens)
@@ -178,7 +179,7 @@ def best_candidates(logits: Tensor, running: Sequence[Sequence[Beam]], count: in
 
 # … v -> … v
 def sampling_probs(logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0) -> Tensor:
-    """The probabilities to sample from, after three changes in this order; each default changes nothing.
+    """The probabilities `… v` to sample from, after three logits processors in this order; each default is off.
 
     temperature divides the logits: below 1 probable tokens gain, above 1 improbable ones. top_k keeps the most probable
     tokens, with ties of the last one (Fan et al. 2018). top_p keeps the fewest most probable tokens whose probabilities
@@ -197,7 +198,12 @@ def sampling_probs(logits: Tensor, temperature: float = 1.0, top_k: int | None =
 
 
 def validate_sampling(
-    do_sample: bool, generator: torch.Generator | None, copies: int, temperature: float, top_k: int | None, top_p: float
+    do_sample: bool,
+    generator: torch.Generator | None,
+    num_return_sequences: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float,
 ) -> None:
     """Raise ValueError, in one sentence, for settings that are impossible or would have no effect."""
     for name, value, default in (("temperature", temperature, 1), ("top_k", top_k, None), ("top_p", top_p, 1)):
@@ -205,8 +211,8 @@ def validate_sampling(
             raise ValueError(f"{name}={value!r} is for sampling: add do_sample=True.")
     if generator is not None and not do_sample:
         raise ValueError("a generator is for sampling: add do_sample=True.")
-    if copies > 1 and not do_sample:
-        raise ValueError(f"all {copies} sequences would be the same: add do_sample=True, or num_beams.")
+    if num_return_sequences > 1 and not do_sample:
+        raise ValueError(f"all {num_return_sequences} sequences would be the same: add do_sample=True, or num_beams.")
     if not temperature > 0:
         raise ValueError(f"temperature={temperature!r} is impossible: take a number above 0.")
     if not 0 < top_p <= 1:

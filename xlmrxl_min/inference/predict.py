@@ -29,7 +29,7 @@ from ..tokenizer import CONTROL_TOKENS, Encoding, Token, XLMRobertaTokenizer, gr
 from ..utils import check_size, eval_mode, group_by_length, pad_rows
 
 TextOrPair = str | tuple[str, str]
-MAX_PADDING = 64  # tokens per batch: their computation takes about as long as reading the weights once more
+MAX_PADDING = 64  # padding tokens per batch: more cost as much as one more batch
 MAX_PACKED = 512  # tokens per packed row: shorter rows use the hardware less well, longer ones waste masked attention
 
 # From logits to scores, by problem_type.
@@ -76,10 +76,12 @@ def fill_mask(
     model: XLMRobertaXLForMaskedLM, tokenizer: XLMRobertaTokenizer, texts: str | Sequence[str], *,
     top_k: int = 5, batch_size: int = 16, progress: bool = True, truncation: bool = False,
 ) -> list[Any]:  # fmt: skip
-    """Predict the tokens behind each `<mask>` -> for each mask, `top_k` Predictions, most probable first.
+    """Predict each masked token -> for each `<mask>`, a list of `top_k` Predictions, most probable first; for several
+    texts, a list of such lists.
 
-    Probabilities are over the model's whole vocabulary; only ids that the tokenizer knows are returned, and no masks
-    that truncation cuts off. ValueError for a text without a mask, a text that is too long, or an impossible `top_k`.
+    Probabilities are over the model's whole vocabulary. Ids that the tokenizer does not know are left out, and so are
+    masks that truncation removes. ValueError for a text without a mask or one that is too long, and for an impossible
+    `top_k`.
     """
     check_model_type(model, XLMRobertaXLForMaskedLM)
     vocab_size = min(len(tokenizer), model.config.vocab_size)
@@ -162,11 +164,11 @@ def tag(
     model: XLMRobertaXLForTokenClassification, tokenizer: XLMRobertaTokenizer, texts: str | Sequence[str], *,
     by_word: bool = True, batch_size: int = 16, progress: bool = True, truncation: bool = False,
 ) -> list[Any]:  # fmt: skip
-    """Label each word of a text, or with by_word=False each token -> Spans in the order of the text.
+    """Token classification: label each word, or with by_word=False each token -> Spans in the order of the text.
 
     Words end at spaces; for a script without spaces, use by_word=False. A word's label is the one with the largest mean
-    probability over its tokens, which is its score. Special tokens, and what truncation cuts off, get no label; a lone
-    ▁ is a token of zero characters. ValueError for a text that is too long.
+    probability over its tokens, which is its score. Special tokens and truncated tokens get no label. A lone ▁
+    is a token whose span is empty. ValueError for a text that is too long.
     """
     check_model_type(model, XLMRobertaXLForTokenClassification)
     names, inputs, results = model.config.id2label or {}, check_texts(texts), []
@@ -192,7 +194,8 @@ def choose(
     question: str | Sequence[str], options: Sequence[str] | Sequence[Sequence[str]], *,
     batch_size: int = 16, progress: bool = True, truncation: bool = False,
 ) -> list[Any]:  # fmt: skip
-    """Rank the options of a question -> Choices, best first, their probabilities sum to 1; lists likewise.
+    """Multiple choice: rank the options of a question -> Choices, best first; their probabilities sum to 1. For a list
+    of questions with a list of options each, a list of such lists.
 
     The model reads each option in a pair with its question; questions may have different numbers of options.
     ValueError for a question without options, too many or too few lists of options, or a pair that is too long.
@@ -222,7 +225,8 @@ def answer(
     question: str | Sequence[str], passage: str | Sequence[str], *,
     top_k: int = 1, max_answer_len: int = 64, batch_size: int = 16, progress: bool = True, truncation: bool = False,
 ) -> list[Any]:  # fmt: skip
-    """Extract the answer to a question from a passage -> `top_k` Answers, or fewer, best first; lists likewise.
+    """Question answering: extract spans of a passage -> `top_k` Answers, or fewer, best first. For lists of questions
+    and passages, a list of such lists.
 
     Every span of 1 to `max_answer_len` tokens is a candidate; as a lone ▁ is a token, two candidates may have the same
     text. The score is the softmax of start logit + end logit over all candidates (BERT, Devlin et al. 2019, section

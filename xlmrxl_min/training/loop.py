@@ -50,15 +50,19 @@ def fit(
     """Train `model` and return its history: step, loss, lr, grad_norm (before clipping) and seconds of every step.
 
     batches: one epoch, shuffled anew each time; or a function that returns the batches of epoch 0, 1, … in order.
-    learning_rate: the peak; it rises for `warmup_steps` and falls to 0 over the last `decay_fraction` of the steps.
+    learning_rate: the peak of a warmup-stable-decay schedule: linear warm-up for `warmup_steps`, linear decay to 0 over
+    the last `decay_fraction` of the steps.
     gradient_accumulation_steps: batches per step, weighted by their labels, as if they were one large batch.
-    dtype: float32, or bfloat16 or float16 by autocast (float16 with loss scaling).
-    transform: applied to each batch when it is used, such as `masking(tokenizer)`.
+    dtype: "float32", or "bfloat16" or "float16" for mixed precision (autocast; float16 with loss scaling, which skips
+    a step that overflows).
+    transform: applied to each batch when it is used, such as `dynamic_masking(tokenizer)`.
     loss_function: replaces `compute_loss`. optimizers: replace AdamW, with their peak learning rates set.
-    folder: where to save the state; a state found there is resumed if its settings are the same.
+    folder: where to save the state, every `minutes_between_saves`; a state found there is resumed if its settings are
+    the same.
     metadata: further settings to compare, such as a description of the data.
 
-    Parameters with requires_grad=False are not trained. Raises ValueError for impossible settings, for an epoch without
+    loss is the mean per label, in nats; lr is that of the built-in AdamW. Parameters with requires_grad=False are not
+    trained. The model ends in evaluation mode. Raises ValueError for impossible settings, for an epoch without
     batches, and for the saved state of a run with other settings.
     """
     settings = {"steps": steps, "learning_rate": learning_rate, "warmup_steps": warmup_steps, "dtype": dtype}

@@ -1,4 +1,4 @@
-"""Our models beside transformers' own, with the same weights: the oracle of the parity tests."""
+"""Our models beside transformers' own, with the same weights, and random tasks, configurations and inputs for both."""
 
 import random
 

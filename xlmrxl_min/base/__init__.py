@@ -1,0 +1,15 @@
+"""What surrounds the model: config behaviour, output, KV cache, input checks, loading and saving, generation.
+
+Nothing here is needed to understand the mathematics, which is all in model.py.
+"""
+
+from . import input_checks
+from .cache import Cache, LayerCache
+from .config import PreTrainedConfig
+from .generation_mixin import GenerationMixin
+from .output import ModelOutput
+from .pretrained_model import PreTrainedModel
+
+__all__ = [
+    "Cache", "GenerationMixin", "LayerCache", "ModelOutput", "PreTrainedConfig", "PreTrainedModel", "input_checks",
+]  # fmt: skip

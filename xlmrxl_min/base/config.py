@@ -1,0 +1,162 @@
+"""The behaviour of XLMRobertaXLConfig, whose fields are in model.py: reading, writing, validation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+POSITION_EMBEDDING_TYPES = ("absolute", "relative_key", "relative_key_query")
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+
+
+class ConfigOverrides(TypedDict, total=False):
+    """The fields of XLMRobertaXLConfig as keyword arguments, so that a type checker knows them."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    hidden_act: str | Callable[[Tensor], Tensor]
+    hidden_dropout_prob: float
+    attention_probs_dropout_prob: float
+    max_position_embeddings: int
+    type_vocab_size: int
+    initializer_range: float
+    layer_norm_eps: float
+    pad_token_id: int
+    bos_token_id: int
+    eos_token_id: int
+    position_embedding_type: str
+    use_cache: bool
+    classifier_dropout: float | None
+    is_decoder: bool
+    add_cross_attention: bool
+    tie_word_embeddings: bool
+    num_labels: int | None
+    problem_type: str | None
+    id2label: dict[int, str] | None
+    label2id: dict[str, int] | None
+    pruned_heads: dict[int, list[int]]
+    output_attentions: bool
+    output_hidden_states: bool
+
+
+class ModelOverrides(ConfigOverrides, total=False):
+    """What a model's `from_pretrained` takes beside the fields of the config."""
+
+    add_pooling_layer: bool  # of XLMRobertaXLModel
+    torch_dtype: torch.dtype | str | None  # another name of dtype
+
+
+class PreTrainedConfig:
+    """The behaviour of XLMRobertaXLConfig, whose fields are in model.py."""
+
+    if TYPE_CHECKING:  # the fields that are needed here
+        extra: dict[str, Any]
+        activations: ClassVar[dict[str, Any]]
+        max_position_embeddings: int
+        pad_token_id: int
+        position_embedding_type: str
+        hidden_dropout_prob: float
+        classifier_dropout: float | None
+        num_labels: int
+        id2label: dict[int, str]
+        label2id: dict[str, int]
+        pruned_heads: dict[int, list[int]]
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike[str], **config_overrides: Unpack[ConfigOverrides]) -> Self:
+        """Read the `config.json` of a bundled checkpoint, a folder or a hub id; `config_overrides` replace fields.
+
+        Raises CheckpointError if there is none or it is another model's, ValueError for impossible overrides.
+        """
+        from ..checkpoints.config import load_config
+
+        return load_config(cls, source, **config_overrides)  # type: ignore[arg-type, return-value]
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write `config.json` into `folder`, with the keys of Hugging Face."""
+        from ..checkpoints.config import save_config
+
+        save_config(self, folder)  # type: ignore[arg-type]
+
+    def __post_init__(self) -> None:
+        names = self.id2label or {i: f"LABEL_{i}" for i in range(2 if self.num_labels is None else self.num_labels)}
+        names = dict(enumerate(names)) if isinstance(names, list) else names
+        self.id2label = {int(i): name for i, name in names.items()}  # JSON turns integer keys into strings
+        self.label2id = self.label2id or {name: i for i, name in self.id2label.items()}
+        self.num_labels = len(self.id2label) if self.num_labels is None else self.num_labels
+        self.pruned_heads = {int(layer): list(heads) for layer, heads in (self.pruned_heads or {}).items()}
+        self.validate()
+
+    def __getattr__(self, name: str) -> Any:  # called only for what is not a field
+        if name in self.__dict__.get("extra", {}):
+            return self.extra[name]
+        raise AttributeError(f"{type(self).__name__} has no field {name!r}.")
+
+    @property
+    def max_seq_len(self) -> int:
+        """Tokens of the longest input. Absolute positions start at pad_token_id + 1, relative ones have no offset."""
+        is_absolute = self.position_embedding_type == "absolute"
+        return self.max_position_embeddings - (self.pad_token_id + 1 if is_absolute else 0)
+
+    @property
+    def head_dropout_prob(self) -> float:
+        """Dropout of the task heads for sequences and tokens."""
+        return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
+
+    def validate(self) -> None:
+        """Raise ValueError, in one sentence, if no model can be built from this config."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        values["activations"] = ", ".join(self.activations)
+        for names, is_possible, allowed in CONFIG_RULES:
+            for name in names.split():
+                if not is_possible(values[name], self):
+                    allowed = allowed.format_map(values)
+                    raise ValueError(f"{name}={values[name]!r} is impossible: it must be {allowed}.")
+
+
+def is_positive_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and int(value) > 0
+
+
+def is_probability(value: Any) -> bool:  # of dropout: 1 would leave nothing
+    return isinstance(value, Real) and 0 <= float(value) < 1
+
+
+def one_of(names: Iterable[str]) -> str:
+    return f"one of {', '.join(names)}"
+
+
+# Names of fields; whether the value x is possible in the config c; what is allowed.
+CONFIG_RULES: tuple[tuple[str, Callable[[Any, Any], bool], str], ...] = (
+    ("vocab_size hidden_size num_hidden_layers", lambda x, c: is_positive_integer(x), "a positive integer"),
+    ("num_attention_heads intermediate_size", lambda x, c: is_positive_integer(x), "a positive integer"),
+    ("type_vocab_size num_labels", lambda x, c: is_positive_integer(x), "a positive integer"),
+    ("pad_token_id bos_token_id eos_token_id", lambda x, c: x in range(c.vocab_size), "an id below {vocab_size}"),
+    (
+        "max_position_embeddings",
+        lambda x, c: is_positive_integer(x) and x > c.pad_token_id + 1,
+        "above pad_token_id + 1",
+    ),
+    ("hidden_size", lambda x, c: x % c.num_attention_heads == 0, "a multiple of num_attention_heads"),
+    ("hidden_dropout_prob attention_probs_dropout_prob", lambda x, c: is_probability(x), "at least 0, and below 1"),
+    ("classifier_dropout", lambda x, c: x is None or is_probability(x), "None, or at least 0 and below 1"),
+    ("layer_norm_eps", lambda x, c: isinstance(x, Real) and float(x) > 0, "a number above 0"),
+    ("initializer_range", lambda x, c: isinstance(x, Real) and float(x) >= 0, "a number, 0 or more"),
+    ("hidden_act", lambda x, c: callable(x) or x in c.activations, "a function or one of {activations}"),
+    ("position_embedding_type", lambda x, c: x in POSITION_EMBEDDING_TYPES, one_of(POSITION_EMBEDDING_TYPES)),
+    ("problem_type", lambda x, c: x in (None, *PROBLEM_TYPES), f"None or {one_of(PROBLEM_TYPES)}"),
+    ("num_labels", lambda x, c: x == len(c.id2label), "the number of names in id2label"),
+    ("add_cross_attention", lambda x, c: c.is_decoder or not x, "False in an encoder"),
+)
