@@ -340,7 +340,7 @@ def test_broken_weight_files_are_rejected(folder):
         path.write_bytes(content)
         with pytest.raises(
             CheckpointError,
-            match=r"model.safetensors (is empty|is cut short)",
+            match=r"model.safetensors (is empty|is truncated)",
         ):
             XLMRobertaXLForMaskedLM.from_pretrained(folder)
     save_file({"some.other.model.weight": torch.zeros(3)}, path)
@@ -359,7 +359,7 @@ def test_broken_configs_are_rejected(folder):
         (json.dumps({**values, "model_type": None}), "model_type None"),
         (json.dumps({**values, "num_attention_heads": 5}), "hidden_size=24 is impossible"),
         (json.dumps({**values, "layer_norm_eps": "1e-5"}), "layer_norm_eps='1e-5' is impossible"),
-        (json.dumps({**values, "pruned_heads": {"0": 5}}), "makes no model"),
+        (json.dumps({**values, "pruned_heads": {"0": 5}}), "is not a valid config"),
         ("{", "not the JSON of a config"),
         ("[1]", "not the JSON of a config"),
     ):
@@ -381,7 +381,7 @@ def test_unknown_sources_and_options_are_rejected(folder, monkeypatch):
         raise ConnectionError("no network")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
-    with pytest.raises(CheckpointError, match=r"config.json could not be had .*ConnectionError: no network"):
+    with pytest.raises(CheckpointError, match=r"config.json could not be downloaded .*ConnectionError: no network"):
         XLMRobertaXLForMaskedLM.from_pretrained("somebody/something")
     with pytest.raises(ValueError, match="got nmu_labels, which is no option"):
         XLMRobertaXLForMaskedLM.from_pretrained(folder, nmu_labels=3)
@@ -433,7 +433,7 @@ def test_a_failed_save_changes_nothing(max_shard_size, folder):
     handler, (soft, hard) = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (9000, hard))
     try:
-        with pytest.raises(CheckpointError, match=r"could not be written .*: what was there is as it was"):
+        with pytest.raises(CheckpointError, match=r"could not be written .*; existing files are unchanged"):
             other.save_pretrained(folder, max_shard_size=max_shard_size)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -489,11 +489,11 @@ def test_the_config_records_the_saved_dtype(folder):
 def test_a_tie_that_contradicts_the_config_is_not_saved(folder):
     model = XLMRobertaXLForMaskedLM.from_pretrained(folder)
     model.lm_head.decoder.weight = torch.nn.Parameter(model.lm_head.decoder.weight.detach().clone())
-    with pytest.raises(ValueError, match="are two, against tie_word_embeddings=True"):
+    with pytest.raises(ValueError, match="are not tied, but tie_word_embeddings=True"):
         model.save_pretrained(folder)
     model.tie_weights()
     model.config.tie_word_embeddings = False
-    with pytest.raises(ValueError, match="are one, against tie_word_embeddings=False"):
+    with pytest.raises(ValueError, match="are tied, but tie_word_embeddings=False"):
         model.save_pretrained(folder)
 
 

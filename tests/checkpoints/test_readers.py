@@ -255,12 +255,12 @@ def test_files_without_weights_are_rejected(name, tmp_path):
     path.unlink()
     for content, message in (
         (b"", "is empty"),
-        (b"\0", "cut short|not hold the JSON"),
-        (b"not a checkpoint at all", "cut short|not hold the JSON"),
-        (b"<!DOCTYPE html><html>503</html>", "cut short|not hold the JSON"),
-        (b"PK\x03\x04", "cut short|not hold the JSON"),
+        (b"\0", "truncated|not hold the JSON"),
+        (b"not a checkpoint at all", "truncated|not hold the JSON"),
+        (b"<!DOCTYPE html><html>503</html>", "truncated|not hold the JSON"),
+        (b"PK\x03\x04", "truncated|not hold the JSON"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "run git lfs pull"),
-        (struct.pack("<Q", 2**63) + b"{}", "cut short|not hold the JSON"),
+        (struct.pack("<Q", 2**63) + b"{}", "truncated|not hold the JSON"),
     ):
         path.write_bytes(content)
         assert_rejected(tmp_path, message)
@@ -271,7 +271,7 @@ def test_truncated_files_are_rejected(name, tmp_path):
     content = write(tmp_path / name).read_bytes()
     for size in (len(content) // 2, len(content) - 1):
         (tmp_path / name).write_bytes(content[:size])
-        assert_rejected(tmp_path, "is cut short, or not written by")
+        assert_rejected(tmp_path, "is truncated, or not written by")
 
 
 def test_folders_without_weights_list_what_there_is(tmp_path):
@@ -384,10 +384,10 @@ def test_broken_indices_and_shards_are_rejected(tmp_path):
     path.write_text(content)
     shard = tmp_path / "model-00002-of-00003.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match=r"model-00002-of-00003.safetensors is cut short"):
+    with pytest.raises(CheckpointError, match=r"model-00002-of-00003.safetensors is truncated"):
         open_checkpoint(tmp_path)
     shard.unlink()
-    assert_rejected(tmp_path, "names model-00002-of-00003.safetensors, which is not there: fetch that file too")
+    assert_rejected(tmp_path, "names model-00002-of-00003.safetensors, which is not there: download that file too")
 
 
 # ---- pickles
@@ -451,10 +451,10 @@ def contents_without_plain_tensors():
         ({1: torch.zeros(1)}, "has 1, a Tensor, among its tensors"),
         ({"model": {"a": 5}, "args": None}, "has 'a', a int, among its tensors"),
         ({"model": {"a": torch.zeros(1)}, "args": "x"}, "has a str for its settings"),
-        ({"a": torch.eye(3).to_sparse()}, "sparse_coo tensor|cut short"),
+        ({"a": torch.eye(3).to_sparse()}, "sparse_coo tensor|truncated"),
         ({"a": torch.zeros(3, dtype=torch.complex64)}, "tensor of complex64"),
-        ({"a": torch.zeros(3, dtype=torch.float8_e4m3fn)}, "tensor of float8_e4m3fn|cut short"),
-        ({"a": quantized}, "qint8|cut short"),
+        ({"a": torch.zeros(3, dtype=torch.float8_e4m3fn)}, "tensor of float8_e4m3fn|truncated"),
+        ({"a": quantized}, "qint8|truncated"),
         ({"a": torch.zeros(3, device="meta")}, "strided tensor"),
         ({"a": torch.zeros(1).expand(2**40)}, "has 'a' as a strided tensor of float32"),
     ]

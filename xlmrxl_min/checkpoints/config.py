@@ -33,13 +33,13 @@ def load_config(cls: type[XLMRobertaXLConfig], source: str | os.PathLike[str], *
         values = json.loads(path.read_text(encoding="utf-8"))
         model_type = values.pop("model_type", None)
     except (ValueError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{path} is not the JSON of a config ({error}): fetch it again.") from error
+        raise CheckpointError(f"{path} is not the JSON of a config ({error}): download it again.") from error
     if model_type != MODEL_TYPE:
         raise CheckpointError(f"{path} is of model_type {model_type!r}, but this library loads only {MODEL_TYPE!r}.")
     try:
         config = build_config(cls, values, {})
     except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} makes no model: {error}") from error
+        raise CheckpointError(f"{path} is not a valid config: {error}") from error
     return build_config(cls, config_dict(config), overrides)
 
 
@@ -49,9 +49,11 @@ def build_config(
     """Build a config from the keys of a `config.json`, with `overrides` on top; unknown keys go to `extra`."""
     unknown = sorted(set(overrides) - set(CONFIG_FIELDS))
     if unknown:
-        raise ValueError(f"got {', '.join(unknown)}, which is no option and no field of the config.")
+        raise ValueError(f"got {', '.join(unknown)}, which is neither an argument nor a field of the config.")
     labels = overrides.get("num_labels")
-    is_new = "id2label" in overrides or (labels is not None and labels != len(values.get("id2label") or "no"))
+    is_new = "id2label" in overrides or (
+        labels is not None and labels != len(values.get("id2label") or range(2))
+    )  # 2 by default
     stale = ("num_labels", "id2label", "label2id") if is_new else ()
     values = {**{name: value for name, value in values.items() if name not in stale}, **overrides}
     extra = {name: values.pop(name) for name in list(values) if name not in CONFIG_FIELDS}

@@ -1,4 +1,4 @@
-"""Weights in int8 with a scale per row. Walked through in notebooks/09_precision_and_size.ipynb.
+"""Weight-only int8, symmetric, with a scale per output row. Walked through in notebooks/09_precision_and_size.ipynb.
 
 A row w becomes integers from -127 to 127 and one number: w ≈ integers × scale, with scale = max |w| / 127. That takes a
 quarter of float32's memory, but not of its time: each matrix is dequantized, in chunks of rows, whenever it is used.
@@ -17,7 +17,9 @@ from ..model import PreTrainedModel
 DEQUANTIZE_CHUNK = 1 << 24  # weights that are dequantized at a time: 64 MiB in float32
 
 
-def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:  # o i -> o i in int8, o
+def quantize_rows(
+    weight: Tensor,
+) -> tuple[Tensor, Tensor]:  # outputs × inputs -> the same in int8, and a scale per output
     """Round each row to int8 with a scale of its own. Rows are independent, so a weight can be quantized in chunks."""
     weight = weight.float()
     scale = weight.abs().amax(-1) / 127

@@ -39,7 +39,7 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 class Sharding:
-    """Which shard of every weight this process holds: all of it. `scale/` has one for device meshes."""
+    """Which shard of every weight this process holds; here the whole weight. `scale/` has a subclass for meshes."""
 
     local_world_size = 1  # processes that load into the same memory, this one included
 
@@ -143,9 +143,9 @@ def match_parameters(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """The stored tensor of each of the model's parameters, and the parameters that are to be initialised.
 
-    A checkpoint of a bare model has no prefix, and a wrapped one another: it is read off the name of the word
-    embeddings. quantizing: int8's scales are not stored, but computed. Raises CheckpointError, which lists all names
-    that are missing, unexpected or of another shape.
+    The prefix of the backbone differs between checkpoints: it is taken from the name of the word embeddings.
+    quantizing: int8's scales are not stored, but computed. Raises CheckpointError, which lists all names that are
+    missing, unexpected, or of another shape or dtype.
     """
     prefix = next(
         (name.removesuffix(WORD_EMBEDDINGS) for name in tensors if name.endswith(WORD_EMBEDDINGS)), "roberta."
@@ -156,7 +156,7 @@ def match_parameters(
         first = name.removeprefix(prefix).removeprefix(outer).split(".")[0]
         return first if first in HEAD_MODULES else None
 
-    stored, missing, misfits, used = {}, {}, [], set()
+    stored, missing, mismatched, used = {}, {}, [], set()
     for ours, parameter in model.named_parameters():  # a tied pair counts once
         if quantizing and ours.endswith(".scale"):
             continue
@@ -173,17 +173,17 @@ def match_parameters(
             fits = dtype.is_floating_point or (dtype == torch.int8 == parameter.dtype)
             if shape != tuple(parameter.shape) or not fits:
                 kind = "" if fits else f" {str(dtype).removeprefix('torch.')}"
-                misfits.append(f"{candidate} is {shape}{kind}, the model needs {tuple(parameter.shape)}")
+                mismatched.append(f"{candidate} is {shape}{kind}, the model needs {tuple(parameter.shape)}")
         if found:
             stored[ours] = tensors[found[0]]
         else:
             missing[ours] = (name, head)
     stored_heads, used_heads = {head_of(name) for name in tensors}, {head_of(name) for name in used}
     newly_initialized = [ours for ours, (_, head) in missing.items() if head and head not in stored_heads]
-    lost = [name for ours, (name, _) in missing.items() if ours not in newly_initialized]
+    lacking = [name for ours, (name, _) in missing.items() if ours not in newly_initialized]
     unexpected = [name for name in tensors if name not in used and not LEGACY_BUFFERS.search(name)]
     unexpected = [n for n in unexpected if not head_of(n) or head_of(n) in used_heads]  # no head for another task
-    kinds = (("missing", lost), ("unexpected", unexpected), ("of another shape", misfits))
+    kinds = (("missing", lacking), ("unexpected", unexpected), ("of another shape or dtype", mismatched))
     faults = [f"{kind}: {', '.join(sorted(names))}" for kind, names in kinds if names]
     if faults:
         raise CheckpointError(f"{path} does not fit {type(model).__name__} with this config. {'. '.join(faults)}.")
@@ -277,7 +277,7 @@ def set_parameter(model: nn.Module, name: str, values: Tensor) -> None:
 def initialize_weights(
     model: PreTrainedModel, names: list[str], dtype: torch.dtype, device: torch.device, sharding: Sharding
 ) -> None:
-    """Initialise the parameters `names` as a new model's: all of each weight, of which this process keeps its shard."""
+    """Initialise the parameters `names` as a new model's: each weight whole, then this process keeps its shard."""
     parameters = {name: model.get_parameter(name) for name in names}
     for name, parameter in parameters.items():
         set_parameter(model, name, torch.empty(parameter.shape, device=device, dtype=dtype))

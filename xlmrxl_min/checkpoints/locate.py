@@ -39,7 +39,7 @@ def find_file(source: str | os.PathLike[str], name: str) -> Path:
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__
         raise FileNotFoundError(
-            f"{source} is no folder, and {name} could not be had from the Hugging Face hub ({reason})."
+            f"{source} is no folder, and {name} could not be downloaded from the Hugging Face hub ({reason})."
         ) from error
 
 

@@ -10,7 +10,7 @@ import torch
 
 
 def free_memory(device: str | torch.device = "cpu") -> int | None:
-    """Bytes that can be allocated on `device` now; None where nobody knows.
+    """Bytes that can be allocated on `device` now; None if it is unknown.
 
     For the CPU on Linux, what the kernel calls available, or less if this process may use less (cgroups).
     """
@@ -19,7 +19,7 @@ def free_memory(device: str | torch.device = "cpu") -> int | None:
         return free_ram()
     try:
         return torch.get_device_module(device).mem_get_info(device)[0]
-    except (AttributeError, AssertionError, RuntimeError):  # a kind of device without the question, or no such device
+    except (AttributeError, AssertionError, RuntimeError):  # a device without mem_get_info, or that does not exist
         return None
 
 
@@ -37,7 +37,7 @@ def free_ram(root: Path = Path("/")) -> int | None:
         for limit, used in names.items():
             try:
                 most, now = (int((group / name).read_text()) for name in (limit, used))
-                # files that were read count as used, but give way
+                # the page cache counts as used, but is reclaimable
                 files = re.search(r"^(?:total_)?inactive_file (\d+)", (group / "memory.stat").read_text(), re.MULTILINE)
             except (OSError, ValueError):  # not there, or "max": no limit
                 continue

@@ -38,7 +38,7 @@ DTYPES = {  # by their names in safetensors
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 FAIRSEQ_SHARD = re.compile(r"(-shard|_part)-?\d+\.pt$")
-FETCH_AGAIN = "fetch it again"
+DOWNLOAD_AGAIN = "download it again"
 TOO_LARGE = "unable to mmap"  # in the error for a file of which the system refuses a private map
 
 
@@ -71,7 +71,7 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
         raise checkpoint_error(path, f"cannot be read ({error.strerror or error})", "see to that first") from error
 
 
-def checkpoint_error(path: Path, problem: str, remedy: str = FETCH_AGAIN) -> CheckpointError:
+def checkpoint_error(path: Path, problem: str, remedy: str = DOWNLOAD_AGAIN) -> CheckpointError:
     """One sentence: which file, what is wrong, what to do. Names in a file may hold anything, even line breaks."""
     sentence = f"{path} {problem if len(problem) <= 600 else problem[:600] + '…'}: {remedy}."
     return CheckpointError("".join(char if char.isprintable() else " " for char in sentence))
@@ -92,7 +92,7 @@ def weight_file_in(folder: Path) -> Path:
 
 
 def check_fairseq_shards(path: Path, names: list[str]) -> None:
-    """Raise CheckpointError if fairseq has split this model within its tensors, which only fairseq can undo."""
+    """Raise CheckpointError for the shards of a fairseq model-parallel or FSDP run, which only fairseq can join."""
     shards = [name for name in names if name.startswith(path.stem) and FAIRSEQ_SHARD.search(name)]
     if shards or FAIRSEQ_SHARD.search(path.name):
         problem = f"is a model that fairseq has split into shards ({', '.join(shards[:3]) or path.name})"
@@ -167,11 +167,11 @@ def open_sharded(path: Path) -> Checkpoint:
     weight_map = load_index(path)
     for shard in dict.fromkeys(weight_map.values()):
         if not os.path.lexists(path.with_name(shard)):
-            raise checkpoint_error(path, f"names {shard}, which is not there", "fetch that file too")
+            raise checkpoint_error(path, f"names {shard}, which is not there", "download that file too")
     shards = {shard: open_file(path.with_name(shard)) for shard in dict.fromkeys(weight_map.values())}
     for name, shard in weight_map.items():
         if name not in shards[shard].tensors:
-            raise checkpoint_error(path, f"says {name!r} is in {shard}, and it is not", "fetch both again")
+            raise checkpoint_error(path, f"says {name!r} is in {shard}, and it is not", "download both again")
     tensors = {name: shards[shard].tensors[name] for name, shard in weight_map.items()}
     is_writable = all(checkpoint.is_writable for checkpoint in shards.values())
     return Checkpoint(path, next(iter(shards.values())).format, tensors, is_writable=is_writable)
@@ -235,7 +235,7 @@ def check_zip(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         for record in archive.infolist():
             if record.compress_type != zipfile.ZIP_STORED:
-                problem = f"is compressed, or a program of TorchScript ({record.filename})"
+                problem = f"is compressed, or a TorchScript archive ({record.filename})"
                 raise checkpoint_error(path, problem, "save the state_dict() with torch.save instead")
             is_byte_order = record.filename.lower().endswith("/byteorder")  # torch finds it in any case
             if is_byte_order and archive.read(record) != b"little":  # torch would swap the bytes in the map
@@ -269,4 +269,4 @@ def explain_pickle(path: Path, error: Exception) -> tuple[str, str]:
 
 
 def describe(error: Exception, writer: str) -> tuple[str, str]:
-    return f"is cut short, or not written by {writer} ({type(error).__name__}: {str(error)[:200]})", FETCH_AGAIN
+    return f"is truncated, or not written by {writer} ({type(error).__name__}: {str(error)[:200]})", DOWNLOAD_AGAIN

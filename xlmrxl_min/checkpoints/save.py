@@ -33,8 +33,8 @@ def save(model: PreTrainedModel, folder: str | os.PathLike[str], *, max_shard_si
     is_tied = head is not None and head.weight is model.get_input_embeddings().weight
     if head is not None and is_tied != model.config.tie_word_embeddings:
         raise ValueError(
-            f"the LM head and the word embeddings are {'one' if is_tied else 'two'}, against "
-            f"tie_word_embeddings={model.config.tie_word_embeddings}: set that field right, or call tie_weights()."
+            f"the LM head and the word embeddings are {'tied' if is_tied else 'not tied'}, but "
+            f"tie_word_embeddings={model.config.tie_word_embeddings}: correct that field, or call tie_weights()."
         )
     tensors = {}
     for ours, parameter in model.state_dict().items():
@@ -57,7 +57,7 @@ def save(model: PreTrainedModel, folder: str | os.PathLike[str], *, max_shard_si
             for draft, shard in zip(drafts[len(texts) :], shards.filename_to_tensors.values(), strict=True):
                 save_file({n: tensors[n].contiguous().cpu() for n in shard}, draft, metadata={"format": "pt"})
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} could not be written ({error}): what was there is as it was.") from error
+        raise CheckpointError(f"{folder} could not be written ({error}); existing files are unchanged.") from error
     for path in folder.iterdir():  # weights of an earlier save, which would be read instead
         if path.name not in names and WEIGHT_FILE.fullmatch(path.name):
             path.unlink()
