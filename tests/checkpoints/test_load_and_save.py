@@ -383,7 +383,7 @@ def test_unknown_sources_and_options_are_rejected(folder, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
     with pytest.raises(CheckpointError, match=r"config.json could not be downloaded .*ConnectionError: no network"):
         XLMRobertaXLForMaskedLM.from_pretrained("somebody/something")
-    with pytest.raises(ValueError, match="got nmu_labels, which is no option"):
+    with pytest.raises(ValueError, match="got nmu_labels, which is neither an argument"):
         XLMRobertaXLForMaskedLM.from_pretrained(folder, nmu_labels=3)
     with pytest.raises(ValueError, match="dtype='float13' is unknown"):
         XLMRobertaXLForMaskedLM.from_pretrained(folder, dtype="float13")
