@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 PRETRAINED = Path(__file__).parents[1] / "pretrained"  # the bundled checkpoints, the vocabularies and the text
@@ -32,7 +33,9 @@ def find_file(source: str | os.PathLike[str], name: str) -> Path:
             f"{source} is no folder, and none of what this package holds ({bundled}); "
             "a model on the Hugging Face hub has an owner too, as in facebook/xlm-roberta-xl."
         )
-    from huggingface_hub import hf_hub_download  # slow to import, and needed for this line only
+    with warnings.catch_warnings():  # slow to import; in a notebook without ipywidgets, its tqdm warns
+        warnings.simplefilter("ignore")
+        from huggingface_hub import hf_hub_download
 
     try:
         return Path(hf_hub_download(str(source), name))

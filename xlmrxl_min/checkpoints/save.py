@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -27,7 +28,9 @@ def save(model: PreTrainedModel, folder: str | os.PathLike[str], *, max_shard_si
     CheckpointError if the files cannot be written, and ValueError for an impossible size, a hidden_act that is a
     function, or an LM head whose tie contradicts the config.
     """
-    from huggingface_hub import split_torch_state_dict_into_shards  # slow to import
+    with warnings.catch_warnings():  # slow to import; in a notebook without ipywidgets, its tqdm warns
+        warnings.simplefilter("ignore")
+        from huggingface_hub import split_torch_state_dict_into_shards
 
     head = model.get_output_embeddings()
     is_tied = head is not None and head.weight is model.get_input_embeddings().weight
