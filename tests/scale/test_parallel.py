@@ -37,7 +37,7 @@ if tuple(map(int, torch.__version__.split(".")[:2])) < mesh.MIN_TORCH:
 def torchrun(count, *arguments, timeout=300, gpu=False):
     """Run `arguments` in `count` ranks, each on one thread of the CPU, unless it may have a GPU."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}  # with reference.py
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent / "parity")}
     environment |= {} if gpu else {"CUDA_VISIBLE_DEVICES": ""}
     process = subprocess.Popen(
         [*torchrun, *arguments], env=environment, start_new_session=True, stdout=subprocess.PIPE,
