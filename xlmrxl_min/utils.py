@@ -51,14 +51,9 @@ def check_size(name: str, value: Any, largest: int | None = None) -> None:
 
 
 def group_by_length(
-    lengths: Sequence[int],
-    *,
-    batch_size: int | None = None,
-    max_tokens: int | None = None,
-    max_padding: int | None = None,
-    packed: bool = False,
-    generator: torch.Generator | None = None,
-) -> list[list[int]]:
+    lengths: Sequence[int], *, batch_size: int | None = None, max_tokens: int | None = None,
+    max_padding: int | None = None, packed: bool = False, generator: torch.Generator | None = None,
+) -> list[list[int]]:  # fmt: skip
     """Put rows of similar length into the same batch, the longest rows first; return each batch's row indices.
 
     lengths: tokens of each row. batch_size: rows per batch. max_tokens: tokens per batch, including padding unless

@@ -195,13 +195,9 @@ class Exercise:
     """
 
     def __init__(
-        self,
-        solution: Callable,
-        make_cases: Callable[[], Iterable[tuple]],
-        disallowed: dict[str, str],
-        hint: str,
+        self, solution: Callable, make_cases: Callable[[], Iterable[tuple]], disallowed: dict[str, str], hint: str,
         grade: Callable[[Any, tuple], str] | None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.solution, self.make_cases, self.disallowed = solution, make_cases, disallowed
         self.hint, self.grade = hint, grade
         self.misconceptions: dict[str, Callable] = {}
@@ -288,11 +284,9 @@ class Exercise:
 
 
 def exercise(
-    make_cases: Callable[[], Iterable[tuple]],
-    disallowed: dict[str, str] | None = None,
-    hint: str = "",
+    make_cases: Callable[[], Iterable[tuple]], disallowed: dict[str, str] | None = None, hint: str = "",
     grade: Callable[[Any, tuple], str] | None = None,
-) -> Callable[[Callable], Exercise]:
+) -> Callable[[Callable], Exercise]:  # fmt: skip
     """Turn a solution into an Exercise."""
     return lambda solution: Exercise(solution, make_cases, disallowed or {}, hint, grade)
 

@@ -198,13 +198,9 @@ def sampling_probs(logits: Tensor, temperature: float = 1.0, top_k: int | None =
 
 
 def validate_sampling(
-    do_sample: bool,
-    generator: torch.Generator | None,
-    num_return_sequences: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float,
-) -> None:
+    do_sample: bool, generator: torch.Generator | None, num_return_sequences: int, temperature: float,
+    top_k: int | None, top_p: float,
+) -> None:  # fmt: skip
     """Raise ValueError, in one sentence, for settings that are impossible or would have no effect."""
     for name, value, default in (("temperature", temperature, 1), ("top_k", top_k, None), ("top_p", top_p, 1)):
         if value != default and not do_sample:

@@ -55,13 +55,9 @@ class MeshSharding(checkpoint.Sharding):
 
 
 def load(
-    cls: type[PreTrainedModel],
-    source: str | os.PathLike[str],
-    mesh: DeviceMesh,
-    *,
-    mixed_precision: MixedPrecisionPolicy | None = None,
-    **options: Any,
-) -> PreTrainedModel:
+    cls: type[PreTrainedModel], source: str | os.PathLike[str], mesh: DeviceMesh, *,
+    mixed_precision: MixedPrecisionPolicy | None = None, **options: Any,
+) -> PreTrainedModel:  # fmt: skip
     """`cls.from_pretrained(source)`, sharded over the ranks of `mesh` as by `parallelize`; each rank reads its shards.
 
     options: from_pretrained's dtype, progress, config and its fields. Raises what both functions raise.

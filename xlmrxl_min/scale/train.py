@@ -16,12 +16,9 @@ from .parallel import call_unsharded
 
 
 def train_step(
-    model: PreTrainedModel,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    mesh: DeviceMesh,
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, batch: Batch, mesh: DeviceMesh,
     max_grad_norm: float = 1.0,
-) -> float:
+) -> float:  # fmt: skip
     """Take one optimizer step on this rank's batch and those of the others; return the loss of all of them.
 
     The ranks of a "tensor" group have the same batch.

@@ -112,11 +112,9 @@ def pretrain_decoder(recipe: DecoderRecipe, folder: Path, **options: Any) -> dic
 
 
 def evaluate_decoder(
-    model: XLMRobertaXLForCausalLM,
-    tokenizer: XLMRobertaTokenizer,
-    recipe: DecoderRecipe,
+    model: XLMRobertaXLForCausalLM, tokenizer: XLMRobertaTokenizer, recipe: DecoderRecipe,
     encoder: XLMRobertaXLModel | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Next-token accuracy on the training text and on the held-out article.
 
     Of tiny-decoder also its continuations; of a translator also its accuracy with a wrong source, and whether its

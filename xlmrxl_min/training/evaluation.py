@@ -28,15 +28,9 @@ PROMPT_TOKENS, CONTINUATION_TOKENS = 8, 32
 
 
 def masked_accuracy(
-    model: XLMRobertaXLForMaskedLM,
-    tokenizer: XLMRobertaTokenizer,
-    texts: Sequence[str],
-    *,
-    mask_prob: float = 0.15,
-    rounds: int = 1,
-    shuffled: bool = False,
-    seed: int = 0,
-) -> dict[str, float]:
+    model: XLMRobertaXLForMaskedLM, tokenizer: XLMRobertaTokenizer, texts: Sequence[str], *, mask_prob: float = 0.15,
+    rounds: int = 1, shuffled: bool = False, seed: int = 0,
+) -> dict[str, float]:  # fmt: skip
     """How often the top prediction is right, with each token replaced by `<mask>` with probability `mask_prob`.
 
     rounds: how often, each time with other tokens masked. shuffled: put the tokens between `<s>` and `</s>` into random
@@ -94,13 +88,10 @@ def without_positions(model: AnyModel) -> AnyModel:
 
 
 def next_token_accuracy(
-    model: XLMRobertaXLForCausalLM,
-    tokenizer: XLMRobertaTokenizer,
-    rows: Sequence[list[int]],
-    encoder: XLMRobertaXLModel | None = None,
-    sources: Sequence[list[int]] | None = None,
+    model: XLMRobertaXLForCausalLM, tokenizer: XLMRobertaTokenizer, rows: Sequence[list[int]],
+    encoder: XLMRobertaXLModel | None = None, sources: Sequence[list[int]] | None = None,
     prompt_lengths: Sequence[int] | None = None,
-) -> dict[str, float]:
+) -> dict[str, float]:  # fmt: skip
     """How often the most probable next token is the right one (teacher forcing).
 
     sources: the token ids that the encoder reads, for each row. prompt_lengths: tokens after the first that are given
@@ -126,11 +117,9 @@ def next_token_accuracy(
 
 
 def continuations(
-    model: XLMRobertaXLForCausalLM,
-    tokenizer: XLMRobertaTokenizer,
-    rows: Sequence[Paragraph],
+    model: XLMRobertaXLForCausalLM, tokenizer: XLMRobertaTokenizer, rows: Sequence[Paragraph],
     training: Sequence[Paragraph],
-) -> dict[str, float]:
+) -> dict[str, float]:  # fmt: skip
     """Continue the first `PROMPT_TOKENS` of each long enough paragraph greedily by `CONTINUATION_TOKENS` tokens.
 
     verbatim: the fraction of positions with the paragraph's own token. in_language: the fraction of generated tokens
@@ -165,11 +154,9 @@ def continuations(
 
 
 def translation_pairs(
-    tokenizer: XLMRobertaTokenizer,
-    languages: Sequence[str],
-    rows: Sequence[Paragraph],
+    tokenizer: XLMRobertaTokenizer, languages: Sequence[str], rows: Sequence[Paragraph],
     wrong_sources: Sequence[Paragraph] | None = None,
-) -> tuple[list[list[int]], list[list[int]]]:
+) -> tuple[list[list[int]], list[list[int]]]:  # fmt: skip
     """The token ids of a source in a random other language (fixed seed), and of the target, for each paragraph.
 
     wrong_sources: take the source from these, but not from the same paragraph.
@@ -188,11 +175,9 @@ def translation_pairs(
 
 
 def word_alignment(
-    model: XLMRobertaXLForCausalLM,
-    encoder: XLMRobertaXLModel,
-    tokenizer: XLMRobertaTokenizer,
+    model: XLMRobertaXLForCausalLM, encoder: XLMRobertaXLModel, tokenizer: XLMRobertaTokenizer,
     languages: Sequence[str],
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """How often each cross-attention head attends most to a word's translation, over `texts.translated_words`.
 
     predicting: `l h`, at the query whose next token is the word's first one; reading: `l h`, at the query that has just

@@ -27,26 +27,13 @@ STATE_FILE = "training_state.pt"
 
 
 def fit(
-    model: PreTrainedModel,
-    batches: Batches,
-    *,
-    steps: int,
-    learning_rate: float,
-    warmup_steps: int = 0,
-    decay_fraction: float = 1.0,
-    weight_decay: float = 0.01,
-    max_grad_norm: float = 1.0,
-    gradient_accumulation_steps: int = 1,
-    dtype: str = "float32",
-    seed: int = 0,
-    transform: Transform | None = None,
-    loss_function: LossFunction | None = None,
-    optimizers: Sequence[torch.optim.Optimizer] | None = None,
-    folder: Path | None = None,
-    minutes_between_saves: float = 5,
-    metadata: Mapping[str, Any] | None = None,
+    model: PreTrainedModel, batches: Batches, *, steps: int, learning_rate: float, warmup_steps: int = 0,
+    decay_fraction: float = 1.0, weight_decay: float = 0.01, max_grad_norm: float = 1.0,
+    gradient_accumulation_steps: int = 1, dtype: str = "float32", seed: int = 0, transform: Transform | None = None,
+    loss_function: LossFunction | None = None, optimizers: Sequence[torch.optim.Optimizer] | None = None,
+    folder: Path | None = None, minutes_between_saves: float = 5, metadata: Mapping[str, Any] | None = None,
     progress: bool = True,
-) -> list[dict[str, float]]:
+) -> list[dict[str, float]]:  # fmt: skip
     """Train `model` and return its history: step, loss, lr, grad_norm (before clipping) and seconds of every step.
 
     batches: one epoch, shuffled anew each time; or a function that returns the batches of epoch 0, 1, … in order.
@@ -96,12 +83,9 @@ class Run:
     """The state of a training run: everything that must be saved to resume it."""
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        optimizers: Sequence[torch.optim.Optimizer],
-        settings: Mapping[str, Any],
+        self, model: PreTrainedModel, optimizers: Sequence[torch.optim.Optimizer], settings: Mapping[str, Any],
         loss_function: LossFunction,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.model, self.optimizers, self.settings, self.loss_function = model, optimizers, settings, loss_function
         self.peak_lrs = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=settings["dtype"] == "float16")

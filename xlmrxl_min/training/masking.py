@@ -10,13 +10,9 @@ from .loop import Batch, Transform
 
 
 def mask_tokens(
-    ids: Tensor,
-    mask_prob: float,
-    tokenizer: XLMRobertaTokenizer,
-    generator: torch.Generator,
-    *,
+    ids: Tensor, mask_prob: float, tokenizer: XLMRobertaTokenizer, generator: torch.Generator, *,
     whole_words: bool = False,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """BERT's masking (Devlin et al. 2019, section 3.1): ids `b t` -> masked ids and labels, `b t` each.
 
     Each token that is not special is selected with probability `mask_prob`. Of the selected ones 80% become `<mask>`,

@@ -90,14 +90,10 @@ def load_recipe(file: str | os.PathLike[str]) -> Recipe:
 
 
 def train(
-    recipe: Recipe,
-    model: XLMRobertaXLForMaskedLM | XLMRobertaXLForCausalLM,
-    tokenizer: XLMRobertaTokenizer,
-    batches: Callable[[int], Sequence[Batch]],
-    evaluate: Callable[[Any], Mapping[str, Any]],
-    folder: Path,
+    recipe: Recipe, model: XLMRobertaXLForMaskedLM | XLMRobertaXLForCausalLM, tokenizer: XLMRobertaTokenizer,
+    batches: Callable[[int], Sequence[Batch]], evaluate: Callable[[Any], Mapping[str, Any]], folder: Path,
     **options: Any,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Run `fit` by `recipe`, then save the checkpoint (float16), the vocabulary and the record in `folder`.
 
     options: those of `fit`. The record holds the metrics that `evaluate` returns for the saved checkpoint.

@@ -247,15 +247,9 @@ def concatenate(parts: Sequence[Paragraph]) -> tuple[str, tuple[tuple[int, int, 
 
 
 def translation_choice(
-    languages: Languages,
-    articles: Iterable[int],
-    *,
-    into: Languages | None = None,
-    choices: int = 4,
-    words: int = 8,
-    rounds: int = 1,
-    seed: int = 0,
-) -> list[Example]:
+    languages: Languages, articles: Iterable[int], *, into: Languages | None = None, choices: int = 4, words: int = 8,
+    rounds: int = 1, seed: int = 0,
+) -> list[Example]:  # fmt: skip
     """The first words of a paragraph, and of `choices` in a language of `into` -> the translation's number, from 0.
 
     into: None means another one of `languages`.
@@ -265,15 +259,9 @@ def translation_choice(
 
 
 def translation_finding(
-    languages: Languages,
-    articles: Iterable[int],
-    *,
-    into: Languages | None = None,
-    parts: int = 3,
-    words: int = 8,
-    rounds: int = 1,
-    seed: int = 0,
-) -> list[Example]:
+    languages: Languages, articles: Iterable[int], *, into: Languages | None = None, parts: int = 3, words: int = 8,
+    rounds: int = 1, seed: int = 0,
+) -> list[Example]:  # fmt: skip
     """The first words of a paragraph, and a passage of `parts` texts in a language of `into` -> [start, end) in it.
 
     into: None means another one of `languages`.
@@ -295,14 +283,9 @@ def passage_spans(passage: str) -> list[tuple[int, int]]:
 
 
 def with_candidates(
-    languages: Languages,
-    into: Languages | None,
-    articles: Iterable[int],
-    words: int,
-    count: int,
-    rounds: int,
+    languages: Languages, into: Languages | None, articles: Iterable[int], words: int, count: int, rounds: int,
     rng: random.Random,
-) -> Iterator[tuple[Paragraph, list[Paragraph], int]]:
+) -> Iterator[tuple[Paragraph, list[Paragraph], int]]:  # fmt: skip
     """The first words of each paragraph; `count` candidates in one language of `into`; the translation's index.
 
     The other candidates are of other articles. All have the same number of words, so that length reveals nothing.

@@ -34,13 +34,9 @@ def language_prompt(tokenizer: XLMRobertaTokenizer, language: str) -> list[int]:
 
 
 def translate(
-    model: XLMRobertaXLForCausalLM,
-    encoder: XLMRobertaXLModel,
-    tokenizer: XLMRobertaTokenizer,
-    text: str,
-    language: str,
-    **options: Any,
-) -> str:
+    model: XLMRobertaXLForCausalLM, encoder: XLMRobertaXLModel, tokenizer: XLMRobertaTokenizer, text: str,
+    language: str, **options: Any,
+) -> str:  # fmt: skip
     """Translate `text` into `language`. options: those of `model.generate`."""
     states = encode_source(encoder, torch.tensor([tokenizer.encode(text)], device=encoder.device))
     prompt = torch.tensor([language_prompt(tokenizer, language)], device=model.device)
