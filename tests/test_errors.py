@@ -264,6 +264,17 @@ def test_a_query_without_anything_to_see_is_finite():
     )
 
 
+def test_a_row_of_padding_is_allowed_only_where_a_cache_lets_it_grow():
+    model, mask = decoder(), torch.tensor([[1] * 5, [0] * 5])
+    refused(lambda: model(IDS, mask, use_cache=False), r"only padding in row \[1\]")
+    assert model(IDS, mask).past_key_values.get_seq_length() == 5
+
+
+def test_encoder_states_have_three_axes():
+    states = torch.zeros(2, 4, 24, 3)
+    refused(lambda: decoder(add_cross_attention=True)(IDS, encoder_hidden_states=states), "encoder_hidden_states are")
+
+
 def test_pruning_keeps_frozen_weights_frozen_and_rejects_int8(tmp_path):
     model = twins("ForMaskedLM")[1].requires_grad_(False)
     model.prune_heads({0: [1]})

@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -74,33 +75,24 @@ def config_and_head(source: str) -> tuple[XLMRobertaXLConfig, str]:
 def plan(options: argparse.Namespace) -> None:
     config, head = config_and_head(options.source)
     tokens = min(512, config.max_seq_len) if options.tokens is None else options.tokens
-    quantize = "int8" if options.int8 else None
-    planned = planner.plan(
-        config, head=head, batch=options.batch, tokens=tokens, dtype=options.dtype, quantize=quantize,
-        train=options.train,
-    )  # fmt: skip
+    settings: dict[str, Any] = {"head": head, "dtype": options.dtype, "quantize": "int8" if options.int8 else None}
+    settings |= {"batch": options.batch, "tokens": tokens, "train": options.train}
+    planned = planner.plan(config, **settings)
     how = f"{'int8 weights, the rest ' if options.int8 else ''}{options.dtype}"
     task = f"{'training' if options.train else 'forward pass'}, {options.batch} x {tokens} tokens"
     print(f"{options.source}: XLMRobertaXL{head}, {how}; {task}\n\n{planner.format_plan(planned)}")
     if options.ranks:
-        settings = {
-            "head": head,
-            "dtype": options.dtype,
-            "train": options.train,
-            "batch": options.batch,
-            "quantize": quantize,
-        }
-        print(f"\n{planner.format_rank_plans(config, options.ranks, tokens=tokens, **settings)}")
+        print(f"\n{planner.format_rank_plans(config, options.ranks, **settings)}")
 
 
 def convert(options: argparse.Namespace) -> None:
-    """Once converted, a checkpoint loads in seconds: its weights are used where they lie."""
+    """Once converted, a checkpoint loads in seconds: its weights stay in the memory-mapped file."""
     _, head = config_and_head(options.source)
     settings = {"dtype": options.dtype, "quantize": "int8" if options.int8 else None}
     if head == "Model":
         tensors = open_checkpoint(locate_weights(options.source)).tensors
         settings["add_pooling_layer"] = any("pooler." in name for name in tensors)
-    with warnings.catch_warnings():  # what is made up here would pass for trained ever after
+    with warnings.catch_warnings():  # saved, newly initialised weights would look like trained ones
         warnings.filterwarnings("error", message=".*initialised at random")
         try:
             model = getattr(xlmrxl_min, f"XLMRobertaXL{head}").from_pretrained(options.source, **settings)

@@ -330,12 +330,12 @@ class XLMRobertaXLModel(PreTrainedModel):
         config, cache = self.config, past_key_values
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        if cache is None and self.can_cache() and (config.use_cache if use_cache is None else use_cache):
+            cache = Cache(len(self.layers))
         tokens = input_checks.check_inputs(
             self, input_ids, inputs_embeds, attention_mask, token_type_ids, position_ids, head_mask,
             encoder_hidden_states, encoder_attention_mask, cache,
         )  # fmt: skip
-        if cache is None and self.can_cache() and (config.use_cache if use_cache is None else use_cache):
-            cache = Cache(len(self.layers))
 
         queries, device, keys = tokens.shape[1], tokens.device, tokens.shape[1]
         is_token = tokens != config.pad_token_id if inputs_embeds is None else tokens.new_ones(tokens.shape[:2]) > 0

@@ -120,9 +120,8 @@ def check_inputs(
         needed = f"(batch={batch}, tokens, hidden_size={width})"
         raise ValueError(f"encoder_hidden_states are {tuple(states.shape)}, not {needed}.")
     num_cached = 0 if cache is None else cache.get_seq_length()
-    may_start_empty = cache is not None or model.can_cache()
-    length = num_cached + tokens
-    check_mask("attention_mask", attention_mask, batch, tokens, length, allow_padding_rows=may_start_empty)
+    length, has_cache = num_cached + tokens, cache is not None
+    check_mask("attention_mask", attention_mask, batch, tokens, length, allow_padding_rows=has_cache)
     if config.add_cross_attention:
         length = states.shape[1] if states is not None else cache.cross[0].length if cache is not None else 0
         check_mask("encoder_attention_mask", encoder_attention_mask, batch, tokens, length)

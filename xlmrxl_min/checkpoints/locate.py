@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 PRETRAINED = Path(__file__).parents[1] / "pretrained"  # the bundled checkpoints, the vocabularies and the text
 
@@ -33,12 +34,9 @@ def find_file(source: str | os.PathLike[str], name: str) -> Path:
             f"{source} is no folder, and none of what this package holds ({bundled}); "
             "a model on the Hugging Face hub has an owner too, as in facebook/xlm-roberta-xl."
         )
-    with warnings.catch_warnings():  # slow to import; in a notebook without ipywidgets, its tqdm warns
-        warnings.simplefilter("ignore")
-        from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(str(source), name))
+        return Path(import_hub().hf_hub_download(str(source), name))
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__
         raise FileNotFoundError(
@@ -51,3 +49,11 @@ def resolve_folder(source: str | os.PathLike[str]) -> Path | None:
     if any(str(source) == path.name for path in PRETRAINED.iterdir() if path.is_dir()):
         return PRETRAINED / source
     return Path(source) if Path(source).is_dir() else None
+
+
+def import_hub() -> Any:
+    """huggingface_hub, imported only when needed: it is slow, and its tqdm warns in a notebook without ipywidgets."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import huggingface_hub
+    return huggingface_hub

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import warnings
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -15,6 +14,7 @@ from ..model import PreTrainedModel
 from ..utils import atomic_write
 from . import CheckpointError
 from .config import CONFIG_FILE, config_to_json
+from .locate import import_hub
 from .names import ALIASES, hugging_face_name
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -28,10 +28,6 @@ def save(model: PreTrainedModel, folder: str | os.PathLike[str], *, max_shard_si
     CheckpointError if the files cannot be written, and ValueError for an impossible size, a hidden_act that is a
     function, or an LM head whose tie contradicts the config.
     """
-    with warnings.catch_warnings():  # slow to import; in a notebook without ipywidgets, its tqdm warns
-        warnings.simplefilter("ignore")
-        from huggingface_hub import split_torch_state_dict_into_shards
-
     head = model.get_output_embeddings()
     is_tied = head is not None and head.weight is model.get_input_embeddings().weight
     if head is not None and is_tied != model.config.tie_word_embeddings:
@@ -43,7 +39,7 @@ def save(model: PreTrainedModel, folder: str | os.PathLike[str], *, max_shard_si
     for ours, parameter in model.state_dict().items():
         if not (is_tied and ours in ("lm_head.decoder.weight", "lm_head.decoder.scale")):
             tensors[ALIASES.get(ours) or hugging_face_name(ours)] = parameter.detach()
-    shards = split_torch_state_dict_into_shards(tensors, max_shard_size=parse_size(max_shard_size))
+    shards = import_hub().split_torch_state_dict_into_shards(tensors, max_shard_size=parse_size(max_shard_size))
     dtype = str(model.dtype).removeprefix("torch.")  # under both of the names that transformers has used
     texts = {
         CONFIG_FILE: config_to_json(model.config, architectures=[type(model).__name__], torch_dtype=dtype, dtype=dtype)

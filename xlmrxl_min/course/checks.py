@@ -191,7 +191,7 @@ class Exercise:
     make_cases: returns the arguments to try, a tuple for each call. disallowed: names that the code must not use, each
     with the message. hint: added to the message about a wrong result. grade: for exercises with several right results;
     called with a result and its case (the arguments as they were, then as the function left them), returns what is
-    wrong, or "". misconceptions: message -> a function with that mistake; whoever makes it gets the message.
+    wrong, or "". misconceptions: message -> a function with that mistake; a learner who makes it gets the message.
     """
 
     def __init__(
