@@ -7,17 +7,21 @@ masked_lm.py; Hugging Face's tokenization_xlm_roberta.py). A text becomes `<s> A
 
 from __future__ import annotations
 
+import operator
 import os
 import re
-import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, overload
+from unicodedata import category
 
 import sentencepiece
+import torch
 
 from .checkpoints.locate import find_file
+from .inputs import as_sequence, as_texts, as_texts_or_pairs, check_option, check_text, is_single_text
+from .utils import atomic_write, check_size
 
 VOCABULARY_FILE = "sentencepiece.bpe.model"
 FAIRSEQ_OFFSET = 1
@@ -76,13 +80,11 @@ class XLMRobertaTokenizer:
         return cls(find_file(source, VOCABULARY_FILE))
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Copy the vocabulary file into `folder`, where from_pretrained finds it."""
-        from .utils import atomic_write  # imports torch, which only some uses of a tokenizer need
-
-        target = Path(folder) / VOCABULARY_FILE
-        if not (target.exists() and target.samefile(self.vocab_file)):
+        """Write the vocabulary file into `folder`, where from_pretrained finds it."""
+        target, vocabulary = Path(folder) / VOCABULARY_FILE, self.sp_model.serialized_model_proto()
+        if not (target.is_file() and target.read_bytes() == vocabulary):
             with atomic_write(target) as (draft,):
-                shutil.copyfile(self.vocab_file, draft)
+                draft.write_bytes(vocabulary)
 
     def __len__(self) -> int:
         return self.mask_token_id + 1
@@ -98,9 +100,12 @@ class XLMRobertaTokenizer:
     # ---- one text: text <-> tokens <-> ids
 
     def tokenize_with_offsets(self, text: str) -> list[Token]:
-        """Tokenize a text, without `<s>` and `</s>` around it."""
-        if not isinstance(text, str):
-            raise ValueError(f"got a text of type {type(text).__name__}, but a text is a str, a pair two of them.")
+        """Tokenize a text, without `<s>` and `</s>` around it.
+
+        Offsets begin and end at visible characters. A token of nothing else has them all; a lone ▁ has none. Where one
+        character becomes several tokens, as the ligature ﬃ may, each of them has that character.
+        """
+        check_text(text, "the text")
         tokens: list[Token] = []
         start = 0
         for special in re.finditer("|".join(self.special_token_ids), text):
@@ -112,14 +117,16 @@ class XLMRobertaTokenizer:
     def tokenize_segment(self, text: str, start: int, end: int) -> list[Token]:
         """Tokenize text[start:end], a part without special tokens."""
         segment, tokens, at = text[start:end], [], 0
-        _, offsets = self.sp_model.normalize(segment, with_offsets=True)  # of each normalized character in `segment`
+        _, starts = self.sp_model.normalize(segment, with_offsets=True)  # of each normalized character in `segment`
+        ends = starts[1:]  # of characters that were normalized together, as a letter and its accent, all end last
+        for i in reversed(range(len(ends) - 1)):
+            if ends[i] == starts[i]:
+                ends[i] = ends[i + 1]
         subwords = self.sp_model.encode(segment, out_type=str)  # joined, they are the normalized text
         for subword, sp_id in zip(subwords, self.sp_model.piece_to_id(subwords), strict=True):
-            first, last = offsets[at], offsets[at + len(subword)]
-            origin = segment[first:last]
-            first += len(origin) - len(origin.lstrip())  # the space that became ▁ is not a character of the word
-            tokens.append(Token(self.add_fairseq_offset(sp_id), start + first, start + last))
-            at += len(subword)
+            first, at = at + subword.startswith("▁"), at + len(subword)  # the space that became ▁ is not of the word
+            span = trim(text, start + starts[first], start + (ends[at - 1] if first < at else starts[first]))
+            tokens.append(Token(self.add_fairseq_offset(sp_id), *span))
         return tokens
 
     def add_fairseq_offset(self, sp_id: int) -> int:
@@ -136,42 +143,72 @@ class XLMRobertaTokenizer:
     @overload
     def convert_ids_to_tokens(self, ids: int) -> str: ...
     @overload
-    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]: ...
-    def convert_ids_to_tokens(self, ids: int | Sequence[int]) -> str | list[str]:
+    def convert_ids_to_tokens(self, ids: Iterable[int]) -> list[str]: ...
+    def convert_ids_to_tokens(self, ids: int | Iterable[int]) -> str | list[str]:
         """Look up tokens. ValueError for an id beyond the vocabulary, such as XL's last 878 rows of embeddings."""
         if hasattr(ids, "tolist"):
             ids = ids.tolist()
-        if not isinstance(ids, int):
-            return [self.convert_ids_to_tokens(i) for i in ids]
-        if not 0 <= ids < len(self):
-            raise ValueError(f"{ids} is not a token: this vocabulary has ids 0 to {len(self) - 1}.")
-        return self.special_tokens.get(ids) or self.sp_model.id_to_piece(ids - FAIRSEQ_OFFSET)
+        if isinstance(ids, Iterable):
+            return [self.convert_id_to_token(i) for i in as_sequence(ids, "ids", "token ids")]
+        return self.convert_id_to_token(ids)
+
+    def convert_id_to_token(self, i: Any) -> str:
+        try:
+            token_id = operator.index(None if isinstance(i, bool) else i)  # True would be 1; it is from a mask
+        except TypeError:
+            got, remedy = f"got one of type {type(i).__name__}", "for several sequences, use batch_decode"
+            raise ValueError(f"a token id is an integer, but {got}: {remedy}.") from None
+        if not 0 <= token_id < len(self):
+            raise ValueError(f"{token_id} is not a token: this vocabulary has ids 0 to {len(self) - 1}.")
+        return self.special_tokens.get(token_id) or self.sp_model.id_to_piece(token_id - FAIRSEQ_OFFSET)
 
     @overload
     def convert_tokens_to_ids(self, tokens: str) -> int: ...
     @overload
-    def convert_tokens_to_ids(self, tokens: list[str] | tuple[str, ...]) -> list[int]: ...
-    def convert_tokens_to_ids(self, tokens: str | list[str] | tuple[str, ...]) -> int | list[int]:
+    def convert_tokens_to_ids(self, tokens: Iterable[str]) -> list[int]: ...
+    def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> int | list[int]:
         """Look up ids; that of `<unk>` for a token that is not in the vocabulary."""
-        if not isinstance(tokens, str):
-            return [self.convert_tokens_to_ids(token) for token in tokens]
-        if tokens in self.special_token_ids:
-            return self.special_token_ids[tokens]
-        return self.add_fairseq_offset(self.sp_model.piece_to_id(tokens))
+        if not is_single_text(tokens):
+            return [self.convert_token_to_id(token) for token in as_sequence(tokens, "tokens", "tokens")]
+        return self.convert_token_to_id(str(tokens))
 
-    def decode(self, ids: int | Sequence[int], skip_special_tokens: bool = False) -> str:
+    def convert_token_to_id(self, token: str) -> int:
+        check_text(token, "a token")
+        if token in self.special_token_ids:
+            return self.special_token_ids[token]
+        return self.add_fairseq_offset(self.sp_model.piece_to_id(token))
+
+    def decode(self, ids: int | Iterable[int], skip_special_tokens: bool = False) -> str:
         """Join the tokens to a text again; special tokens are separated by spaces, or skipped."""
-        segments = [""]
-        for token in self.convert_ids_to_tokens([ids] if isinstance(ids, int) else ids):
-            if token not in self.special_token_ids:
-                segments[-1] += token
-            elif not skip_special_tokens:
-                segments += [token, ""]
-        texts = (segment.replace("▁", " ").strip() for segment in segments)
-        return " ".join(text for text in texts if text)
+        if hasattr(ids, "tolist"):
+            ids = ids.tolist()
+        sequence = as_sequence(ids, "ids", "token ids") if isinstance(ids, Iterable) else [ids]
+        return "".join(self.decode_stream(sequence, skip_special_tokens))
 
-    def batch_decode(self, rows: Iterable[Sequence[int]], skip_special_tokens: bool = False) -> list[str]:
-        return [self.decode(row, skip_special_tokens) for row in rows]
+    def decode_stream(self, ids: Iterable[int], skip_special_tokens: bool = False) -> Iterator[str]:
+        """Decode ids one by one, as `model.stream` yields them for one prompt; joined, the parts are decode(ids)."""
+        gap, is_start, is_first = "", True, True  # gap: white space that is only written if something follows
+        for i in ids:
+            token = self.convert_id_to_token(i)
+            text, is_special = token.replace("▁", " "), token in self.special_token_ids
+            if is_special and skip_special_tokens:
+                continue
+            if is_special:
+                gap = "" if is_first else " "
+            elif is_start:
+                text = text.lstrip()
+            part = text.rstrip()
+            if part:
+                yield gap + part
+                gap, is_start, is_first = " " if is_special else text[len(part) :], is_special, False
+            else:
+                gap += text
+
+    def batch_decode(self, rows: Iterable[Iterable[int]], skip_special_tokens: bool = False) -> list[str]:
+        """Decode each row of ids, as `b t`."""
+        if hasattr(rows, "tolist"):
+            rows = rows.tolist()
+        return [self.decode(row, skip_special_tokens) for row in as_sequence(rows, "rows", "lists of token ids")]
 
     # ---- many texts: templates, truncation, padding
 
@@ -188,19 +225,20 @@ class XLMRobertaTokenizer:
         tokens; also where only max_length is given. return_offsets_mapping adds offset_mapping: the [start, end) of
         each token in its own text, (0, 0) for added special tokens. ValueError for any other value of an option.
         """
-        for name, value, allowed in (
-            ("padding", padding, PADDINGS),
-            ("truncation", truncation, TRUNCATIONS),
-            ("padding_side", padding_side, ("right", "left")),
-            ("return_tensors", return_tensors, (None, "pt")),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name}={value!r} is unknown: take one of {', '.join(map(repr, allowed))}.")
-        texts: list[Any] = list(text) if isinstance(text, (list, tuple)) else [text]
+        check_option("padding", padding, PADDINGS)
+        check_option("truncation", truncation, TRUNCATIONS)
+        check_option("padding_side", padding_side, ("right", "left"))
+        check_option("return_tensors", return_tensors, (None, "pt"))
+        if max_length is not None:
+            check_size("max_length", max_length)
+        is_single = is_single_text(text)
+        texts: list[Any] = as_texts(text, "text") if is_single else as_texts_or_pairs(text, "text")
         if text_pair is not None:
-            pairs = [text_pair] if isinstance(text_pair, str) else list(text_pair)
+            pairs = as_texts(text_pair, "text_pair")
             if len(pairs) != len(texts):
                 raise ValueError(f"got {len(texts)} texts but {len(pairs)} in text_pair: give one for each text.")
+            if not all(isinstance(item, str) for item in texts):
+                raise ValueError("text holds pairs, so text_pair would be a third text: leave one of them out.")
             texts = list(zip(texts, pairs, strict=True))
         if truncation is None:  # a max_length alone can only mean one thing
             truncation = max_length is not None and not padding
@@ -219,28 +257,25 @@ class XLMRobertaTokenizer:
             encoding["offset_mapping"] = [pad([(token.start, token.end) for token in row], (0, 0)) for row in rows]
         encoding["attention_mask"] = [pad([1] * len(row), 0) for row in rows]
         if return_tensors is None:
-            return Encoding({name: rows[0] if isinstance(text, str) else rows for name, rows in encoding.items()})
+            return Encoding({name: rows[0] if is_single else rows for name, rows in encoding.items()})
         if len({len(row) for row in encoding.input_ids}) > 1:
             raise ValueError("the texts have different lengths, and a tensor is rectangular: pass padding=True.")
-        import torch  # only for those who ask for tensors
-
-        return Encoding({name: torch.tensor(rows, dtype=torch.long) for name, rows in encoding.items()})
+        return Encoding(
+            {name: torch.tensor(rows or [[]], dtype=torch.long)[: len(rows)] for name, rows in encoding.items()}
+        )
 
     def encode_with_offsets(
         self, text: str | tuple[str, str], max_length: int | None = None, truncation: bool | str = True,
         add_special_tokens: bool = True,
     ) -> list[Token]:  # fmt: skip
         """Tokenize one text or pair, and cut it to `max_length` tokens, special tokens included (None: no limit)."""
-        texts = text if isinstance(text, (list, tuple)) else [text]
-        parts = [self.tokenize_with_offsets(text) for text in texts]
-        if len(parts) not in (1, 2):
-            raise ValueError(f"got {len(parts)} texts for one input: XLM-R takes one, or a pair.")
+        parts = [self.tokenize_with_offsets(part) for part in ([text] if isinstance(text, str) else text)]
         num_special = 2 * len(parts) if add_special_tokens else 0
         surplus = 0 if max_length is None else sum(map(len, parts)) + num_special - max_length
         kept = [len(part) for part in parts]
         for _ in range(surplus):  # one by one from the longer part, from the second if they are equally long
             longer = max(range(len(parts)), key=lambda i: (kept[i], i))
-            which = {"only_first": 0, "only_second": 1}.get(str(truncation), longer)
+            which = 0 if truncation == "only_first" else 1 if truncation == "only_second" else longer
             if which >= len(parts) or not kept[which]:
                 raise ValueError(f"truncation={truncation!r} cannot cut this to max_length={max_length}: allow more.")
             kept[which] -= 1
@@ -253,10 +288,26 @@ class XLMRobertaTokenizer:
         return row
 
 
-# ---- words
+# ---- characters and words
+
+IGNORABLE = re.compile(  # invisible letters and marks: variation selectors, fillers, tags (Unicode, Default_Ignorable)
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]"
+)
+
+
+def is_visible(character: str) -> bool:
+    """Whether it is no white space, control or format character, and not otherwise invisible."""
+    return category(character) not in ("Cc", "Cf", "Zs", "Zl", "Zp") and not IGNORABLE.match(character)
+
+
+def trim(text: str, start: int, end: int) -> tuple[int, int]:
+    """Cut white space and invisible characters off both ends of text[start:end], unless there is nothing else."""
+    visible = [i for i in range(start, end) if is_visible(text[i])]
+    return (visible[0], visible[-1] + 1) if visible else (start, end)
+
 
 CONTROL_TOKENS = frozenset(("<s>", "<pad>", "</s>", "<mask>"))  # not <unk>, which is a character of the text
-UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u9fff\uff00-\uffef"  # Thai, Lao, Burmese, Khmer, Chinese …
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3001-\u9fff\uff00-\uffef"  # Thai, Lao, Burmese, Khmer, Chinese …
 WORD = re.compile(f"[{UNSPACED}]{{1,2}}|[^{UNSPACED}\\s]+")
 
 
