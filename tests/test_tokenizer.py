@@ -1,7 +1,14 @@
 """The tokenizer equals published ids, SentencePiece's and fairseq's rules, and transformers' tokenizer; words."""
 
+import copy
+import pickle
+import random
+import shutil
 import unicodedata
+from functools import cache
+from itertools import pairwise
 
+import numpy
 import pytest
 import sentencepiece
 import torch
@@ -9,7 +16,7 @@ import transformers
 
 from xlmrxl_min import XLMRobertaTokenizer
 from xlmrxl_min.checkpoints.locate import PRETRAINED
-from xlmrxl_min.tokenizer import VOCABULARY_FILE, group_words, starts_word, word_spans
+from xlmrxl_min.tokenizer import VOCABULARY_FILE, group_words, is_visible, starts_word, trim, word_spans
 from xlmrxl_min.training.texts import udhr
 
 STRINGS = (
@@ -113,6 +120,26 @@ def test_max_length_alone_truncates():
     assert len(tokenizer("free " * 100_000, truncation=True).input_ids) == 512  # and it is fast
 
 
+def test_texts_of_any_sequence():
+    tokenizer = XLMRobertaTokenizer.from_pretrained("tiny")
+    texts, pairs = ["free", "and equal", ""], ["in", "dignity", "and rights"]
+    forms = (list, tuple, numpy.array, lambda x: numpy.array(x, dtype=object), iter, lambda x: (item for item in x))
+    for form in forms:
+        assert tokenizer(form(texts)) == tokenizer(texts)
+        assert tokenizer(form(texts), form(pairs)) == tokenizer(texts, pairs)
+        assert tokenizer(list(zip(texts, pairs, strict=True))) == tokenizer(texts, pairs)
+        assert tokenizer(zip(form(texts), pairs, strict=True)) == tokenizer(texts, pairs)
+    for one in (numpy.str_("free"), numpy.array("free")):
+        assert tokenizer(one) == tokenizer("free")
+    mixed = tokenizer(["free", ("free", "in"), ["free", "in"]]).input_ids
+    assert mixed == [tokenizer("free").input_ids, *[tokenizer("free", "in").input_ids] * 2]
+    assert tokenizer("").input_ids == [0, 2]
+    assert tokenizer("", "").input_ids == [0, 2, 2, 2]
+    assert tokenizer([]) == {"input_ids": [], "attention_mask": []}
+    assert tokenizer([], padding=True, return_tensors="pt").input_ids.shape == (0, 0)
+    assert len(tokenizer("free and equal", max_length=numpy.int64(4)).input_ids) == 4
+
+
 def test_template_of_a_pair():
     tokenizer = XLMRobertaTokenizer.from_pretrained("tiny")
     a, b = tokenizer.encode("free"), tokenizer.encode("libre")
@@ -150,6 +177,152 @@ def test_offsets_give_the_characters_of_each_token(both):
             assert subword == origin or is_part or "\u00ad" in text, (text, subword, origin)
 
 
+INVISIBLE = {
+    "zero width": "\u200b\u200c\u200d\u2060\ufeff",
+    "direction": "\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069",
+    "variation selectors": "\ufe00\ufe0e\ufe0f\U000e0100\U000e01ef\u180b\u180d",
+    "control": "\0\x01\x08\x0b\x1b\x1f\x7f\x80\x85\x9f",
+    "hyphen and joiner": "\u00ad\u034f\u2061\u2064",
+    "fillers": "\u115f\u1160\u3164\uffa0\u17b4",
+    "tags": "\U000e0001\U000e0020\U000e0067\U000e007f",
+    "spaces": " \t\r\n\f\xa0\u1680\u2000\u2009\u2028\u2029\u202f\u205f\u3000",
+}
+CHANGED = "ﬁﬃ…½①㎏ﷺ³ªºĳŉǆſẛΐ¨´ＡＺ１！ｶﾞﾊﾟ㌔㈱ℌ⁉ẞİ가힣각▁\ufffd👍🏽❤"
+
+
+@cache
+def characters(count):
+    """`count` of each general category, evenly spaced."""
+    by_category = {}
+    for c in map(chr, (*range(0xD800), *range(0xE000, 0x110000))):  # without surrogates, which are no characters
+        by_category.setdefault(unicodedata.category(c), []).append(c)
+    assert len(by_category) == 29
+    return [c for found in by_category.values() for c in found[:: max(1, len(found) // count)][:count]]
+
+
+def placed(c):
+    """A character before, inside and after a word, doubled, alone, and beside spaces and special tokens."""
+    return [
+        f"{c}abc def", f"abc{c} def", f"ab{c}c", f"abc {c}def", f"abc {c} def", f"ab{c}{c}c", f"abc def{c}",
+        f"abc {c}", c, c * 2, f"a{c}<mask>{c}b", f"{c} <mask> {c}", f"e{c}\u0301{c} a\u0301{c}",
+    ]  # fmt: skip
+
+
+def check_offsets(tokenizer, text):
+    """Spans are in order, inside the text, begin and end at visible characters, and leave no visible character out."""
+    spans = [token[1:] for token in tokenizer.tokenize_with_offsets(text)]
+    assert all(0 <= start <= end <= len(text) for start, end in spans), (text, spans)
+    assert all(a[0] <= b[0] and a[1] <= b[1] for a, b in pairwise(spans)), (text, spans)
+    for start, end in spans:
+        ends_are_visible = start < end and is_visible(text[start]) and is_visible(text[end - 1])
+        assert ends_are_visible or not any(map(is_visible, text[start:end])), (text, spans)
+    left_out = set(range(len(text))).difference(*(range(start, end) for start, end in spans))
+    for i in left_out:  # white space, and the visible ▁ and \ufffd that become white space
+        assert not is_visible(text[i]) or tokenizer.sp_model.normalize(f"x{text[i]}x") == "▁x▁x", (text, spans)
+    return spans
+
+
+def random_text(seed, alphabet):
+    rng = random.Random(seed)
+    return "".join(rng.choice(alphabet) for _ in range(rng.randrange(1, 12)))
+
+
+def alphabet(count):
+    marks = ["\u0301", "\u0308", "\u0327", "\u05b0", "\u064b", "\u093f", "\u3099"]
+    return [*characters(count), *"".join(INVISIBLE.values()), *CHANGED, *"abc e  か한", *marks * 4, "<mask>", "</s>"]
+
+
+def test_offsets_begin_and_end_at_visible_characters(both):
+    """Of every general category, of all that normalization removes or changes, wherever they stand."""
+    theirs, ours = both
+    for c in (*characters(12), *"".join(INVISIBLE.values()), *CHANGED):
+        for text in placed(c):
+            check_offsets(ours, text)
+        assert ours.encode(f"ab{c}{c} c") == theirs.encode(f"ab{c}{c} c")
+    for seed in range(1000):
+        check_offsets(ours, random_text(seed, alphabet(12)))
+
+
+@pytest.mark.slow
+def test_offsets_begin_and_end_at_visible_characters_in_more_texts(both):
+    theirs, ours = both
+    for c in characters(400):
+        for text in placed(c):
+            check_offsets(ours, text)
+        assert ours.encode(f"ab{c}{c} c") == theirs.encode(f"ab{c}{c} c"), c
+    for seed in range(50_000):
+        check_offsets(ours, random_text(seed, alphabet(100)))
+
+
+@pytest.mark.parametrize("kind", INVISIBLE)
+def test_invisible_characters_are_not_part_of_a_word(both, kind):
+    _, ours = both
+    for c in INVISIBLE[kind]:
+        assert not is_visible(c), c
+        for text in (f"abc{c} def", f"abc {c}def", f"{c}abc{c} {c}def{c}", f"abc{c}{c} {c}{c}def"):
+            spans = check_offsets(ours, text)
+            letters = [text[start:end] for start, end in spans if any(map(str.isalpha, text[start:end].replace(c, "")))]
+            assert "".join(letters) == "abcdef", (text, spans)
+        first = ours(f"abc{c}", f"{c}def", return_offsets_mapping=True).offset_mapping  # a pair
+        assert (1, 2) in first or (1, 3) in first or (1, 4) in first
+
+
+def test_a_span_does_not_cut_a_letter_from_its_mark(both):
+    """Where a letter and a mark, or the jamo of a syllable, are normalized to one character."""
+    _, ours = both
+    composed = [chr(code) for code in range(0xC0, 0x1FFF) if len(unicodedata.normalize("NFD", chr(code))) > 1]
+    checked = 0
+    for c in (*composed[::7], "각", "가", "힣", "が", "パ"):
+        parts = unicodedata.normalize("NFD", c)
+        for text in (parts, f"x{parts}y", f"ab{parts}", f"{parts} {parts}", f"{parts}<mask>{parts}"):
+            if c not in ours.sp_model.normalize(text):
+                continue  # composition exclusions
+            checked += 1
+            inside = {
+                i + j for i in range(len(text)) if text[i:].startswith(parts) for j in range(1, len(parts))
+            }  # between a letter and its mark
+            assert not inside & {place for span in check_offsets(ours, text) for place in span}, (text, c)
+    assert checked > 400
+
+
+def test_tokens_of_one_character_share_it(both):
+    """As those of a ligature, or of a sign that stands for a phrase."""
+    _, ours = both
+    for text in ("ﬃ", "…a", "ﷺ", "㎏", "①②"):
+        tokens = [token for token in ours.tokenize_with_offsets(text) if ours.convert_ids_to_tokens(token.id) != "▁"]
+        assert all(token.start < token.end for token in tokens), text
+
+
+def test_a_token_of_nothing_visible_has_its_characters():
+    tokenizer = XLMRobertaTokenizer.from_pretrained("tiny")  # to which a soft hyphen is <unk>
+    assert [token[1:] for token in tokenizer.tokenize_with_offsets("so\xadso")] == [(0, 2), (2, 3), (3, 5)]
+    assert trim(" \u200f ", 0, 3) == (0, 3)
+    assert trim("x \u200fa b\ufe0f ", 1, 8) == (3, 6)
+
+
+@pytest.mark.parametrize("text", ["caf\udce9", "\ud83d\ude00", "\ud800", "a <mask>\udfff"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda t, text: t(text),
+        lambda t, text: t(["a", text]),
+        lambda t, text: t("a", text),
+        lambda t, text: t([("a", text)]),
+        lambda t, text: t.tokenize(text),
+        lambda t, text: t.encode(text),
+        lambda t, text: t.convert_tokens_to_ids(text),
+        lambda t, text: t.convert_tokens_to_ids(["a", text]),
+    ],
+)
+def test_a_lone_surrogate_raises_one_sentence(call, text):
+    at = next(i for i, c in enumerate(text) if 0xD800 <= ord(c) < 0xE000)
+    words = rf"has '\\u{ord(text[at]):x}' at index {at}, a lone surrogate, which is no character: replace it"
+    with pytest.raises(ValueError, match=words) as caught:
+        call(XLMRobertaTokenizer.from_pretrained("tiny"), text)
+    assert type(caught.value) is ValueError
+    text.encode(errors="replace").decode().encode()  # the remedy
+
+
 def test_decoding_restores_the_normalized_text():
     tokenizer = XLMRobertaTokenizer.from_pretrained("xlm-roberta-xl")
     for row in udhr(["en", "ru", "hi", "th", "zh", "ar"]):
@@ -160,6 +333,56 @@ def test_decoding_restores_the_normalized_text():
     assert tokenizer.batch_decode([[0, 35378, 2]], skip_special_tokens=True) == ["Hello"]
 
 
+IDS = [0, 35378, 8999, 38, 2]
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [tuple(IDS), torch.tensor(IDS), numpy.array(IDS), numpy.array(IDS, dtype=numpy.int32), iter(IDS), map(int, IDS),
+     [numpy.int64(i) for i in IDS], list(torch.tensor(IDS)), list(torch.tensor(IDS)[:, None])],
+)  # fmt: skip
+def test_ids_of_any_sequence_are_decoded(ids):
+    tokenizer = XLMRobertaTokenizer.from_pretrained("xlm-roberta-xl")
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "Hello world!"
+
+
+def test_one_id_no_id_and_rows_of_ids():
+    tokenizer = XLMRobertaTokenizer.from_pretrained("xlm-roberta-xl")
+    for one in (35378, numpy.int64(35378), torch.tensor(35378)):
+        assert tokenizer.decode(one) == "Hello"
+        assert tokenizer.convert_ids_to_tokens(one) == "▁Hello"
+    for none in ([], (), torch.tensor([]), numpy.array([], dtype=int)):
+        assert tokenizer.decode(none) == ""
+        assert tokenizer.convert_ids_to_tokens(none) == []
+        assert tokenizer.batch_decode(none) == []
+    for rows in (
+        torch.tensor([IDS] * 2),
+        numpy.array([IDS] * 2),
+        [IDS] * 2,
+        iter([IDS] * 2),
+        list(torch.tensor([IDS] * 2)),
+    ):
+        assert tokenizer.batch_decode(rows, skip_special_tokens=True) == ["Hello world!"] * 2
+    assert tokenizer.convert_tokens_to_ids(numpy.array(["▁Hello", "no such piece"])) == [35378, 3]
+    assert tokenizer.convert_tokens_to_ids(t for t in ("▁Hello", "<mask>")) == [35378, 250001]
+
+
+def test_a_stream_of_ids_decodes_to_the_same_text(both):
+    """With its spaces, in every script, around special tokens, and at once: a part does not wait for the next id."""
+    _, ours = both
+    rng = random.Random(0)
+    rows = [ours.encode(text) for text in STRINGS] + [ours.encode(row.text) for row in udhr() if row.article == 1]
+    rows += [[rng.choice([*range(9), *range(9, 300), ours.mask_token_id]) for _ in range(20)] for _ in range(300)]
+    rows += [[]]
+    for row in rows:
+        for skip in (False, True):
+            parts = list(ours.decode_stream(iter(row), skip))
+            assert "".join(parts) == ours.decode(row, skip)
+            for i in range(min(len(row), 20)):
+                assert "".join(ours.decode_stream(row[:i], skip)) == ours.decode(row[:i], skip)
+            assert all(parts)
+
+
 def test_saving_and_loading_the_vocabulary(tmp_path):
     tokenizer = XLMRobertaTokenizer.from_pretrained("tiny")
     tokenizer.save_pretrained(tmp_path / "copy")
@@ -167,13 +390,71 @@ def test_saving_and_loading_the_vocabulary(tmp_path):
         "free and equal"
     )
     tokenizer.save_pretrained(PRETRAINED / "tiny")  # onto itself: no error
+    saved = (tmp_path / "copy" / VOCABULARY_FILE).read_bytes()
+    assert saved == (PRETRAINED / "tiny" / VOCABULARY_FILE).read_bytes()
+
+
+@pytest.mark.parametrize("duplicate", [lambda t: pickle.loads(pickle.dumps(t)), copy.deepcopy, copy.copy, lambda t: t])
+def test_a_tokenizer_works_and_is_saved_without_the_file_it_came_from(duplicate, tmp_path):
+    source = PRETRAINED / "tiny" / VOCABULARY_FILE
+    shutil.copy(source, tmp_path / VOCABULARY_FILE)
+    tokenizer = duplicate(XLMRobertaTokenizer.from_pretrained(tmp_path))
+    (tmp_path / VOCABULARY_FILE).unlink()
+    assert tokenizer("a <mask>")["input_ids"] == XLMRobertaTokenizer(source)("a <mask>")["input_ids"]
+    tokenizer.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / VOCABULARY_FILE).read_bytes() == source.read_bytes()
 
 
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda t: t(7), "type int"),
-        (lambda t: t(["a", 7]), "type int"),
+        (lambda t: t(7), "text is of type int, but must be a list of texts or pairs"),
+        (lambda t: t(None), "text is of type NoneType"),
+        (lambda t: t(b"a"), "text is of type bytes"),
+        (lambda t: t({"a": 1}), "text is of type dict"),
+        (lambda t: t({"a"}), "text is of type set"),
+        (lambda t: t(numpy.array([["a", "b"]])), "text is of type ndarray with 2 axes"),
+        (lambda t: t(["a", 7]), r"text\[1\] is of type int, but must be a text, a str"),
+        (lambda t: t(["a", float("nan")]), r"text\[1\] is of type float"),
+        (lambda t: t(["a", b"b"]), r"text\[1\] is of type bytes"),
+        (lambda t: t([["a", ["b"]]]), r"text\[0\] is of type list"),
+        (lambda t: t([[]]), r"text\[0\] has 0 texts"),
+        (lambda t: t("a", 7), "text_pair is of type int"),
+        (lambda t: t(["a"], [None]), r"text_pair\[0\] is of type NoneType"),
+        (lambda t: t("a", ["b", "c"]), "1 texts but 2 in text_pair"),
+        (lambda t: t([("a", "b")], ["c"]), "text holds pairs, so text_pair would be a third text"),
+        (lambda t: t("a", max_length=0), "max_length=0 is impossible: take 1 or more"),
+        (lambda t: t("a", max_length=-1, truncation=True), "max_length=-1 is impossible"),
+        (lambda t: t("a", max_length=5.0), "max_length=5.0 is impossible"),
+        (lambda t: t("a", max_length="5"), "max_length='5' is impossible"),
+        (lambda t: t("a", padding="max_length", max_length=0), "max_length=0 is impossible"),
+        (lambda t: t("a", padding=["longest"]), r"padding=\['longest'\] is unknown"),
+        (lambda t: t("a", truncation={}), "truncation={} is unknown"),
+        (lambda t: t("a", truncation=numpy.array([1, 2])), "truncation=array"),
+        (lambda t: t("a", padding_side=["left"]), r"padding_side=\['left'\] is unknown"),
+        (lambda t: t("a", padding_side=None), "padding_side=None is unknown"),
+        (lambda t: t("a", return_tensors=torch), "return_tensors=<module"),
+        (lambda t: t.tokenize(7), "text is of type int"),
+        (lambda t: t.tokenize(["a"]), "text is of type list"),
+        (lambda t: t.decode([[0, 5], [2]]), "id is an integer, but got one of type list: for several .* batch_decode"),
+        (lambda t: t.decode(torch.tensor([[0, 5]])), "id is an integer, but got one of type list"),
+        (lambda t: t.decode([0, 5.0]), "id is an integer, but got one of type float"),
+        (lambda t: t.decode(torch.tensor([5.0])), "id is an integer, but got one of type float"),
+        (lambda t: t.decode([True]), "id is an integer, but got one of type bool"),
+        (lambda t: t.decode(["▁a"]), "id is an integer, but got one of type str"),
+        (lambda t: t.decode([None]), "id is an integer, but got one of type NoneType"),
+        (lambda t: t.decode(None), "id is an integer, but got one of type NoneType"),
+        (lambda t: t.decode(5.0), "id is an integer, but got one of type float"),
+        (lambda t: t.decode("a"), "ids is of type str, but must be a list of token ids"),
+        (lambda t: t.decode({"input_ids": [5]}), "ids is of type dict"),
+        (lambda t: t.decode([5, -1]), "-1 is not a token: this vocabulary has ids 0 to"),
+        (lambda t: list(t.decode_stream(iter([torch.tensor([5, 6])]))), "integer, but got one of type Tensor"),
+        (lambda t: t.batch_decode(None), "rows is of type NoneType"),
+        (lambda t: t.batch_decode(torch.ones(2, 2, 2).long()), "integer, but got one of type list"),
+        (lambda t: t.convert_tokens_to_ids(7), "tokens is of type int"),
+        (lambda t: t.convert_tokens_to_ids(None), "tokens is of type NoneType"),
+        (lambda t: t.convert_tokens_to_ids(["a", 7]), "a token is of type int"),
+        (lambda t: t.convert_tokens_to_ids([["a"]]), "a token is of type list"),
         (lambda t: t(["a", "b"], ["c"]), "2 texts but 1"),
         (lambda t: t("a", padding="longer"), "padding='longer'"),
         (lambda t: t("a", truncation="middle"), "truncation='middle'"),
@@ -181,7 +462,7 @@ def test_saving_and_loading_the_vocabulary(tmp_path):
         (lambda t: t("a", padding_side="top"), "padding_side='top'"),
         (lambda t: t(["a", "a b c d"], return_tensors="pt"), "padding=True"),
         (lambda t: t("a b", "c", truncation=True, max_length=3), "max_length=3"),
-        (lambda t: t([("a", "b", "c")]), "3 texts"),
+        (lambda t: t([("a", "b", "c")]), r"text\[0\] has 3 texts, but one input of the model has one or two"),
         (lambda t: t.convert_ids_to_tokens(len(t)), "ids 0 to"),
         (lambda t: t.convert_ids_to_tokens(-1), "ids 0 to"),
     ],
@@ -211,6 +492,7 @@ def test_a_missing_or_broken_vocabulary_raises(tmp_path):
         ("free and  equal", ["free", "and", "equal"]),
         ("人人生而自由，在", ["人人", "生而", "自由", "，在"]),
         ("人人 生而自由 free", ["人人", "生而", "自由", "free"]),
+        ("人人　生而", ["人人", "生而"]),
         ("", []),
     ],
 )
@@ -219,16 +501,17 @@ def test_word_spans(text, words):
 
 
 def test_tokens_that_start_a_word():
-    for token, expected in {"▁free": True, "ings": False, "<s>": True, "<mask>": True, "人人": True, "ทุก": True,
-                            ".": False, "<": False, "<unk>": False}.items():  # fmt: skip
+    starts = dict.fromkeys(("▁free", "<s>", "<mask>", "人人", "ทุก"), True)
+    others = dict.fromkeys(("ings", ".", "<", "<unk>", "<y", "<s", "<mask", ">", "/s>", "<2de>"), False)
+    for token, expected in {**starts, **others}.items():
         assert starts_word(token) == expected, token
     assert not starts_word("人人", split_unspaced=False)
 
 
 def test_tokens_are_grouped_into_words():
-    tokens = ["<s>", "▁All", "▁human", "▁being", "s", "<unk>", "</s>", "</s>", "人人", "生", "<mask>", "<", "</s>"]
+    tokens = ["<s>", "▁All", "▁human", "▁being", "s", "<unk>", "</s>", "</s>", "人人", "生", "<mask>", "<y", "</s>"]
     words = [["<s>"], ["▁All"], ["▁human"], ["▁being", "s", "<unk>"], ["</s>"], ["</s>"], ["人人", "生"], ["<mask>"],
-             ["<"], ["</s>"]]  # fmt: skip
+             ["<y"], ["</s>"]]  # fmt: skip
     assert [[tokens[i] for i in word] for word in group_words(tokens)] == words
     words[6:7] = [["人人"], ["生"]]
     assert [[tokens[i] for i in word] for word in group_words(tokens, split_unspaced=True)] == words

@@ -302,8 +302,10 @@ def is_visible(character: str) -> bool:
 
 def trim(text: str, start: int, end: int) -> tuple[int, int]:
     """Cut white space and invisible characters off both ends of text[start:end], unless there is nothing else."""
-    visible = [i for i in range(start, end) if is_visible(text[i])]
-    return (visible[0], visible[-1] + 1) if visible else (start, end)
+    first = next((i for i in range(start, end) if is_visible(text[i])), None)
+    if first is None:
+        return start, end
+    return first, next(i for i in range(end, start, -1) if is_visible(text[i - 1]))
 
 
 CONTROL_TOKENS = frozenset(("<s>", "<pad>", "</s>", "<mask>"))  # not <unk>, which is a character of the text
