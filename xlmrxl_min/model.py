@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .base import Cache, GenerationMixin, LayerCache, ModelOutput, PreTrainedConfig, PreTrainedModel, input_checks
+from .base.scored import ScoredModel, infer_problem_type
 
 gelu_new = partial(F.gelu, approximate="tanh")
 ACTIVATIONS: dict[str, Any] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu, "gelu_new": gelu_new}
@@ -42,8 +43,7 @@ Opt: TypeAlias = "Tensor | None"  # most arguments are optional
 class XLMRobertaXLConfig(PreTrainedConfig):
     """The sizes and settings of a model, under Hugging Face's names; the defaults are XL's (paper, section 2).
 
-    Unknown keys of a `config.json` are kept in `extra`, can be read as attributes, and are saved again. Raises
-    ValueError for a value that no model can have.
+    Unknown keys of a `config.json` are kept in `extra`, as attributes, too. ValueError for a value no model can have.
     """
 
     vocab_size: int = 250880
@@ -244,9 +244,8 @@ class Attention(nn.Module):
         if self.position_embedding_type == "absolute":
             return sdpa(query, key, value, self.bias(query, key, query_offset, mask)), None
         blocks = query.split(QUERY_BLOCK_SIZE, dim=2)
-        contexts, masks = [], [None] * len(blocks)
-        if mask is not None:
-            masks = mask.expand(-1, -1, query.shape[2], -1).split(QUERY_BLOCK_SIZE, dim=2)
+        per_query = None if mask is None else mask.expand(-1, -1, query.shape[2], -1).split(QUERY_BLOCK_SIZE, dim=2)
+        contexts, masks = [], per_query or [None] * len(blocks)
         for block, its_mask in zip(blocks, masks, strict=True):
             contexts.append(sdpa(block, key, value, self.bias(block, key, query_offset, its_mask)))
             query_offset += block.shape[2]
@@ -337,11 +336,10 @@ class XLMRobertaXLModel(PreTrainedModel):
             encoder_hidden_states, encoder_attention_mask, cache,
         )  # fmt: skip
 
-        queries, device, keys = tokens.shape[1], tokens.device, tokens.shape[1]
+        queries, device = tokens.shape[1], tokens.device
+        keys = queries + (0 if cache is None else cache.get_seq_length())
         is_token = tokens != config.pad_token_id if inputs_embeds is None else tokens.new_ones(tokens.shape[:2]) > 0
-        num_earlier: Tensor | int = 0
-        if cache is not None:
-            keys, num_earlier = queries + cache.get_seq_length(), cache.num_valid_tokens
+        num_earlier = 0 if cache is None else cache.num_valid_tokens
         if position_ids is None:
             position_ids = self.embeddings.make_position_ids(is_token, num_earlier)
         input_checks.check_length(config, position_ids, keys)
@@ -362,9 +360,8 @@ class XLMRobertaXLModel(PreTrainedModel):
             run: Callable[..., Any] = partial(checkpoint, block, use_reentrant=False) if recomputes else block
             caches = (None, None) if cache is None else (cache.layers[i], cache.cross[i])
             hidden, weights, cross_weights = run(
-                hidden, mask, encoder_hidden_states, encoder_mask, head_masks[i], *caches,
-                output_attentions or is_eager,
-            )  # fmt: skip
+                hidden, mask, encoder_hidden_states, encoder_mask, head_masks[i], *caches, output_attentions or is_eager
+            )
             if output_attentions:
                 attentions.append(weights)
                 cross_attentions.append(cross_weights)
@@ -410,14 +407,15 @@ class ClassificationHead(nn.Module):
         return self.out_proj(self.dropout(pooled))
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = -100, name: str = "labels") -> Tensor:
-    """Mean loss of `logits` `… v` at labels `…` other than `ignore_index`; used by training/loop.py, too."""
-    input_checks.check_labels(name, labels, logits, ignore_index)
-    flat = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1).long()
-    return F.cross_entropy(*flat, ignore_index=ignore_index)
+class ModelWithHead(ScoredModel):
+    """What heads share. Their loss is cross-entropy, if they have no other. See notebooks/07_heads.ipynb."""
+
+    def mean_loss(self, logits: Tensor, targets: Tensor, name: str = "labels") -> Tensor:  # … v, … -> one number
+        input_checks.check_targets(name, targets, logits)
+        return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
 
 
-class XLMRobertaXLForMaskedLM(PreTrainedModel):
+class XLMRobertaXLForMaskedLM(ModelWithHead):
     """Predicts masked tokens, the pre-training task. Walked through in notebooks/06_masked_language_model.ipynb."""
 
     def __init__(self, config: XLMRobertaXLConfig) -> None:
@@ -440,11 +438,10 @@ class XLMRobertaXLForMaskedLM(PreTrainedModel):
             input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds, encoder_hidden_states,
             encoder_attention_mask, output_attentions=output_attentions, output_hidden_states=output_hidden_states,
         )  # fmt: skip
-        logits = self.lm_head(out.last_hidden_state)
-        return out.with_logits(None if labels is None else cross_entropy(logits, labels), logits=logits)
+        return self.add_loss(out, {"logits": self.lm_head(out.last_hidden_state)}, labels=labels)
 
 
-class XLMRobertaXLForCausalLM(GenerationMixin, PreTrainedModel):
+class XLMRobertaXLForCausalLM(GenerationMixin, ModelWithHead):
     """Predicts the next token. Walked through in notebooks/08_decoder.ipynb."""
 
     def __init__(self, config: XLMRobertaXLConfig) -> None:
@@ -468,14 +465,16 @@ class XLMRobertaXLForCausalLM(GenerationMixin, PreTrainedModel):
             encoder_attention_mask, past_key_values, use_cache if labels is None else False, output_attentions,
             output_hidden_states,
         )  # fmt: skip
-        logits, loss = self.lm_head(out.last_hidden_state), None
-        if labels is not None:
-            shifted = F.pad(labels[:, 1:], (0, 1), value=-100)  # nothing follows the last token
-            loss = cross_entropy(logits.float(), shifted)
-        return out.with_logits(loss, logits=logits)
+        return self.add_loss(out, {"logits": self.lm_head(out.last_hidden_state)}, labels=labels)
+
+    def targets(self, **inputs: Any) -> list[Tensor]:
+        return [F.pad(labels[..., 1:], (0, 1), value=-100) for labels in super().targets(**inputs)]  # the next tokens
+
+    def mean_loss(self, logits: Tensor, targets: Tensor, name: str = "labels") -> Tensor:
+        return super().mean_loss(logits.float(), targets, name)
 
 
-class XLMRobertaXLForSequenceClassification(PreTrainedModel):
+class XLMRobertaXLForSequenceClassification(ModelWithHead):
     """One class, several, or a number for a whole text. Walked through in notebooks/07_heads.ipynb."""
 
     def __init__(self, config: XLMRobertaXLConfig) -> None:
@@ -495,22 +494,22 @@ class XLMRobertaXLForSequenceClassification(PreTrainedModel):
             input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds,
             output_attentions=output_attentions, output_hidden_states=output_hidden_states,
         )  # fmt: skip
-        logits = self.classifier(out.last_hidden_state)
-        return out.with_logits(None if labels is None else self.loss(logits, labels), logits=logits)
+        return self.add_loss(out, {"logits": self.classifier(out.last_hidden_state)}, labels=labels)
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """By problem_type; without one, by the number of labels and their dtype, as in Hugging Face."""
-        is_class = labels.dtype in (torch.long, torch.int)
-        inferred = "single_label_classification" if is_class else "multi_label_classification"
-        problem = self.config.problem_type or ("regression" if self.config.num_labels == 1 else inferred)
+    def targets(self, **inputs: Any) -> list[Tensor]:
+        if infer_problem_type(self.config, inputs["labels"]) != "single_label_classification":
+            return [inputs["labels"] + 0.0]  # floats
+        return [torch.atleast_1d(classes.squeeze()) for classes in super().targets(**inputs)]
+
+    def mean_loss(self, logits: Tensor, targets: Tensor, name: str = "labels") -> Tensor:
+        problem = infer_problem_type(self.config, targets)
         if problem == "single_label_classification":
-            return cross_entropy(logits, labels.reshape(-1))
-        input_checks.check_values(labels, logits, problem)
+            return super().mean_loss(logits, targets)
         loss = F.mse_loss if problem == "regression" else F.binary_cross_entropy_with_logits
-        return loss(logits, labels.reshape(logits.shape).to(logits.dtype))
+        return loss(logits, input_checks.match_shape(targets, logits, problem).to(logits.dtype))
 
 
-class XLMRobertaXLForMultipleChoice(PreTrainedModel):
+class XLMRobertaXLForMultipleChoice(ModelWithHead):
     """A score for each of several texts. Walked through in notebooks/07_heads.ipynb."""
 
     def __init__(self, config: XLMRobertaXLConfig) -> None:
@@ -527,21 +526,18 @@ class XLMRobertaXLForMultipleChoice(PreTrainedModel):
         output_attentions: bool | None = None, output_hidden_states: bool | None = None,
     ) -> ModelOutput:  # fmt: skip
         """input_ids, token_type_ids, attention_mask, position_ids `b c t`, inputs_embeds `b c t e`; labels `b`."""
-        given = input_ids if inputs_embeds is None else inputs_embeds
-        choices = input_checks.check_choices(given, axes=3 if inputs_embeds is None else 4)
-        by_token = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        ids, mask, types, positions, embeds = (
-            None if x is None else rearrange(x, "b c ... -> (b c) ...") for x in by_token
-        )
+        choices = input_checks.check_choices(input_ids, inputs_embeds)
+        given = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        ids, mask, types, positions, embeds = (x if x is None else rearrange(x, "b c ... -> (b c) ...") for x in given)
         out = self.backbone(
             ids, mask, types, positions, head_mask, embeds,
             output_attentions=output_attentions, output_hidden_states=output_hidden_states,
         )  # fmt: skip
         logits = rearrange(self.classifier(self.dropout(out.pooler_output)), "(b c) 1 -> b c", c=choices)
-        return out.with_logits(None if labels is None else cross_entropy(logits, labels), logits=logits)
+        return self.add_loss(out, {"logits": logits}, labels=labels)
 
 
-class XLMRobertaXLForTokenClassification(PreTrainedModel):
+class XLMRobertaXLForTokenClassification(ModelWithHead):
     """A class for every token. Walked through in notebooks/07_heads.ipynb."""
 
     def __init__(self, config: XLMRobertaXLConfig) -> None:
@@ -563,13 +559,17 @@ class XLMRobertaXLForTokenClassification(PreTrainedModel):
             output_attentions=output_attentions, output_hidden_states=output_hidden_states,
         )  # fmt: skip
         logits = self.classifier(self.dropout(out.last_hidden_state))
-        if labels is not None and attention_mask is not None and attention_mask.shape == labels.shape:
-            labels = labels.masked_fill(attention_mask == 0, -100)
-        return out.with_logits(None if labels is None else cross_entropy(logits, labels), logits=logits)
+        return self.add_loss(out, {"logits": logits}, labels=labels, attention_mask=attention_mask)
+
+    def targets(self, **inputs: Any) -> list[Tensor]:
+        [labels], mask = super().targets(**inputs), inputs.get("attention_mask")
+        return [labels if mask is None or mask.shape != labels.shape else labels.masked_fill(mask == 0, -100)]
 
 
-class XLMRobertaXLForQuestionAnswering(PreTrainedModel):
+class XLMRobertaXLForQuestionAnswering(ModelWithHead):
     """The start and the end of an answer in a text. Walked through in notebooks/07_heads.ipynb."""
+
+    label_names = ("start_positions", "end_positions")
 
     def __init__(self, config: XLMRobertaXLConfig) -> None:
         super().__init__(config)
@@ -591,10 +591,10 @@ class XLMRobertaXLForQuestionAnswering(PreTrainedModel):
             output_attentions=output_attentions, output_hidden_states=output_hidden_states,
         )  # fmt: skip
         start, end = self.qa_outputs(out.last_hidden_state).unbind(-1)
-        loss = None
-        if start_positions is not None and end_positions is not None:
-            length = start.shape[1]  # positions beyond it are ignored
-            first, last = (positions.reshape(-1).clamp(0, length) for positions in (start_positions, end_positions))
-            start_loss = cross_entropy(start, first, ignore_index=length, name="start_positions")
-            loss = (start_loss + cross_entropy(end, last, ignore_index=length, name="end_positions")) / 2
-        return out.with_logits(loss, start_logits=start, end_logits=end)
+        given = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
+        labels = {"start_positions": start_positions, "end_positions": end_positions}
+        return self.add_loss(out, {"start_logits": start, "end_logits": end}, **labels, **given)
+
+    def targets(self, **inputs: Any) -> list[Tensor]:
+        positions = [x.reshape(-1).clamp(min=0) for x in super().targets(**inputs)]
+        return [x.masked_fill(x >= input_checks.num_tokens(**inputs), -100) for x in positions]

@@ -5,6 +5,7 @@ Every job compares a sharded model with the same model unsharded, which each ran
 
 import copy
 import json
+import math
 import os
 import re
 import sys
@@ -70,6 +71,8 @@ def example(task, rows=8, tokens=9, across=False, seed=0):
     elif task == "ForQuestionAnswering":
         for name in ("start_positions", "end_positions"):
             batch[name] = torch.randint(0, tokens, (rows,), generator=generator)
+        batch["start_positions"][: rows // 2] = 1000  # cut away: no start
+        batch["end_positions"][[0, 1, rows - 1]] = tokens
     elif task != "Model":
         batch["labels"] = torch.randint(0, 2, (rows,), generator=generator)
     return batch
@@ -207,7 +210,7 @@ def attention_dropout_differs_between_heads(mesh):
     _, sharded = pair("ForMaskedLM", **config)
     parallelize(sharded.train(), mesh)
     torch.manual_seed(mesh["data"].get_local_rank())
-    out = sharded(local_rows(inputs_of(example("ForMaskedLM")), mesh)["input_ids"], output_attentions=True)
+    out = sharded(**local_rows(inputs_of(example("ForMaskedLM")), mesh), output_attentions=True)
     dropped = out.attentions[0] == 0
     assert 0.3 < dropped.float().mean() < 0.7
     for head in range(1, 4):
@@ -224,7 +227,7 @@ def collectives(mesh):
     parallelize(sharded, mesh)
     if mesh["data"].size() > 1:
         return  # FSDP adds its own
-    ids, layers = example("Model")["input_ids"], len(sharded.backbone.layers)
+    ids, layers = torch.randint(3, 61, (8, 9)), len(sharded.backbone.layers)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the hooks that the counter registers
         with CommDebugMode() as forward:
@@ -274,8 +277,8 @@ def training_around_inference(mesh):
         weighted_loss(sharded, local_rows(batch, mesh), mesh).backward()
         assert_gradients_close(sharded, one)
         with torch.no_grad():
-            sharded(batch["input_ids"])
-            call_unsharded(sharded, lambda model: model.backbone(batch["input_ids"]).last_hidden_state)
+            sharded(**inputs_of(batch))
+            call_unsharded(sharded, lambda model: model.backbone(**inputs_of(batch)).last_hidden_state)
         one.zero_grad()
         sharded.zero_grad()
 
@@ -285,7 +288,7 @@ def some_rank_has_no_labels(mesh):
     """So the jobs above include a rank without labels, which must still take part: the first rows have none."""
     counts = [None] * dist.get_world_size()
     own = local_rows(example("ForMaskedLM"), mesh)
-    dist.all_gather_object(counts, count_labels(pair("ForMaskedLM")[0], own))
+    dist.all_gather_object(counts, count_labels(pair("ForMaskedLM")[0], own).item())
     assert (0 in counts) == (mesh["data"].size() > 1)
 
 
@@ -308,14 +311,42 @@ def mixed_precision(mesh):
     assert sharded(**local_rows(inputs_of(batch), mesh)).logits.dtype == torch.bfloat16
 
 
+def answers_cut_away(starts, ends, mesh):
+    """In the first `starts` and `ends` of 8 texts: the two terms of the loss have different numbers of labels."""
+    one, sharded = (model.double() for model in pair("ForQuestionAnswering"))
+    parallelize(sharded.train(), mesh)
+    batch = example("ForQuestionAnswering", seed=starts)
+    for name, count in (("start_positions", starts), ("end_positions", ends)):
+        batch[name] %= 9
+        batch[name][:count] = 9
+    before = [full(parameter).detach().clone() for parameter in sharded.parameters()]
+    optimizer = torch.optim.SGD(sharded.parameters(), lr=0.1, weight_decay=0.1)
+    loss = train_step(sharded, optimizer, local_rows(batch, mesh), mesh, max_grad_norm=1e9)
+    settings = {"steps": 1, "learning_rate": 0.1, "max_grad_norm": 1e9, "progress": False}
+    optimizer = torch.optim.SGD(one.parameters(), lr=0.1, weight_decay=0.1)
+    [entry] = fit(one, [batch], **settings, optimizers=[optimizer])
+    assert_close(torch.tensor(loss).nan_to_num(-1), torch.tensor(entry["loss"]).nan_to_num(-1), 1e-9)
+    for ours, expected, old in zip(sharded.parameters(), one.parameters(), before, strict=True):
+        assert_close(full(ours), expected, 1e-9)
+        assert torch.equal(full(ours), old) == (starts == ends == 8)
+
+
+job(answers_cut_away, 4, 6)  # with two ranks, one has no start
+job(answers_cut_away, 8, 8)
+for starts, ends in ((0, 4), (2, 2), (4, 4), (5, 1), (8, 3), (1, 8), (7, 7)):
+    job(answers_cut_away, starts, ends, tier="slow")
+
+
 @job
-def answers_beyond_the_text(mesh):
-    _, sharded = pair("ForQuestionAnswering")
-    parallelize(sharded, mesh)
-    batch = example("ForQuestionAnswering")
-    batch["end_positions"][:] = 9
-    with pytest.raises(ValueError, match="end_positions lie beyond the text"):
-        weighted_loss(sharded, local_rows(batch, mesh), mesh)
+def no_rank_has_labels(mesh):
+    """A step changes nothing then, not even by weight decay."""
+    for task in ("ForMaskedLM", "ForTokenClassification"):
+        _, sharded = pair(task)
+        parallelize(sharded, mesh)
+        batch = {**example(task), "labels": torch.full((8, 9), -100)}
+        before = [full(parameter).detach().clone() for parameter in sharded.parameters()]
+        assert math.isnan(train_step(sharded, adamw(sharded, 0.1, 0.1), local_rows(batch, mesh), mesh))
+        assert all(torch.equal(full(p), old) for p, old in zip(sharded.parameters(), before, strict=True))
 
 
 # ---- checkpoints

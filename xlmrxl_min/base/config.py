@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from numbers import Integral, Real
+from operator import index
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 import torch
@@ -70,6 +71,7 @@ class PreTrainedConfig:
         hidden_dropout_prob: float
         classifier_dropout: float | None
         num_labels: int
+        problem_type: str | None
         id2label: dict[int, str]
         label2id: dict[str, int]
         pruned_heads: dict[int, list[int]]
@@ -96,7 +98,7 @@ class PreTrainedConfig:
         self.id2label = {int(i): name for i, name in names.items()}  # JSON turns integer keys into strings
         self.label2id = self.label2id or {name: i for i, name in self.id2label.items()}
         self.num_labels = len(self.id2label) if self.num_labels is None else self.num_labels
-        self.pruned_heads = {int(layer): list(heads) for layer, heads in (self.pruned_heads or {}).items()}
+        self.pruned_heads = as_heads({} if self.pruned_heads is None else self.pruned_heads, "pruned_heads")
         self.validate()
 
     def __getattr__(self, name: str) -> Any:  # called only for what is not a field
@@ -132,6 +134,26 @@ def is_positive_integer(value: Any) -> bool:
 
 def is_probability(value: Any) -> bool:  # of dropout: 1 would leave nothing
     return isinstance(value, Real) and 0 <= float(value) < 1
+
+def as_heads(heads: Any, name: str) -> dict[int, list[int]]:
+    """`{layer: [heads]}` with Python's integers, each once; JSON has the layers as strings. ValueError for others."""
+    found: dict[int, set[int]] = {}
+    try:
+        for layer, numbers in heads.items():
+            layer = int(layer) if isinstance(layer, str) else as_integer(layer)
+            found.setdefault(layer, set()).update(map(as_integer, list(numbers)))
+    except (AttributeError, TypeError, ValueError):
+        allowed = "{layer: [heads]} with integers, such as {0: [1, 2]}"
+        raise ValueError(f"{name}={heads!r} is impossible: it must be {allowed}.") from None
+    return {layer: sorted(numbers) for layer, numbers in found.items()}
+
+
+def as_integer(value: Any) -> int:
+    """One of Python, numpy or PyTorch; TypeError for others, and for True and False, which come from a mask."""
+    if isinstance(value, bool) or "bool" in str(getattr(value, "dtype", "")):
+        raise TypeError
+    return index(value)
+
 
 
 def one_of(names: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,7 +35,7 @@ def check_range(name: str, ids: Tensor, limit: int, remedy: str) -> None:
     if ids.is_floating_point() or ids.dtype == torch.bool:
         raise ValueError(f"{name} must be integers, not {ids.dtype}: use .long().")
     if is_readable(ids):
-        low, high = (int(bound) for bound in ids.aminmax())
+        low, high = torch.stack(ids.aminmax()).tolist()  # read together: on a GPU, reading waits for all earlier work
         if low < 0 or high >= limit:
             raise ValueError(f"{name} holds {low if low < 0 else high}, but allowed are 0 to {limit - 1}: {remedy}.")
 
@@ -125,26 +126,59 @@ def check_inputs(
     if config.add_cross_attention:
         length = states.shape[1] if states is not None else cache.cross[0].length if cache is not None else 0
         check_mask("encoder_attention_mask", encoder_attention_mask, batch, tokens, length)
+    if input_ids is not None and attention_mask is None and not num_cached:
+        warn_about_padding(model, input_ids)
     return given
 
 
-def check_labels(name: str, labels: Tensor, logits: Tensor, ignore_index: int) -> None:
-    """Raise ValueError unless labels `…` have a class of logits `… v`, or `ignore_index`."""
-    if labels.shape != logits.shape[:-1]:
-        raise ValueError(f"{name} have shape {tuple(labels.shape)}, but must be {tuple(logits.shape[:-1])}.")
-    counted = labels.masked_fill(labels == ignore_index, 0)
-    check_range(name, counted, logits.shape[-1], f"{ignore_index} marks what has no label")
+def warn_about_padding(model: XLMRobertaXLModel, input_ids: Tensor) -> None:
+    """Warn, once for each model, that tokens attend to padding, as no mask marks it; Hugging Face does, too.
+
+    As there, only the first and the last column are read; in a decoder the first, as no token attends to later ones.
+    """
+    if model.warned_about_padding or not is_readable(input_ids):
+        return
+    ends = input_ids[:, :1] if model.config.is_decoder else input_ids[:, [0, -1]]
+    if bool((ends == model.config.pad_token_id).any()):
+        model.warned_about_padding = True
+        remedy = "pass the tokenizer's attention_mask, or input_ids != model.config.pad_token_id"
+        message = f"input_ids hold padding, and without attention_mask tokens attend to it: {remedy}."
+        warnings.warn(message, stacklevel=3)
 
 
-def check_values(labels: Tensor, logits: Tensor, problem: str) -> None:
-    """Raise ValueError unless labels have the shape of logits `b c`, or `b` where c is 1."""
-    if labels.shape != logits.shape and not (logits.shape[1] == 1 and labels.shape == logits.shape[:1]):
-        shapes = f"{tuple(labels.shape)}, but {problem} needs {tuple(logits.shape)}"
-        raise ValueError(f"labels have shape {shapes}.")
+def num_tokens(input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, **inputs: Any) -> int:
+    """The number of tokens per row, padding included."""
+    given = input_ids if inputs_embeds is None else inputs_embeds
+    check_tensor("the input", given)
+    return given.shape[1]  # type: ignore[union-attr]
 
 
-def check_choices(given: Any, axes: int) -> int:
+def as_classes(name: str, labels: Any) -> Tensor:
+    """Labels as integers of 64 bits. Raise ValueError unless they are a tensor of integers."""
+    check_tensor(name, labels)
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(f"{name} must be integers, not {labels.dtype}: use .long().")
+    return labels.long()
+
+
+def check_targets(name: str, targets: Tensor, logits: Tensor) -> None:
+    """Raise ValueError unless targets `…` have a class of logits `… v`, or -100. name: the argument with the labels."""
+    if targets.shape != logits.shape[:-1]:
+        raise ValueError(f"{name} have shape {tuple(targets.shape)}, but must be {tuple(logits.shape[:-1])}.")
+    scored = targets.masked_fill(targets == -100, 0)
+    check_range(name, scored, logits.shape[-1], "-100 marks what has no label")
+
+
+def match_shape(targets: Tensor, logits: Tensor, problem: str) -> Tensor:
+    """Targets in the shape of logits `b c`. Raise ValueError unless they have it, or are `b` where c is 1."""
+    if targets.shape != logits.shape and not (logits.shape[1] == 1 and targets.shape == logits.shape[:1]):
+        raise ValueError(f"labels have shape {tuple(targets.shape)}, but {problem} needs {tuple(logits.shape)}.")
+    return targets.reshape(logits.shape)
+
+
+def check_choices(input_ids: Any, inputs_embeds: Any) -> int:
     """Return the number of choices of ids `b c t` or embeddings `b c t e`. Raise ValueError for another shape."""
+    given, axes = (input_ids, 3) if inputs_embeds is None else (inputs_embeds, 4)
     if not isinstance(given, Tensor) or given.dim() != axes:
         raise ValueError("multiple choice takes input_ids (batch, choices, tokens), or the same as inputs_embeds.")
     return given.shape[1]

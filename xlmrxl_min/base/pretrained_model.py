@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
 from torch import nn
+
+from .config import as_heads
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 
 class PreTrainedModel(nn.Module):
     """What all models share: initialisation, ties, loading and saving, resizing and pruning."""
+
+    warned_about_padding = False
 
     if TYPE_CHECKING:  # of the classes with a head
         backbone: XLMRobertaXLModel
@@ -140,18 +145,18 @@ class PreTrainedModel(nn.Module):
         self.config.vocab_size = n
         return self.get_input_embeddings()
 
-    def prune_heads(self, heads: dict[int, list[int]]) -> None:
+    def prune_heads(self, heads: Mapping[int, Iterable[int]]) -> None:
         """Remove attention heads, `{layer: [heads]}`, always by the numbers of the unpruned model.
 
-        Raises ValueError, and changes nothing, for layers or heads that do not exist, if a layer would have none, and
-        for int8 weights.
+        Raises ValueError, and changes nothing, for layers or heads that are no numbers or do not exist, if a layer
+        would have none, and for int8 weights.
         """
         layers, num_heads = self.config.num_hidden_layers, self.config.num_attention_heads
         pruned: dict[int, list[int]] = {}
-        for layer, numbers in heads.items():
+        for layer, numbers in as_heads(heads, "prune_heads: heads").items():
             if layer not in range(layers) or not set(numbers) <= set(range(num_heads)):
                 ranges = f"there are layers 0 to {layers - 1} with heads 0 to {num_heads - 1}"
-                raise ValueError(f"prune_heads got layer {layer}, heads {list(numbers)}, but {ranges}.")
+                raise ValueError(f"prune_heads got layer {layer}, heads {numbers}, but {ranges}.")
             pruned[layer] = sorted({*self.config.pruned_heads.get(layer, []), *numbers})
             if len(pruned[layer]) == num_heads:
                 raise ValueError(f"prune_heads would leave no head in layer {layer}: keep at least one.")

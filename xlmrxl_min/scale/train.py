@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -11,7 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from ..model import PreTrainedModel
-from ..training.loop import Batch, compute_loss, count_labels
+from ..training.loop import Batch, compute_loss, count_labels, label_weights
 from .parallel import call_unsharded
 
 
@@ -21,9 +22,12 @@ def train_step(
 ) -> float:  # fmt: skip
     """Take one optimizer step on this rank's batch and those of the others; return the loss of all of them.
 
-    The ranks of a "tensor" group have the same batch.
+    The ranks of a "tensor" group have the same batch. Without any label the loss is NaN and the model stays as it is.
     """
-    loss = weighted_loss(model, batch, mesh)
+    weights = weights_over_ranks(model, batch, mesh)
+    if not any(map(any, weights)):
+        return math.nan
+    loss = weighted_loss(model, batch, mesh, weights)
     loss.backward()
     clip_grad_norm(model.parameters(), max_grad_norm)
     optimizer.step()
@@ -33,22 +37,27 @@ def train_step(
     return mean.item()
 
 
-def weighted_loss(model: PreTrainedModel, batch: Batch, mesh: DeviceMesh) -> Tensor:
+def weights_over_ranks(model: PreTrainedModel, batch: Batch, mesh: DeviceMesh) -> list[list[float]]:
+    """`label_weights` of the batches of all ranks along "data"."""
+    data, own = mesh["data"], count_labels(model, batch)
+    counts = torch.zeros(data.size(), len(own), dtype=own.dtype, device=model.device)
+    counts[data.get_local_rank()] = own
+    dist.all_reduce(counts, group=data.get_group())
+    return label_weights(counts)
+
+
+def weighted_loss(
+    model: PreTrainedModel, batch: Batch, mesh: DeviceMesh, weights: Sequence[Sequence[float]] | None = None
+) -> Tensor:
     """The loss of this rank's batch, weighted so that its mean over "data" is the loss of all batches as one.
 
-    FSDP averages the ranks' gradients; but one batch may have more labels than another, or none. Raises ValueError for
-    start_positions or end_positions beyond the text, as each of the two losses has its own number of labels.
+    FSDP averages the ranks' gradients; but one batch may have more labels than another, or none: then its loss and
+    gradients are 0, and the other ranks wait for them. weights: `weights_over_ranks`, if they are known.
     """
-    data, count = mesh["data"], torch.tensor(count_labels(model, batch), dtype=torch.float64, device=model.device)
-    total = count.clone()
-    dist.all_reduce(total, group=data.get_group())
-    for name in ("start_positions", "end_positions"):
-        if name in batch and bool((batch[name] >= batch["input_ids"].shape[1]).any()):
-            raise ValueError(f"{name} lie beyond the text, so that no weight over ranks is right: drop those texts.")
-    if not count:  # the other ranks wait for this one's gradients: take those of arbitrary labels, times 0
-        batch = {**batch, "labels": torch.zeros_like(batch["labels"])}
+    data, weights = mesh["data"], weights or weights_over_ranks(model, batch, mesh)
+    own = [weight * data.size() for weight in weights[data.get_local_rank()]]
     batch = {name: values.to(model.device) for name, values in batch.items()}
-    return call_unsharded(model, compute_loss, batch) * (count * data.size() / total.clamp(min=1))
+    return call_unsharded(model, compute_loss, batch, own)
 
 
 def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import correlation, fmean, median
 from typing import Any
 
@@ -30,12 +30,13 @@ def encode_examples(
     number stays. Multiple choice has a list of input_ids for each choice. Raises ValueError for an unknown label, for a
     span outside the text, and for a truncated answer.
     """
-    encode = {
+    functions: dict[Any, Callable[..., EncodedExample]] = {
         XLMRobertaXLForSequenceClassification: encode_classification,
         XLMRobertaXLForTokenClassification: encode_tagging,
         XLMRobertaXLForMultipleChoice: encode_choice,
         XLMRobertaXLForQuestionAnswering: encode_question,
-    }[task.model_class]
+    }
+    encode = functions[task.model_class]
     return [encode(task, tokenizer, example, max_length) for example in examples]
 
 

@@ -6,9 +6,13 @@ epoch.
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +20,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..model import PreTrainedModel, XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM, cross_entropy
+from ..base.scored import ScoredModel
+from ..model import PreTrainedModel, XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM
 from ..utils import atomic_write
+from .epochs import Batch, Batches, batches_of_epoch, check_batch, check_batches
 
-Batch = Mapping[str, Tensor]  # the arguments of a model's forward, labels included
-Batches = Sequence[Batch] | Callable[[int], Sequence[Batch]]  # of every epoch, or a function of the epoch
 Transform = Callable[[Batch, torch.Generator], Batch]
 LossFunction = Callable[[PreTrainedModel, Batch], Tensor]
 STATE_FILE = "training_state.pt"
@@ -31,52 +35,115 @@ def fit(
     decay_fraction: float = 1.0, weight_decay: float = 0.01, max_grad_norm: float = 1.0,
     gradient_accumulation_steps: int = 1, dtype: str = "float32", seed: int = 0, transform: Transform | None = None,
     loss_function: LossFunction | None = None, optimizers: Sequence[torch.optim.Optimizer] | None = None,
-    folder: Path | None = None, minutes_between_saves: float = 5, metadata: Mapping[str, Any] | None = None,
-    progress: bool = True,
+    folder: str | os.PathLike[str] | None = None, minutes_between_saves: float = 5,
+    metadata: Mapping[str, Any] | None = None, progress: bool = True,
 ) -> list[dict[str, float]]:  # fmt: skip
     """Train `model` and return its history: step, loss, lr, grad_norm (before clipping) and seconds of every step.
 
-    batches: one epoch, shuffled anew each time; or a function that returns the batches of epoch 0, 1, … in order.
+    batches: a list of one epoch's, shuffled anew each time; a DataLoader, whose randomness must be PyTorch's to resume
+    exactly; or a function that returns, or yields, the batches of epoch 0, 1, … in order. A batch holds tensors.
     learning_rate: the peak of a warmup-stable-decay schedule: linear warm-up for `warmup_steps`, linear decay to 0 over
     the last `decay_fraction` of the steps.
-    gradient_accumulation_steps: batches per step, weighted by their labels, as if they were one large batch.
+    gradient_accumulation_steps: batches per step, weighted by the labels that their losses are means over, as if they
+    were one large batch.
     dtype: "float32", or "bfloat16" or "float16" for mixed precision (autocast; float16 with loss scaling, which skips
     a step that overflows).
     transform: applied to each batch when it is used, such as `dynamic_masking(tokenizer)`.
-    loss_function: replaces `compute_loss`. optimizers: replace AdamW, with their peak learning rates set.
+    loss_function: replaces `compute_loss`. Its mean must be over the batch's labels (`model.targets` says which count)
+    or, in a batch without labels of that form, over its rows: so it is weighted.
+    optimizers: replace AdamW, with their peak learning rates set.
     folder: where to save the state, every `minutes_between_saves`; a state found there is resumed if its settings are
     the same.
     metadata: further settings to compare, such as a description of the data.
 
-    loss is the mean per label, in nats; lr is that of the built-in AdamW. Parameters with requires_grad=False are not
-    trained. The model ends in evaluation mode. Raises ValueError for impossible settings, for an epoch without
-    batches, and for the saved state of a run with other settings.
+    loss is the mean per label, in nats; lr is that of the built-in AdamW. A step without any label has loss and
+    grad_norm NaN, and leaves the model as it is. Parameters with requires_grad=False are not trained. The model ends in
+    evaluation mode. Raises ValueError for impossible settings and batches, and for the saved state of another run.
     """
     settings = {"steps": steps, "learning_rate": learning_rate, "warmup_steps": warmup_steps, "dtype": dtype}
     settings |= {"decay_fraction": decay_fraction, "weight_decay": weight_decay, "max_grad_norm": max_grad_norm}
-    settings |= {"gradient_accumulation_steps": gradient_accumulation_steps, "seed": seed, **(metadata or {})}
-    if not (steps >= 1 and gradient_accumulation_steps >= 1 and learning_rate > 0 and 0 <= decay_fraction <= 1):
-        raise ValueError(
-            f"training is impossible with {settings}: steps, gradient_accumulation_steps and learning_rate must be "
-            "above 0, decay_fraction from 0 to 1."
-        )
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise ValueError(f"dtype={dtype!r} is unknown: take float32, bfloat16 or float16.")
-    run = Run(model, optimizers or [adamw(model, learning_rate, weight_decay)], settings, loss_function or compute_loss)
+    settings |= {"gradient_accumulation_steps": gradient_accumulation_steps, "seed": seed}
+    settings = check_settings(settings, metadata or {}) | dict(metadata or {})
+    check_arguments(model, optimizers, transform, loss_function, folder, minutes_between_saves)
+    check_batches(batches)
+    run = Run(model, optimizers or [adamw(model, learning_rate, weight_decay)], settings, loss_function)
     if folder is not None:
-        run.resume(folder)
+        run.resume(Path(folder))
     model.train()
     last_save = time.monotonic()
-    with tqdm(total=steps, initial=run.step, unit="step", disable=not progress, mininterval=1, delay=2) as bar:
-        while run.step < steps:
-            entry = run.train_step(run.next_batches(batches, transform))
-            bar.update()
-            bar.set_postfix(loss=f"{entry['loss']:.3f}", refresh=False)
-            if folder is not None and (run.step == steps or time.monotonic() - last_save > 60 * minutes_between_saves):
-                last_save = time.monotonic()
-                run.save(folder)
-    model.eval()
+    try:
+        with tqdm(total=steps, initial=run.step, unit="step", disable=not progress, mininterval=1, delay=2) as bar:
+            while run.step < steps:
+                entry = run.train_step(run.next_batches(batches, transform))
+                bar.update()
+                bar.set_postfix(loss=f"{entry['loss']:.3f}", refresh=False)
+                is_due = time.monotonic() - last_save > 60 * minutes_between_saves
+                if folder is not None and (run.step == steps or is_due):
+                    last_save = time.monotonic()
+                    run.save(Path(folder))
+    finally:
+        model.eval()
     return run.history
+
+
+def is_integer(value: Any, low: float = -math.inf) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= low
+
+
+def is_number(value: Any, low: float, high: float = math.inf) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and low <= float(value) <= high
+
+
+LEAST, MOST = 5e-324, 1.7e308  # the smallest number above 0, and one that is not infinite
+# Names of settings; whether a value is possible; what is allowed.
+SETTING_RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("steps gradient_accumulation_steps", lambda x: is_integer(x, 1), "an integer, 1 or more"),
+    ("warmup_steps", lambda x: is_integer(x, 0), "an integer, 0 or more"),
+    ("seed", lambda x: is_integer(x) and abs(x) < 2**40, "an integer below 2 ** 40"),
+    ("learning_rate", lambda x: is_number(x, LEAST, MOST), "a number above 0"),
+    ("max_grad_norm", lambda x: is_number(x, LEAST), "a number above 0"),
+    ("weight_decay", lambda x: is_number(x, 0, MOST), "a number, 0 or more"),
+    ("decay_fraction", lambda x: is_number(x, 0, 1), "a number from 0 to 1"),
+    ("dtype", lambda x: x in ("float32", "bfloat16", "float16"), "float32, bfloat16 or float16"),
+)
+
+
+def check_settings(settings: Mapping[str, Any], metadata: Any) -> dict[str, Any]:
+    """The settings as Python's own numbers, which can be saved. ValueError for one that is impossible."""
+    for names, is_possible, allowed in SETTING_RULES:
+        for name in names.split():
+            if not is_possible(settings[name]):
+                raise ValueError(f"{name}={settings[name]!r} is impossible: it must be {allowed}.")
+    try:
+        json.dumps(dict(metadata))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"metadata must be a dict of numbers, texts, lists and dicts: {error}.") from None
+    return {
+        name: int(x) if isinstance(x, Integral) else float(x) if isinstance(x, Real) else x
+        for name, x in settings.items()
+    }
+
+
+def check_arguments(
+    model: Any, optimizers: Any, transform: Any, loss_function: Any, folder: Any, minutes_between_saves: Any
+) -> None:
+    """Raise ValueError, in one sentence, for what `fit` cannot use."""
+    if not isinstance(model, PreTrainedModel) or model.device.type == "meta":
+        what = "has no weights" if isinstance(model, PreTrainedModel) else f"is of type {type(model).__name__}"
+        raise ValueError(f"model {what}, but must be a model of this package: build one, or use from_pretrained.")
+    if loss_function is None and not isinstance(model, ScoredModel):
+        remedy = "take a model with a head, or pass a loss_function"
+        raise ValueError(f"{type(model).__name__} has no loss of its own: {remedy}.")
+    for name, function in (("transform", transform), ("loss_function", loss_function)):
+        if function is not None and not callable(function):
+            raise ValueError(f"{name} is of type {type(function).__name__}, but must be a function.")
+    is_list = isinstance(optimizers, Sequence) and len(optimizers) > 0
+    if optimizers is not None and not (is_list and all(isinstance(x, torch.optim.Optimizer) for x in optimizers)):
+        raise ValueError(f"optimizers={optimizers!r} is impossible: it must be a list of PyTorch's optimizers.")
+    if folder is not None and not isinstance(folder, (str, os.PathLike)):
+        raise ValueError(f"folder={folder!r} is impossible: it must be a path.")
+    if not is_number(minutes_between_saves, 0):
+        raise ValueError(f"minutes_between_saves={minutes_between_saves!r} is impossible: it must be 0 or more.")
 
 
 class Run:
@@ -84,7 +151,7 @@ class Run:
 
     def __init__(
         self, model: PreTrainedModel, optimizers: Sequence[torch.optim.Optimizer], settings: Mapping[str, Any],
-        loss_function: LossFunction,
+        loss_function: LossFunction | None,
     ) -> None:  # fmt: skip
         self.model, self.optimizers, self.settings, self.loss_function = model, optimizers, settings, loss_function
         self.peak_lrs = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
@@ -96,42 +163,44 @@ class Run:
 
     def next_batches(self, batches: Batches, transform: Transform | None) -> list[Batch]:
         """Return the batches of the next step, and seed all randomness, dropout's too, by its number."""
-        generator = torch.manual_seed(self.settings["seed"] * 1_000_003 + self.step)
         chosen: list[Batch] = []
-        while len(chosen) < self.settings["gradient_accumulation_steps"]:
+        seed, wanted = self.settings["seed"] * 1_000_003, self.settings["gradient_accumulation_steps"]
+        while len(chosen) < wanted:
             if self.epoch_batches is None:
-                self.epoch_batches = self.start_epoch(batches)
-            if self.batches_done == len(self.epoch_batches):
+                at_most = self.settings["steps"] * wanted
+                self.epoch_batches = batches_of_epoch(batches, self.epoch, seed + self.epoch, at_most)
+                for i, batch in enumerate(self.epoch_batches if transform is None else ()):
+                    self.check(batch, f"batch {i} of epoch {self.epoch}")
+            if self.batches_done >= len(self.epoch_batches):
                 self.epoch, self.batches_done, self.epoch_batches = self.epoch + 1, 0, None
                 continue
-            batch = self.epoch_batches[self.batches_done]
-            chosen.append(batch if transform is None else transform(batch, generator))
+            chosen.append(self.epoch_batches[self.batches_done])
             self.batches_done += 1
-        return chosen
+        generator = torch.manual_seed(seed + self.step)
+        if transform is None:
+            return chosen
+        transformed = [transform(batch, generator) for batch in chosen]
+        for batch in transformed:
+            self.check(batch, f"what transform returned in step {self.step + 1}")
+        return transformed
 
-    def start_epoch(self, batches: Batches) -> Sequence[Batch]:
-        if callable(batches):
-            ordered = batches(self.epoch)
-        else:
-            generator = torch.Generator().manual_seed(self.settings["seed"] * 1_000_003 + self.epoch)
-            ordered = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
-        if not ordered:
-            raise ValueError(f"epoch {self.epoch} has no batches: give at least one.")
-        return ordered
+    def check(self, batch: Any, name: str) -> None:
+        check_batch(self.model, batch, name, own_loss=self.loss_function is None)
 
     def train_step(self, batches: Sequence[Batch]) -> dict[str, float]:
         """Take one optimizer step. Without any label the loss is NaN and the model stays as it is."""
-        settings, counts = self.settings, [count_labels(self.model, batch) for batch in batches]
+        settings, weights = self.settings, label_weights(torch.stack([count_labels(self.model, x) for x in batches]))
         factor = lr_schedule(self.step, settings["steps"], settings["warmup_steps"], settings["decay_fraction"])
         loss = grad_norm = math.nan
-        if any(counts):
+        if any(map(any, weights)):
             loss, dtype = 0.0, settings["dtype"]
-            for batch, count in zip(batches, counts, strict=True):
-                with torch.autocast(self.model.device.type, getattr(torch, dtype), enabled=dtype != "float32"):
-                    part = self.loss_function(self.model, {k: x.to(self.model.device) for k, x in batch.items()})
-                part = part * (count / sum(counts)) if count else part
-                self.scaler.scale(part).backward()
-                loss += part.item()
+            self.zero_grad()  # there may be gradients of the user's own
+            for batch, its_weights in zip(batches, weights, strict=True):
+                if any(its_weights):
+                    with torch.autocast(self.model.device.type, getattr(torch, dtype), enabled=dtype != "float32"):
+                        part = self.loss({k: x.to(self.model.device) for k, x in batch.items()}, its_weights)
+                    self.scaler.scale(part).backward()
+                    loss += part.item()
             for optimizer, peaks in zip(self.optimizers, self.peak_lrs, strict=True):
                 self.scaler.unscale_(optimizer)
                 for group, peak in zip(optimizer.param_groups, peaks, strict=True):
@@ -140,11 +209,25 @@ class Run:
             for optimizer in self.optimizers:
                 self.scaler.step(optimizer)
             self.scaler.update()
-            self.model.zero_grad()
+            self.zero_grad()
         self.step += 1
         entry = {"step": self.step, "loss": loss, "lr": settings["learning_rate"] * factor, "grad_norm": grad_norm}
         self.history.append({**entry, "seconds": round(time.monotonic() - self.start, 3)})
         return self.history[-1]
+
+    def loss(self, batch: Batch, weights: Sequence[float]) -> Tensor:
+        if self.loss_function is None:
+            return compute_loss(self.model, batch, weights)
+        loss = self.loss_function(self.model, batch)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(f"loss_function returned {what}, but must return a tensor with one number.")
+        return loss.sum() * sum(weights)
+
+    def zero_grad(self) -> None:
+        self.model.zero_grad()
+        for optimizer in self.optimizers:  # which may have parameters outside the model
+            optimizer.zero_grad()
 
     def state(self) -> dict[str, Any]:
         return {
@@ -157,26 +240,39 @@ class Run:
         }
 
     def save(self, folder: Path) -> None:
-        with atomic_write(Path(folder) / STATE_FILE) as (draft,):
+        with atomic_write(folder / STATE_FILE) as (draft,):
             torch.save(self.state(), draft)
 
     def resume(self, folder: Path) -> None:
-        """Load the state in `folder`, if there is one. ValueError if it belongs to a run with other settings."""
-        path = Path(folder) / STATE_FILE
+        """Load the state in `folder`, if there is one. ValueError if it is damaged, or belongs to another run."""
+        path, remedy = folder / STATE_FILE, f"choose another folder, or delete {STATE_FILE} there"
         if not path.exists():
             return
-        state, settings = torch.load(path, weights_only=True, map_location=self.model.device), self.state()["settings"]
-        saved = state["settings"]
-        different = [name for name in sorted({**settings, **saved}) if settings.get(name) != saved.get(name)]
+        own = self.state()
+        try:
+            state = torch.load(path, weights_only=True, map_location=self.model.device)
+            saved, settings = state["settings"], own["settings"]
+            different = [name for name in sorted({**settings, **saved}) if settings.get(name) != saved.get(name)]
+            sizes, own_sizes = sizes_of(state), sizes_of(own)
+        except (RuntimeError, EOFError, pickle.UnpicklingError, LookupError, TypeError, AttributeError) as error:
+            reason = str(error).partition("\n")[0].rstrip(".")
+            raise ValueError(f"{path} is damaged, or no state of a training run ({reason}): {remedy}.") from error
         if different:
-            remedy = f"choose another folder, or delete {STATE_FILE} there"
             raise ValueError(f"{folder} holds a run with other settings ({', '.join(different)}): {remedy}.")
+        if sizes != own_sizes:
+            raise ValueError(f"{folder} holds a run of another model, or with other optimizers: {remedy}.")
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.scaler.load_state_dict(state["scaler"])
         (self.step, self.epoch, self.batches_done), self.history = state["position"], state["history"]
         self.start -= self.history[-1]["seconds"]  # the time before the interruption counts
+
+
+def sizes_of(state: Mapping[str, Any]) -> Any:
+    """Of a run's state: what must be equal to load it."""
+    groups = [[len(group["params"]) for group in optimizer["param_groups"]] for optimizer in state["optimizers"]]
+    return {name: tuple(values.shape) for name, values in state["model"].items()}, groups
 
 
 def adamw(model: PreTrainedModel, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
@@ -201,30 +297,45 @@ def lr_schedule(step: int, steps: int, warmup_steps: int, decay_fraction: float)
     return min(1.0, warmup, decay)
 
 
-def count_labels(model: PreTrainedModel, batch: Batch) -> int:
-    """The number of labels that the loss of `batch` is a mean over: tokens, texts, or numbers."""
-    if "labels" not in batch:
-        return len(batch["start_positions"])
-    labels = batch["labels"][:, 1:] if isinstance(model, XLMRobertaXLForCausalLM) else batch["labels"]
-    return labels.numel() if labels.is_floating_point() else int((labels != -100).sum())
+def count_labels(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """The number of labels, tokens or texts or numbers, that each term of the loss of `batch` is a mean over.
+
+    For a loss_function: where the batch has no labels that the model's own loss could score, the rows.
+    """
+    names = model.label_names if isinstance(model, ScoredModel) else ("rows",)
+    try:
+        targets = model.targets(**batch)  # type: ignore[operator]
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return torch.tensor([len(next(iter(batch.values())))] * len(names))
+    return torch.tensor([x.numel() if x.is_floating_point() else int((x != -100).sum()) for x in targets])
 
 
-def compute_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
+def label_weights(counts: Tensor) -> list[list[float]]:
+    """What to multiply the mean losses of several batches by, for each of their terms, to add up to one large batch's.
+
+    counts: `count_labels` of each batch. That loss is the mean over the terms; those without any label are left out.
+    """
+    totals = counts.double().sum(0)
+    return (counts / totals.clamp(min=1) / (totals > 0).sum().clamp(min=1)).tolist()
+
+
+def compute_loss(model: PreTrainedModel, batch: Batch, weights: Sequence[float] | None = None) -> Tensor:
     """The model's own loss, in language models with logits at the labelled positions only; 0 without a label.
 
-    The logits `b t v` of all positions would be most of the memory and of the work. ValueError for labels that are not
-    `b t`.
+    The logits `b t v` of all positions would be most of the memory and of the work. weights: `label_weights` of this
+    batch among others. ValueError for labels that the model cannot score.
     """
-    inputs: dict[str, Any] = dict(batch)
+    assert isinstance(model, ScoredModel)
+    weights = label_weights(count_labels(model, batch)[None])[0] if weights is None else weights
+    targets = model.targets(**batch)
+    inputs: dict[str, Any] = {name: values for name, values in batch.items() if name not in model.label_names}
     if not isinstance(model, (XLMRobertaXLForMaskedLM, XLMRobertaXLForCausalLM)):
-        return model(**inputs).loss
-    labels = inputs.pop("labels")
-    hidden = model.backbone(**inputs, use_cache=False).last_hidden_state
+        out = model(**inputs)
+        logits = [out[name] for name in ("logits", "start_logits", "end_logits") if name in out]
+        return model.loss(logits, targets, weights)
+    hidden, [labels] = model.backbone(**inputs, use_cache=False).last_hidden_state, targets
     if labels.shape != hidden.shape[:2]:
         raise ValueError(f"labels have shape {tuple(labels.shape)}, but must be {tuple(hidden.shape[:2])}.")
-    if isinstance(model, XLMRobertaXLForCausalLM):  # each position predicts the label to its right
-        hidden, labels = hidden[:, :-1], labels[:, 1:]
     labelled = labels != -100
-    if not labelled.any():
-        return hidden.sum() * 0
-    return cross_entropy(model.lm_head(hidden[labelled]).float(), labels[labelled])
+    labelled[0, 0] |= ~labelled.any()  # without a label any position: on several ranks each has to use the head
+    return model.loss([model.lm_head(hidden[labelled]).float()], [labels[labelled]], weights)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..model import XLMRobertaXLForCausalLM, XLMRobertaXLModel, cross_entropy
+from ..model import XLMRobertaXLForCausalLM, XLMRobertaXLModel
 from ..tokenizer import XLMRobertaTokenizer
 from ..utils import eval_mode, group_by_length, pad_rows
 from .alignment import Phrase, align, expand_to_tokens, extract_phrases, split_into_words, subtract_mean_state
@@ -151,7 +151,8 @@ def alignment_loss(weight: float) -> LossFunction:
         out = model.backbone(**inputs, use_cache=False, output_attentions=True)
         labels = batch["labels"][:, 1:]
         labelled = labels != -100
-        language_loss = cross_entropy(model.lm_head(out.last_hidden_state[:, :-1][labelled]).float(), labels[labelled])
+        logits = model.lm_head(out.last_hidden_state[:, :-1][labelled])
+        language_loss = model.mean_loss(logits, labels[labelled])
         first, last = out.cross_attentions[0][:, 0], out.cross_attentions[-1][:, 0, :-1]  # b q k
         of_heads = attention_cross_entropy(first, batch["alignment"])
         of_heads = of_heads + attention_cross_entropy(last, batch["alignment"][:, 1:])
