@@ -85,8 +85,17 @@ def test_a_resumed_run_ends_in_the_same_weights(recipe, tmp_path, interrupted):
 
 def test_a_recipe_file_needs_the_right_fields(tmp_path):
     fields = json.loads((PRETRAINED / "tiny" / "recipe.json").read_text())
-    for wrong, why in (({**fields, "stpes": 3}, "stpes"), ({"config": fields["config"]}, "languages"), ({}, "config")):
-        (tmp_path / "recipe.json").write_text(json.dumps(wrong))
+    for wrong, why in (
+        (json.dumps({**fields, "stpes": 3}), "stpes"),
+        (json.dumps({"config": fields["config"]}), "languages"),
+        ("{}", "config"),
+        ('{"config": 3}', "int"),
+        ("[]", "list"),
+        ("{", "line 1 column 2"),
+        (json.dumps({**fields, "steps": "many"}), "steps='many' is impossible: it must be of type int"),
+        (json.dumps({**fields, "languages": "en"}), "languages='en' is impossible"),
+    ):
+        (tmp_path / "recipe.json").write_text(wrong)
         with pytest.raises(ValueError, match=f"is no recipe: .*{why}"):
             load_recipe(tmp_path / "recipe.json")
 

@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,10 @@ from .masking import dynamic_masking
 from .texts import Paragraph, udhr
 
 RECORD_FILE = "record.json"
+FIELD_KINDS: dict[str, Any] = {
+    "int": int, "float": (int, float), "str": str, "str | None": (str, type(None)), "list[str]": (list, tuple),
+    "dict[str, Any]": dict,
+}  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -45,6 +49,11 @@ class Recipe:
     decay_fraction: float  # of the steps, at the end, over which the learning rates fall to 0
     dtype: str  # of the arithmetic: float32, or bfloat16 by autocast
     seed: int
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if not isinstance(value := getattr(self, field.name), FIELD_KINDS[str(field.type)]):
+                raise ValueError(f"{field.name}={value!r} is impossible: it must be of type {field.type}.")
 
     def generator(self, epoch: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed_of_epoch(epoch))
@@ -79,11 +88,11 @@ def load_recipe(file: str | os.PathLike[str]) -> Recipe:
     """Read a recipe.json: a DecoderRecipe if its config has is_decoder. ValueError for missing and unknown fields."""
     from .decoders import DecoderRecipe  # which imports this file
 
-    fields = json.loads(Path(file).read_text(encoding="utf-8"))
     try:
-        return (DecoderRecipe if fields["config"].get("is_decoder") else EncoderRecipe)(**fields)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{file} is no recipe: {error}.") from error
+        values = json.loads(Path(file).read_text(encoding="utf-8"))
+        return (DecoderRecipe if values["config"].get("is_decoder") else EncoderRecipe)(**values)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:  # of JSON or of its values, too
+        raise ValueError(f"{file} is no recipe: {str(error).rstrip('.')}.") from error
 
 
 # ---- what all recipes have in common
