@@ -21,7 +21,7 @@ import torch
 
 from .checkpoints.locate import find_file
 from .inputs import as_sequence, as_texts, as_texts_or_pairs, check_option, check_text, is_single_text
-from .utils import atomic_write, check_size
+from .utils import atomic_write, check_size, to_path
 
 VOCABULARY_FILE = "sentencepiece.bpe.model"
 FAIRSEQ_OFFSET = 1
@@ -81,7 +81,7 @@ class XLMRobertaTokenizer:
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the vocabulary file into `folder`, where from_pretrained finds it."""
-        target, vocabulary = Path(folder) / VOCABULARY_FILE, self.sp_model.serialized_model_proto()
+        target, vocabulary = to_path(folder, "folder") / VOCABULARY_FILE, self.sp_model.serialized_model_proto()
         if not (target.is_file() and target.read_bytes() == vocabulary):
             with atomic_write(target) as (draft,):
                 draft.write_bytes(vocabulary)

@@ -157,7 +157,7 @@ def test_saving_is_atomic(pair, tmp_path, monkeypatch):
         explore(*pair, title="another").save(str(path))
     assert path.read_bytes() == page.html.encode("utf-8")
     assert list(path.parent.iterdir()) == [path]
-    with pytest.raises(IsADirectoryError, match=r"is a folder: name a file in it, such as .*attention\.html"):
+    with pytest.raises(IsADirectoryError, match="is a folder: name a file in it"):
         page.save(tmp_path)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..model import XLMRobertaXLConfig
-from ..utils import atomic_write
+from ..utils import atomic_write, to_path
 from . import CheckpointError
 from .locate import find_file
 
@@ -66,9 +66,12 @@ def config_dict(config: XLMRobertaXLConfig) -> dict[str, Any]:
 
 
 def save_config(config: XLMRobertaXLConfig, folder: str | os.PathLike[str]) -> None:
-    """Write `config.json` into `folder`, under Hugging Face's keys."""
-    with atomic_write(Path(folder) / CONFIG_FILE) as (draft,):
-        draft.write_text(config_to_json(config), encoding="utf-8")
+    """Write `config.json` into `folder`, under Hugging Face's keys. Raises CheckpointError if it cannot be written."""
+    try:
+        with atomic_write(to_path(folder, "folder") / CONFIG_FILE) as (draft,):
+            draft.write_text(config_to_json(config), encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def config_to_json(config: XLMRobertaXLConfig, **more: Any) -> str:

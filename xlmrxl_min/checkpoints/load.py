@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..model import PreTrainedModel, XLMRobertaXLConfig
+from ..utils import lock_folder
 from . import CheckpointError
 from .config import CONFIG_FILE, build_config, config_dict, require_file
 from .int8 import convert_to_int8, quantize_rows
@@ -76,10 +77,12 @@ def load(
         raise ValueError(f"quantize={quantize!r} is unknown: take 'int8' or None.")
     pooling = config_overrides.pop("add_pooling_layer", None)
     build = {} if pooling is None else {"add_pooling_layer": pooling}
-    checkpoint = open_checkpoint(locate_weights(source))
-    tensors = hugging_face_tensors(checkpoint)
+    with lock_folder(resolve_folder(source), shared=True):  # so that all files are of one save
+        checkpoint = open_checkpoint(locate_weights(source))
+        tensors = hugging_face_tensors(checkpoint)
+        config = resolve_config(source, checkpoint, tensors, config, config_overrides)
     with torch.device("meta"):  # shapes without memory
-        model = cls(resolve_config(source, checkpoint, tensors, config, config_overrides), **build)
+        model = cls(config, **build)
     is_int8 = any(tensor.dtype == torch.int8 for tensor in tensors.values())
     if quantize or is_int8:
         convert_to_int8(model, dtype)

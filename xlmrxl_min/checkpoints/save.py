@@ -9,9 +9,10 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
 from ..model import PreTrainedModel
-from ..utils import atomic_write
+from ..utils import atomic_write, to_path
 from . import CheckpointError
 from .config import CONFIG_FILE, config_to_json
 from .locate import import_hub
@@ -48,18 +49,22 @@ def save(model: PreTrainedModel, folder: str | os.PathLike[str], *, max_shard_si
         metadata = {"total_size": sum(tensor.nbytes for tensor in tensors.values())}
         index = {"metadata": metadata, "weight_map": shards.tensor_to_filename}
         texts[INDEX_FILE] = json.dumps(index, indent=1) + "\n"
-    folder, names = Path(folder), [*texts, *shards.filename_to_tensors]
-    try:
-        with atomic_write(*(folder / name for name in names)) as drafts:
-            for draft, text in zip(drafts, texts.values(), strict=False):
+    folder, names = to_path(folder, "folder"), [*shards.filename_to_tensors, *texts]
+    try:  # weights of an earlier save would be read instead
+        with atomic_write(*(folder / name for name in names), obsolete=WEIGHT_FILE) as drafts:
+            for draft, shard in zip(drafts, shards.filename_to_tensors.values(), strict=False):
+                write_tensors({name: tensors[name].contiguous().cpu() for name in shard}, draft)
+            for draft, text in zip(drafts[-len(texts) :], texts.values(), strict=True):
                 draft.write_text(text, encoding="utf-8")
-            for draft, shard in zip(drafts[len(texts) :], shards.filename_to_tensors.values(), strict=True):
-                save_file({n: tensors[n].contiguous().cpu() for n in shard}, draft, metadata={"format": "pt"})
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} could not be written ({error}); existing files are unchanged.") from error
-    for path in folder.iterdir():  # weights of an earlier save, which would be read instead
-        if path.name not in names and WEIGHT_FILE.fullmatch(path.name):
-            path.unlink()
+    except OSError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # a full disk, above all
+        raise OSError(str(error)) from error
 
 
 def parse_size(size: int | str) -> int:

@@ -237,7 +237,13 @@ def read(folder: Path) -> None:
             path = Path(draft, "new", page)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
-        if folder.exists():
-            folder.rename(Path(draft, "old"))
-        Path(draft, "new").rename(folder)
+        old = Path(draft, "old")
+        try:
+            if folder.exists():
+                folder.rename(old)
+            Path(draft, "new").rename(folder)
+        except BaseException:
+            if old.exists():
+                old.rename(folder)
+            raise
     print(f"{len(site.pages)} pages: open {folder / 'index.html'}")

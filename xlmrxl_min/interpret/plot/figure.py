@@ -13,7 +13,6 @@ import textwrap
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
-from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeAlias
 
 import matplotlib
@@ -23,7 +22,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from ...utils import atomic_write
+from ...utils import atomic_write, to_path
 from ..metrics import merge_tokens
 
 DPI = 90
@@ -58,9 +57,16 @@ class CaptionedFigure(NamedTuple):
         return small.getvalue()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a .png, .pdf or .svg file, by the suffix; after an error an old file is unchanged."""
-        with atomic_write(Path(path)) as (draft,), matplotlib.rc_context(matplotlib.rcParamsDefault):
-            self.figure.savefig(draft, format=Path(path).suffix[1:])
+        """Write a .png, .pdf or .svg file, by the suffix; after an error an old file is unchanged.
+
+        Raises ValueError for another suffix or none, and OSError if the file cannot be written.
+        """
+        path = to_path(path)
+        suffix = path.suffix.lower()
+        if suffix[1:] not in self.figure.canvas.get_supported_filetypes():
+            raise ValueError(f"{path} ends in {suffix or 'no suffix'}: name a file that ends in .png, .pdf or .svg.")
+        with atomic_write(path) as (draft,), matplotlib.rc_context(matplotlib.rcParamsDefault):
+            self.figure.savefig(draft, format=suffix[1:])
 
     def _ipython_display_(self) -> None:
         from IPython.display import display  # only IPython calls this
