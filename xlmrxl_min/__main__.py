@@ -1,10 +1,13 @@
 """The command line: `python -m xlmrxl_min COMMAND`, see `--help`."""
 
 import argparse
+import io
 import json
 import os
 import sys
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,9 @@ import torch
 
 import xlmrxl_min
 
-from .checkpoints.config import CONFIG_FILE
+from .checkpoints.config import load_config
 from .checkpoints.load import locate_weights, resolve_config
-from .checkpoints.locate import resolve_folder
+from .checkpoints.locate import CONFIG_FILE, Location, holds_checkpoint, locate
 from .checkpoints.names import hugging_face_tensors
 from .checkpoints.readers import open_checkpoint
 from .inference.predict import Prediction, fill_mask
@@ -22,11 +25,18 @@ from .interpret.explore import explore
 from .model import XLMRobertaXLConfig, XLMRobertaXLForMaskedLM
 from .scale import planner
 from .tokenizer import XLMRobertaTokenizer
+from .utils import find_stream, to_path
+
+SIZES = {"xl": XLMRobertaXLConfig.xl, "xxl": XLMRobertaXLConfig.xxl}
+
+
+def load(source: str) -> tuple[XLMRobertaXLForMaskedLM, XLMRobertaTokenizer]:
+    location: Any = locate(source)  # once for both
+    return XLMRobertaXLForMaskedLM.from_pretrained(location), XLMRobertaTokenizer.from_pretrained(location)
 
 
 def fill(options: argparse.Namespace) -> None:
-    model = XLMRobertaXLForMaskedLM.from_pretrained(options.model)
-    tokenizer = XLMRobertaTokenizer.from_pretrained(options.model)
+    model, tokenizer = load(options.model)
     print(format_predictions(fill_mask(model, tokenizer, options.text, top_k=options.top_k)))
 
 
@@ -43,8 +53,7 @@ def format_predictions(predictions: list[list[Prediction]]) -> str:
 
 
 def attend(options: argparse.Namespace) -> None:
-    model = XLMRobertaXLForMaskedLM.from_pretrained(options.model)
-    tokenizer = XLMRobertaTokenizer.from_pretrained(options.model)
+    model, tokenizer = load(options.model)
     for text in (options.text, options.pair):
         if text is not None and not tokenizer.tokenize(text):
             raise ValueError(f"there is nothing to look at in {text!r}: give a text of one word or more.")
@@ -52,62 +61,77 @@ def attend(options: argparse.Namespace) -> None:
     with torch.no_grad():
         attentions = model(**encoding, output_attentions=True).attentions
     tokens = tokenizer.convert_ids_to_tokens(encoding.input_ids[0])
-    page = explore(attentions, tokens, title=f"Attention of {Path(options.model).name}")
+    heads = [layer.attention.heads for layer in model.backbone.layers]  # fewer in a pruned model
+    page = explore(attentions, tokens, heads=heads, title=f"Attention of {as_utf8(Path(options.model).name)}")
     path = page.save(options.output)
-    print(f"{path}: {len(attentions)} layers on {len(tokens)} tokens, {path.stat().st_size / 1000:,.0f} kB")
+    summary = f"{path}: {len(attentions)} layers on {len(tokens)} tokens, {len(page.html.encode()) / 1000:,.0f} kB"
+    print(summary, file=sys.stdout if find_stream(path) is None else sys.stderr)  # /dev/stdout holds the page alone
 
 
-def config_and_head(source: str) -> tuple[XLMRobertaXLConfig, str]:
-    """The config of `source`, and what it was saved as: "Model", "ForMaskedLM" (where nothing says), and so on."""
-    known = {"xl": XLMRobertaXLConfig.xl, "xxl": XLMRobertaXLConfig.xxl}
-    folder = resolve_folder(source)
-    if folder is not None and not (folder / CONFIG_FILE).exists() and (folder / "model.pt").exists():
-        checkpoint = open_checkpoint(folder)
-        tensors = hugging_face_tensors(checkpoint)
-        head = "ForSequenceClassification" if "classifier.dense.weight" in tensors else "ForMaskedLM"
-        return resolve_config(source, checkpoint, tensors), head
-    config = known[source]() if source in known else XLMRobertaXLConfig.from_pretrained(source)
+def config_and_head(location: Location) -> tuple[XLMRobertaXLConfig, str]:
+    """The config of a checkpoint, and what it was saved as: "Model", "ForMaskedLM" (where nothing says), and so on."""
+    file = location.weight_file
+    if file is None and not location.holds(CONFIG_FILE) and location.holds("model.pt"):
+        file = locate_weights(location)
+    if file is not None and file.suffix == ".pt":
+        checkpoint = open_checkpoint(file)
+        if checkpoint.format == "fairseq":
+            tensors = hugging_face_tensors(checkpoint)
+            head = "ForSequenceClassification" if "classifier.dense.weight" in tensors else "ForMaskedLM"
+            return resolve_config(location, checkpoint, tensors), head
+    config = load_config(XLMRobertaXLConfig, location)
     head = "ForCausalLM" if config.is_decoder else "ForMaskedLM"
     named = [str(name).removeprefix("XLMRobertaXL") for name in config.extra.get("architectures") or []]
     return config, next((name for name in named if name in planner.MODEL_HEADS), head)
 
 
 def plan(options: argparse.Namespace) -> None:
-    config, head = config_and_head(options.source)
+    size = SIZES.get(options.source)
+    if size is not None and holds_checkpoint(options.source):
+        what = f"{options.source!r} is the folder {Path(options.source).absolute()} here, not the published size"
+        warnings.warn(f"{what}: for that one, run this in another folder.", stacklevel=1)
+        size = None
+    config, head = (size(), "ForMaskedLM") if size else config_and_head(locate(options.source))
     tokens = min(512, config.max_seq_len) if options.tokens is None else options.tokens
     settings: dict[str, Any] = {"head": head, "dtype": options.dtype, "quantize": "int8" if options.int8 else None}
     settings |= {"batch": options.batch, "tokens": tokens, "train": options.train}
-    planned = planner.plan(config, **settings)
+    planned = planner.format_plan(planner.plan(config, **settings))
+    ranks = f"\n\n{planner.format_rank_plans(config, options.ranks, **settings)}" if options.ranks else ""
     how = f"{'int8 weights, the rest ' if options.int8 else ''}{options.dtype}"
     task = f"{'training' if options.train else 'forward pass'}, {options.batch} x {tokens} tokens"
-    print(f"{options.source}: XLMRobertaXL{head}, {how}; {task}\n\n{planner.format_plan(planned)}")
-    if options.ranks:
-        print(f"\n{planner.format_rank_plans(config, options.ranks, **settings)}")
+    print(f"{options.source}: XLMRobertaXL{head}, {how}; {task}\n\n{planned}{ranks}")
 
 
 def convert(options: argparse.Namespace) -> None:
     """Once converted, a checkpoint loads in seconds: its weights stay in the memory-mapped file."""
-    _, head = config_and_head(options.source)
+    location: Any = locate(options.source)
+    folder = to_path(options.folder, "folder")
+    if location.folder is not None and folder.exists() and folder.samefile(location.folder):
+        raise ValueError(f"{folder} is the folder of the source itself, which would be lost: name another folder.")
+    _, head = config_and_head(location)
     settings = {"dtype": options.dtype, "quantize": "int8" if options.int8 else None}
+    tensors = open_checkpoint(locate_weights(location)).tensors
     if head == "Model":
-        tensors = open_checkpoint(locate_weights(options.source)).tensors
         settings["add_pooling_layer"] = any("pooler." in name for name in tensors)
+    if not options.int8 and any(tensor.dtype == torch.int8 for tensor in tensors.values()):
+        remedy = "pass --int8 to keep them, or convert the original"
+        raise ValueError(f"{location} holds int8 weights, which are not converted back: {remedy}.")
     with warnings.catch_warnings():  # saved, newly initialised weights would look like trained ones
         warnings.filterwarnings("error", message=".*initialised at random")
         try:
-            model = getattr(xlmrxl_min, f"XLMRobertaXL{head}").from_pretrained(options.source, **settings)
+            model = getattr(xlmrxl_min, f"XLMRobertaXL{head}").from_pretrained(location, **settings)
         except UserWarning as warning:
             what = str(warning).partition(":")[0]
             raise ValueError(
                 f"{what}, which XLMRobertaXL{head} needs: name the right class in config.json, as architectures."
             ) from warning
-    model.save_pretrained(options.folder)
+    model.save_pretrained(folder)
     try:
-        XLMRobertaTokenizer.from_pretrained(options.source).save_pretrained(options.folder)
+        XLMRobertaTokenizer.from_pretrained(location).save_pretrained(folder)
     except FileNotFoundError:
-        print(f"{options.source} has no sentencepiece.bpe.model: put one into {options.folder}.", file=sys.stderr)
-    size = sum(path.stat().st_size for path in Path(options.folder).glob("*.safetensors"))
-    print(f"{options.folder}: XLMRobertaXL{head}, {size / 1e9:.2f} GB of weights")
+        warnings.warn(f"{location} has no sentencepiece.bpe.model: put one into {folder}.", stacklevel=1)
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    print(f"{folder}: XLMRobertaXL{head}, {size / 1e9:.2f} GB of weights")
 
 
 def pretrain(options: argparse.Namespace) -> None:
@@ -139,16 +163,21 @@ def distributed_train(options: argparse.Namespace) -> None:
 def course(options: argparse.Namespace) -> None:
     from .course import notebooks
 
-    if options.tool == "tidy":
-        notebooks.tidy()
-    elif options.tool == "run":
-        notebooks.run(options.names)
-    elif options.tool == "read":
-        from .course import reading  # needs nbconvert and latex2mathml
+    if not notebooks.list_notebooks():
+        raise ValueError(f"the notebooks are not in {notebooks.FOLDER}: get the repository, and install it from there.")
+    try:
+        if options.tool == "tidy":
+            notebooks.tidy()
+        elif options.tool == "run":
+            notebooks.run(options.names)
+        elif options.tool == "read":
+            from .course import reading
 
-        reading.read(options.folder.resolve())
-    else:
-        print(notebooks.badges(options.repository))
+            reading.read(to_path(options.folder, "folder").resolve())
+        else:
+            print(notebooks.badges(options.repository))
+    except ModuleNotFoundError as error:
+        raise ValueError(f"this needs {error.name}: pip install 'xlmrxl_min[lab]'.") from error
 
 
 # ---- the parser
@@ -161,14 +190,14 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("fill", help="predict the <mask> tokens of a text")
-    command.add_argument("text", help='such as "Alle Menschen sind frei und <mask> an Würde"')
+    command.add_argument("text", type=as_utf8, help='such as "Alle Menschen sind frei und <mask> an Würde"')
     add_model(command)
     command.add_argument("--top-k", type=int, default=5, metavar="K", help="predictions per mask (default: 5)")
     command.set_defaults(run=fill)
 
     command = commands.add_parser("attend", help="write a page that shows the attention of every head")
-    command.add_argument("text", help='such as "Everyone has the right to life"')
-    command.add_argument("--pair", metavar="TEXT", help="a second text, such as its translation")
+    command.add_argument("text", type=as_utf8, help='such as "Everyone has the right to life"')
+    command.add_argument("--pair", type=as_utf8, metavar="TEXT", help="a second text, such as its translation")
     add_model(command)
     page = "attention.html"
     command.add_argument("-o", "--output", default=page, metavar="FILE", help=f"the page (default: {page})")
@@ -203,7 +232,7 @@ def make_parser() -> argparse.ArgumentParser:
     tools.add_parser("tidy", help="update glossary links, header cards and footers")
     tool = tools.add_parser("run", help="execute notebooks in place")
     tool.add_argument("names", nargs="+", metavar="NAME", help="such as 03")
-    tools.add_parser("read", help="write the reading version").add_argument("folder", type=Path)
+    tools.add_parser("read", help="write the reading version").add_argument("folder")
     tools.add_parser("badges", help="print Binder and Colab badges").add_argument("repository", metavar="OWNER/NAME")
     command.set_defaults(run=course)
 
@@ -212,7 +241,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     tasks = command.add_subparsers(required=True, metavar="TASK")
     task = tasks.add_parser("fill", help="predict the <mask> tokens of a text")
-    task.add_argument("text")
+    task.add_argument("text", type=as_utf8)
     task.add_argument("--tensor", type=int, metavar="N", help="ranks that shard each matrix (default: all)")
     task.set_defaults(run=distributed_fill)
     task = tasks.add_parser("train", help="train on the Universal Declaration of Human Rights in one language")
@@ -240,15 +269,86 @@ def add_dtype(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dtype", choices=planner.ITEMSIZES, default="float32", help=f"{names} (default: float32)")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = make_parser().parse_args(arguments)
-    sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]  # a terminal may claim to be ASCII
+# ---- the process: arguments, output, exit status
+
+
+def as_utf8(argument: str) -> str:
+    """An argument as UTF-8, where the locale (such as C) could not decode it. ValueError for other bytes."""
     try:
-        options.run(options)
-    except (OSError, ValueError) as error:
-        print(error, file=sys.stderr, flush=True)
-        return 2
+        argument.encode("utf-8")
+        return argument
+    except UnicodeEncodeError:
+        pass
+    try:
+        return os.fsencode(argument).decode("utf-8")
+    except UnicodeError:
+        raise ValueError(f"the argument {argument!r} is not in UTF-8: convert it first.") from None
+
+
+@contextmanager
+def utf8_stdout() -> Iterator[None]:
+    """Inside, stdout takes every script, whatever the terminal is said to be; and file names in another encoding.
+
+    What is no file, such as the output of a notebook's cell, is left alone.
+    """
+    stream = sys.stdout
+    if not isinstance(stream, io.TextIOWrapper):
+        yield
+        return
+    encoding, errors = stream.encoding, stream.errors
+    stream.reconfigure(encoding=encoding if encoding.lower().startswith("utf") else "utf-8", errors="surrogateescape")
+    try:
+        yield
+    finally:
+        with suppress(OSError, ValueError):  # it may have been closed
+            stream.reconfigure(encoding=encoding, errors=errors)
+
+
+def complain(message: object, *_: object, **__: object) -> None:
+    """Print one line to stderr; also as `warnings.showwarning`, which would add a line of code."""
+    if sys.stderr is not None:  # closed
+        print(message, file=sys.stderr, flush=True)
+
+
+def run(arguments: Sequence[str]) -> int:
+    for argument in arguments:
+        as_utf8(argument)
+    try:
+        options = make_parser().parse_args(arguments)
+    except SystemExit as done:  # --help, or a mistake that argparse has explained
+        return int(done.code or 0)
+    options.run(options)
     return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit status: 2 after a mistake, 130 after Ctrl-C, 141 if nobody reads the output."""
+    with utf8_stdout(), warnings.catch_warnings():
+        warnings.showwarning = complain
+        try:
+            status = run(sys.argv[1:] if arguments is None else arguments)
+            print(end="", flush=True)
+            return status
+        except KeyboardInterrupt:
+            complain("interrupted.")
+            return 130
+        except BrokenPipeError:
+            discard_output()
+            return 141
+        except (OSError, ValueError) as error:
+            strerror = getattr(error, "strerror", None)  # of a file, or else of what is printed
+            complain(f"{getattr(error, 'filename', None) or 'output'}: {strerror}." if strerror else error)
+            discard_output()
+            return 2
+
+
+def discard_output() -> None:
+    """Let go of what stdout cannot write: at its end, Python would try again and print a traceback."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        if sys.stdout is sys.__stdout__:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 if __name__ == "__main__":

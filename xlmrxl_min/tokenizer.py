@@ -19,11 +19,10 @@ from unicodedata import category
 import sentencepiece
 import torch
 
-from .checkpoints.locate import find_file
+from .checkpoints.locate import VOCABULARY_FILE, locate
 from .inputs import as_sequence, as_texts, as_texts_or_pairs, check_option, check_text, is_single_text
 from .utils import atomic_write, check_size, to_path
 
-VOCABULARY_FILE = "sentencepiece.bpe.model"
 FAIRSEQ_OFFSET = 1
 TRUNCATIONS = (None, False, True, "longest_first", "only_first", "only_second")
 PADDINGS = (False, True, "longest", "max_length")
@@ -75,9 +74,17 @@ class XLMRobertaTokenizer:
         self.special_tokens = {i: token for token, i in self.special_token_ids.items()}
 
     @classmethod
-    def from_pretrained(cls, source: str | os.PathLike[str]) -> XLMRobertaTokenizer:
-        """Load the tokenizer of a bundled checkpoint ("tiny", …), a folder or a hub id. Raises FileNotFoundError."""
-        return cls(find_file(source, VOCABULARY_FILE))
+    def from_pretrained(
+        cls, source: str | os.PathLike[str], *, revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None, local_files_only: bool = False,
+        token: str | bool | None = None,
+    ) -> XLMRobertaTokenizer:  # fmt: skip
+        """Load the tokenizer of a folder, a bundled checkpoint ("tiny", …) or a hub id. Raises FileNotFoundError.
+
+        The arguments are those of a model's `from_pretrained`; source may also be the vocabulary file.
+        """
+        hub: Any = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
+        return cls(locate(source, **hub).find(VOCABULARY_FILE))
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the vocabulary file into `folder`, where from_pretrained finds it."""

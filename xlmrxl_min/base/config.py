@@ -77,14 +77,21 @@ class PreTrainedConfig:
         pruned_heads: dict[int, list[int]]
 
     @classmethod
-    def from_pretrained(cls, source: str | os.PathLike[str], **config_overrides: Unpack[ConfigOverrides]) -> Self:
-        """Read the `config.json` of a bundled checkpoint, a folder or a hub id; `config_overrides` replace fields.
+    def from_pretrained(
+        cls, source: str | os.PathLike[str], *, revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None, local_files_only: bool = False,
+        token: str | bool | None = None, **config_overrides: Unpack[ConfigOverrides],
+    ) -> Self:  # fmt: skip
+        """Read the `config.json` of a folder, a bundled checkpoint or a hub id; `config_overrides` replace fields.
 
-        Raises CheckpointError if there is none or it is another model's, ValueError for impossible overrides.
+        source, revision, cache_dir, local_files_only, token: as in a model's `from_pretrained`; source may also be the
+        file. Raises CheckpointError if there is none or it is another model's, ValueError for impossible overrides.
         """
         from ..checkpoints.config import load_config
+        from ..checkpoints.locate import locate
 
-        return load_config(cls, source, **config_overrides)  # type: ignore[arg-type, return-value]
+        hub: Any = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
+        return load_config(cls, locate(source, **hub), **config_overrides)  # type: ignore[arg-type, return-value]
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write `config.json` into `folder`, with the keys of Hugging Face."""
@@ -128,13 +135,6 @@ class PreTrainedConfig:
                     raise ValueError(f"{name}={values[name]!r} is impossible: it must be {allowed}.")
 
 
-def is_positive_integer(value: Any) -> bool:
-    return isinstance(value, Integral) and int(value) > 0
-
-
-def is_probability(value: Any) -> bool:  # of dropout: 1 would leave nothing
-    return isinstance(value, Real) and 0 <= float(value) < 1
-
 def as_heads(heads: Any, name: str) -> dict[int, list[int]]:
     """`{layer: [heads]}` with Python's integers, each once; JSON has the layers as strings. ValueError for others."""
     found: dict[int, set[int]] = {}
@@ -144,7 +144,8 @@ def as_heads(heads: Any, name: str) -> dict[int, list[int]]:
             found.setdefault(layer, set()).update(map(as_integer, list(numbers)))
     except (AttributeError, TypeError, ValueError):
         allowed = "{layer: [heads]} with integers, such as {0: [1, 2]}"
-        raise ValueError(f"{name}={heads!r} is impossible: it must be {allowed}.") from None
+        shown = " ".join(f"{heads!r:.80}".split())
+        raise ValueError(f"{name}={shown} is impossible: it must be {allowed}.") from None
     return {layer: sorted(numbers) for layer, numbers in found.items()}
 
 
@@ -154,6 +155,13 @@ def as_integer(value: Any) -> int:
         raise TypeError
     return index(value)
 
+
+def is_positive_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and int(value) > 0
+
+
+def is_probability(value: Any) -> bool:  # of dropout: 1 would leave nothing
+    return isinstance(value, Real) and 0 <= float(value) < 1
 
 
 def one_of(names: Iterable[str]) -> str:

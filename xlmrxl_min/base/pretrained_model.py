@@ -41,13 +41,16 @@ class PreTrainedModel(nn.Module):
     def from_pretrained(
         cls, source: str | os.PathLike[str], *, config: XLMRobertaXLConfig | None = None,
         dtype: torch.dtype | str | None = None, device: torch.device | str = "cpu", quantize: str | None = None,
-        progress: bool = True, **config_overrides: Unpack[ModelOverrides],
+        progress: bool = True, revision: str | None = None, cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False, token: str | bool | None = None, **config_overrides: Unpack[ModelOverrides],
     ) -> Self:  # fmt: skip
         """Build a model with the weights of `source`, in evaluation mode.
 
-        source: a bundled checkpoint ("tiny"), a folder (safetensors or .bin, one file or sharded; or fairseq's
-        model.pt), or a Hugging Face hub id. dtype: None for float32, or a torch dtype or its name. quantize: "int8" for
-        the large matrices, with a scale per row. config_overrides: fields of the config, such as num_labels=3.
+        source: a folder (safetensors or .bin, one file or sharded; or fairseq's model.pt), one of its files, a bundled
+        checkpoint ("tiny"), or a Hugging Face hub id. Where both exist, the folder is taken, with a warning. dtype:
+        None for float32, or a torch dtype or its name. quantize: "int8" for the large matrices, with a scale per row.
+        revision, cache_dir, local_files_only, token: those of huggingface_hub, for a hub id; without an answer of the
+        hub within 3 s, its cached files are taken. config_overrides: fields of the config, such as num_labels=3.
 
         A task head that the checkpoint lacks is newly initialised, with one warning. Weights are streamed from the
         memory-mapped file: on the CPU, in the file's own dtype, they stay mapped. Raises ValueError for a dtype,
@@ -55,10 +58,12 @@ class PreTrainedModel(nn.Module):
         unexpected or of another shape, and for a model larger than the free memory.
         """
         from ..checkpoints.load import load
+        from ..checkpoints.locate import locate
 
+        hub: Any = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
         return load(  # type: ignore[return-value]
-            cls, source, config=config, dtype=dtype, device=device, quantize=quantize, progress=progress,
-            **config_overrides,
+            cls, locate(source, **hub), config=config, dtype=dtype, device=device, quantize=quantize,
+            progress=progress, **config_overrides,
         )  # fmt: skip
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, max_shard_size: int | str = "5GB") -> None:

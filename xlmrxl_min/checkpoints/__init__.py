@@ -3,3 +3,7 @@
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be read or does not fit; says which file, what is wrong, and what to do."""
+
+
+class MissingFileError(CheckpointError, FileNotFoundError):
+    """There is no such checkpoint, or it lacks a file; says where, and what there is instead."""

@@ -5,30 +5,20 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from ..model import XLMRobertaXLConfig
 from ..utils import atomic_write, to_path
 from . import CheckpointError
-from .locate import find_file
+from .locate import CONFIG_FILE, Location
 
-CONFIG_FILE = "config.json"
 MODEL_TYPE = "xlm-roberta-xl"
 CONFIG_FIELDS = tuple(field.name for field in fields(XLMRobertaXLConfig) if field.name != "extra")
 
 
-def require_file(source: str | os.PathLike[str], name: str) -> Path:
-    """The path of one file of a checkpoint. Raises CheckpointError if there is none."""
-    try:
-        return find_file(source, name)
-    except FileNotFoundError as error:
-        raise CheckpointError(str(error)) from error
-
-
-def load_config(cls: type[XLMRobertaXLConfig], source: str | os.PathLike[str], **overrides: Any) -> XLMRobertaXLConfig:
-    """Read `config.json` of `source`, with `overrides` on top. Raises CheckpointError if it is another model's."""
-    path = require_file(source, CONFIG_FILE)
+def load_config(cls: type[XLMRobertaXLConfig], location: Location, **overrides: Any) -> XLMRobertaXLConfig:
+    """Read `config.json` of a checkpoint, with `overrides` on top. Raises CheckpointError if it is another model's."""
+    path = location.find(CONFIG_FILE)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         model_type = values.pop("model_type", None)

@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from ..model import PreTrainedModel, XLMRobertaXLConfig
 from ..utils import lock_folder
-from . import CheckpointError
-from .config import CONFIG_FILE, build_config, config_dict, require_file
+from . import CheckpointError, MissingFileError
+from .config import build_config, config_dict, load_config
 from .int8 import convert_to_int8, quantize_rows
-from .locate import find_file, resolve_folder
+from .locate import CONFIG_FILE, WEIGHT_FILES, Location, is_absent, locate
 from .memory import free_memory
 from .names import (
     ALIASES,
@@ -31,7 +31,7 @@ from .names import (
     hugging_face_name,
     hugging_face_tensors,
 )
-from .readers import WEIGHT_FILES, Checkpoint, load_index, open_checkpoint
+from .readers import Checkpoint, load_index, open_checkpoint
 
 CHUNK_BYTES = 1 << 22  # of float32 that a thread converts or quantizes at a time; int8 needs a few times that
 NUM_THREADS = 4  # of readers: twice as fast as one on a file that is not in the page cache yet
@@ -62,7 +62,7 @@ class Sharding:
 
 
 def load(
-    cls: type[Model], source: str | os.PathLike[str], *, config: XLMRobertaXLConfig | None = None,
+    cls: type[Model], source: str | os.PathLike[str] | Location, *, config: XLMRobertaXLConfig | None = None,
     dtype: torch.dtype | str | None = None, device: torch.device | str = "cpu", quantize: str | None = None,
     progress: bool = True, sharding: Sharding | None = None, **config_overrides: Any,
 ) -> Model:  # fmt: skip
@@ -71,16 +71,19 @@ def load(
     sharding: which shard of each weight to load (default: all of it). Each weight is allocated once, in its final
     dtype, and converted in chunks. On the CPU, weights of the dtype asked for stay in the mapped file.
     """
-    sharding, device = sharding or Sharding(), torch.device(device)
+    sharding, device = sharding or Sharding(), as_device(device)
     dtype = as_dtype(config_overrides.pop("torch_dtype", None) if dtype is None else dtype)
     if quantize not in (None, "int8"):
         raise ValueError(f"quantize={quantize!r} is unknown: take 'int8' or None.")
+    if not (config is None or isinstance(config, XLMRobertaXLConfig)):
+        raise TypeError(f"config is a {type(config).__name__}, but must be an XLMRobertaXLConfig of this package.")
     pooling = config_overrides.pop("add_pooling_layer", None)
     build = {} if pooling is None else {"add_pooling_layer": pooling}
-    with lock_folder(resolve_folder(source), shared=True):  # so that all files are of one save
-        checkpoint = open_checkpoint(locate_weights(source))
+    location = locate(source)
+    with lock_folder(location.folder, shared=True):  # so that all files are of one save
+        checkpoint = open_checkpoint(locate_weights(location))
         tensors = hugging_face_tensors(checkpoint)
-        config = resolve_config(source, checkpoint, tensors, config, config_overrides)
+        config = resolve_config(location, checkpoint, tensors, config, config_overrides)
     with torch.device("meta"):  # shapes without memory
         model = cls(config, **build)
     is_int8 = any(tensor.dtype == torch.int8 for tensor in tensors.values())
@@ -110,33 +113,35 @@ def load(
     return model.eval()
 
 
-def locate_weights(source: str | os.PathLike[str]) -> Path:
-    """The folder with the weights; for a hub id, the file or the index, downloaded with all its shards."""
-    folder = resolve_folder(source)
-    if folder is not None:
-        if not any((folder / name).exists() for name in WEIGHT_FILES):
-            require_file(source, WEIGHT_FILES[0])  # raises an error that lists what there should be
-        return folder
-    require_file(source, CONFIG_FILE)  # one clear error, where there is no such model or no network
-    for name in WEIGHT_FILES:
+def locate_weights(location: Location) -> Path:
+    """The file with the weights, or the index of several, which are downloaded with it."""
+    if location.weight_file is not None:
+        return location.weight_file
+    if location.hub is None:
+        first = next((name for name in WEIGHT_FILES if location.holds(name)), None)
+        return location.folder / first if location.folder and first else location.find(WEIGHT_FILES[0])
+    location.find(CONFIG_FILE)  # one clear error, where there is no such model or no network
+    for name in sorted(WEIGHT_FILES, key=lambda name: not location.holds(name)):
         try:
-            path = find_file(source, name)
-        except FileNotFoundError:
+            path = location.find(name)
+        except MissingFileError as error:
+            if not is_absent(error.__cause__):
+                raise
             continue
         if name.endswith(".index.json"):
             for shard in sorted(set(load_index(path).values())):
-                require_file(source, shard)
+                location.find(shard)
         return path
-    raise CheckpointError(f"{source} has none of {', '.join(WEIGHT_FILES)} on the Hugging Face hub.")
+    raise MissingFileError(f"{location} has none of {', '.join(WEIGHT_FILES)} on the Hugging Face hub.")
 
 
 def resolve_config(
-    source: str | os.PathLike[str], checkpoint: Checkpoint, tensors: dict[str, Tensor],
+    location: Location, checkpoint: Checkpoint, tensors: dict[str, Tensor],
     config: XLMRobertaXLConfig | None = None, overrides: dict[str, Any] | None = None,
 ) -> XLMRobertaXLConfig:  # fmt: skip
-    """A copy of `config` if given, or else that of `source`, with `overrides` on top."""
+    """A copy of `config` if given, or else that of the checkpoint, with `overrides` on top."""
     if config is None and checkpoint.format != "fairseq":
-        return XLMRobertaXLConfig.from_pretrained(source, **(overrides or {}))
+        return load_config(XLMRobertaXLConfig, location, **(overrides or {}))
     values = fairseq_config(checkpoint, tensors) if config is None else config_dict(config)
     return build_config(XLMRobertaXLConfig, values, overrides or {})
 
@@ -299,3 +304,12 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ValueError(f"dtype={dtype!r} is unknown: take float32, bfloat16 or float16.")
     return found
+
+
+def as_device(device: torch.device | str) -> torch.device:
+    """Raises ValueError for a device that this machine does not have."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(f"device={device!r} cannot be used here ({why}): take 'cpu' or another.") from error

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
+from ..checkpoints.locate import locate
 from ..inference.predict import Prediction, fill_mask
 from ..model import PreTrainedModel, XLMRobertaXLForMaskedLM
 from ..tokenizer import XLMRobertaTokenizer
@@ -76,11 +78,12 @@ def load_all(
     source: str | os.PathLike[str], mesh: DeviceMesh, dtype: str
 ) -> tuple[PreTrainedModel, XLMRobertaTokenizer]:
     """Load model and tokenizer; rank 0 prints a line for each rank."""
-    model = load(XLMRobertaXLForMaskedLM, source, mesh, dtype=dtype)
+    location: Any = locate(source)  # once for both
+    model = load(XLMRobertaXLForMaskedLM, location, mesh, dtype=dtype)
     position = ", ".join(f"{name} {mesh[name].get_local_rank()}" for name in ("data", "tensor"))
     size = f"{num_local_parameters(model):,} of {sum(p.numel() for p in model.parameters()):,} parameters"
     lines = [""] * mesh.size()
     dist.all_gather_object(lines, f"rank {dist.get_rank()} ({position}) on {model.device}: {size}")
     if dist.get_rank() == 0:
         print(*lines, sep="\n", flush=True)
-    return model, XLMRobertaTokenizer.from_pretrained(source)
+    return model, XLMRobertaTokenizer.from_pretrained(location)
