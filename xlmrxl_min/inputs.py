@@ -6,9 +6,24 @@ ValueError, in one sentence, for anything else: what was given, what is allowed,
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .base import PreTrainedModel
+
+NOT_SEQUENCES = (str, bytes, bytearray, Mapping, AbstractSet)  # iterable, but without an order, or of something else
+
+
+def shown(value: Any) -> str:
+    """A value for a message: on one line, and not long."""
+    return " ".join(f"{value!r:.80}".split())
 
 
 def is_single_text(value: Any) -> bool:
@@ -21,7 +36,7 @@ def as_sequence(values: Any, name: str, of: str) -> list[Any]:
     kind = type(values).__name__
     if getattr(values, "ndim", 1) != 1:  # iterating a DataFrame gives its columns, an array its rows
         raise ValueError(f"{name} is of type {kind} with {values.ndim} axes, but must have one: pass a list of {of}.")
-    if isinstance(values, (str, bytes, bytearray, Mapping, AbstractSet)) or not isinstance(values, Iterable):
+    if isinstance(values, NOT_SEQUENCES) or not isinstance(values, Iterable):
         raise ValueError(f"{name} is of type {kind}, but must be a list of {of}: pass [...].")
     return values.tolist() if hasattr(values, "tolist") else list(values)
 
@@ -61,7 +76,7 @@ def as_texts_or_pairs(values: Any, name: str) -> list[str | tuple[str, str]]:
 def check_option(name: str, value: Any, allowed: Sequence[Any]) -> None:
     """Raise ValueError unless `value` is one of `allowed`."""
     if not isinstance(value, (str, int, type(None))) or value not in allowed:
-        raise ValueError(f"{name}={value!r} is unknown: take one of {', '.join(map(repr, allowed))}.")
+        raise ValueError(f"{name}={shown(value)} is unknown: take one of {', '.join(map(repr, allowed))}.")
 
 
 def as_tokens(values: Any, count: int, name: str = "tokens") -> list[str]:
@@ -69,7 +84,246 @@ def as_tokens(values: Any, count: int, name: str = "tokens") -> list[str]:
     tokens = as_sequence(values, name, "strings, such as tokenizer.convert_ids_to_tokens(input_ids[0])")
     wrong = next((token for token in tokens if not isinstance(token, str)), None)
     if wrong is not None:
-        raise ValueError(f"{name} holds {wrong!r}, but must be strings: try tokenizer.convert_ids_to_tokens.")
+        raise ValueError(f"{name} holds {shown(wrong)}, but must be strings: try tokenizer.convert_ids_to_tokens.")
     if len(tokens) != count:
         raise ValueError(f"{name} has {len(tokens)} strings, but there are {count} tokens: pass one for each.")
     return tokens
+
+
+# ---- tensors; torch and numpy are imported where they are needed, as the tokenizer does without them
+
+BY_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+MAX_WEIGHT = 1 + 1e-3  # of attention: rounding in a row with a single weight
+
+
+def as_tensor(values: Any, name: str, of: str = "numbers") -> Tensor:
+    """A tensor as it is; an array, a Series, a number, or a list of these, as a new tensor."""
+    import numpy
+    import torch
+
+    if isinstance(values, torch.Tensor) and not values.is_complex():
+        return values
+    try:
+        if isinstance(values, Iterable) and not isinstance(values, NOT_SEQUENCES) and not hasattr(values, "__array__"):
+            values = list(values)
+            if any(hasattr(value, "__array__") for value in values):  # tensors too
+                return torch.stack([as_tensor(value, name, of) for value in values])
+        array = numpy.array(values)
+        if array.dtype.kind in "biuf":
+            return torch.from_numpy(array)
+    except (TypeError, ValueError, RuntimeError):
+        pass
+    allowed = f"{of}: a tensor, an array, or a list whose parts have one shape"
+    raise ValueError(f"{name} is of type {type(values).__name__}, but must hold {allowed}.")
+
+
+def as_values(values: Any, name: str, axes: str, *, may_lack_values: bool = False) -> Tensor:
+    """Finite numbers with these axes, such as "l h", in float32 on the CPU; a batch of one text loses its axis.
+
+    may_lack_values: NaN is allowed, as of a pruned head.
+    """
+    tensor, wanted = as_tensor(values, name).detach().float().cpu(), len(axes.split())
+    while tensor.dim() > wanted and 1 in tensor.shape[: 2 if axes[0] == "l" else 1]:
+        tensor = tensor.squeeze(0 if len(tensor) == 1 else 1)
+    if tensor.dim() != wanted or not tensor.numel():
+        raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, but must be `{axes}`, with one or more of each.")
+    wrong = tensor.isinf() if may_lack_values else ~tensor.isfinite()
+    if wrong.any():
+        raise ValueError(f"{name} holds {float(tensor[wrong][0])}, but must hold finite numbers.")
+    return tensor
+
+
+def check_weights(weights: Tensor, name: str) -> None:
+    """Raise ValueError unless all values are from 0 to 1, as those of a softmax."""
+    low, high = (x.item() for x in weights.aminmax())  # NaN if any weight is
+    if not (low >= 0 and high <= MAX_WEIGHT):
+        raise ValueError(
+            f"{name} holds {high if low >= 0 else low:.6g}, but attention weights are from 0 to 1: "
+            "pass the output of the softmax, of a model in evaluation mode (model.eval(): dropout rescales)."
+        )
+
+
+def as_weights(weights: Any, name: str = "weights", axes: str = "q k") -> Tensor:
+    """Attention weights of any number of axes before the last ones, `axes`; `out.attentions` as `l h q k`."""
+    check_attentions(weights, name)
+    tensor = as_tensor(weights, name, "attention weights")
+    if tensor.dim() == 5:
+        if tensor.shape[1] != 1:
+            raise ValueError(f"{name} holds {tensor.shape[1]} texts: pass one, as in [a[:1] for a in out.attentions].")
+        tensor = tensor[:, 0]
+    if tensor.dim() < len(axes.split()) or not tensor.numel():
+        shape = f"{tuple(tensor.shape)}, but must be `… {axes}`, with one or more of each"
+        raise ValueError(f"{name} has the shape {shape}.")
+    tensor = tensor if tensor.is_floating_point() else tensor.float()
+    check_weights(tensor.detach(), name)
+    return tensor
+
+
+def check_attentions(attentions: Any, name: str) -> None:
+    """Raise ValueError for what a model gives without output_attentions=True, and for its whole output."""
+    remedy = "call the model with output_attentions=True"
+    if isinstance(attentions, Mapping):
+        raise ValueError(f"{name} is of type {type(attentions).__name__}, but must be weights: pass out.attentions.")
+    if attentions is None or (isinstance(attentions, (list, tuple)) and not attentions):
+        raise ValueError(f"{name}={shown(attentions)} holds no layer: {remedy}.")
+    for i, part in enumerate(attentions if isinstance(attentions, (list, tuple)) else ()):
+        if part is None:
+            raise ValueError(f"{name}[{i}] is None, no tensor of weights: {remedy}.")
+
+
+def as_attentions(attentions: Any, name: str = "attentions", where: str = "figure") -> list[Tensor]:
+    """`out.attentions` of one text, or a tensor or array `l h q k`, as a list of `h q k`; values are not checked."""
+    check_attentions(attentions, name)
+    layers: list[Tensor] = []
+    for i, given in enumerate(as_layers(attentions, name)):
+        layer, part = as_tensor(given, f"{name}[{i}]", "weights `h q k`"), f"{name}[{i}]"
+        if layer.dim() == 4 and len(layer) > 1:
+            texts = f"{len(layer)} texts, and a {where} shows one"
+            raise ValueError(f"{part} holds {texts}: take [a[:1] for a in attentions].")
+        shape, layer = tuple(layer.shape), layer[0] if layer.dim() == 4 and len(layer) else layer
+        if layer.dim() != 3 or not layer.numel():
+            allowed = "weights are 1 h q k or h q k, with one or more of each: pass out.attentions"
+            raise ValueError(f"{part} has the shape {shape}, but {allowed}.")
+        if layers and layer.shape[1:] != layers[0].shape[1:]:
+            shapes = f"{tuple(layer.shape[1:])} queries and keys, but {name}[0] {tuple(layers[0].shape[1:])}"
+            raise ValueError(f"{part} has {shapes}: pass the layers of one text.")
+        layers.append(layer.detach() if layer.is_floating_point() else layer.float())
+    if not layers:
+        raise ValueError(f"{name} holds no layer: call the model with output_attentions=True.")
+    return layers
+
+
+def as_layers(values: Any, name: str) -> list[Any]:
+    """The layers of a tensor or an array, or of a list of them."""
+    return list(values) if getattr(values, "ndim", 0) else as_sequence(values, name, "layers")
+
+
+def as_head_numbers(heads: Any, layers: Sequence[Tensor]) -> list[list[int]]:
+    """The numbers of each layer's heads, `h` numbers for each of `layers`, `h …`; None: all from 0."""
+    if heads is None:
+        return [list(range(len(layer))) for layer in layers]
+    advice = "pass [layer.attention.heads for layer in model.base_model.layers]"
+    numbers = [as_sequence(row, f"heads[{i}]", "numbers") for i, row in enumerate(as_sequence(heads, "heads", "lists"))]
+    given, needed = [len(row) for row in numbers], [len(layer) for layer in layers]
+    if given != needed:
+        raise ValueError(f"heads gives {given} numbers, but the layers have {needed} heads: {advice}.")
+    for row in numbers:
+        if not all(isinstance(head, Integral) and int(head) >= 0 for head in row) or len(set(row)) != len(row):
+            raise ValueError(f"heads holds {shown(row)}, but must be different numbers from 0: {advice}.")
+    return [[int(head) for head in row] for row in numbers]
+
+
+def by_head_number(layers: Sequence[Tensor], heads: Sequence[Sequence[int]], count: int = 0) -> Tensor:
+    """Stack layers of `h …` to `l h …` with each head at its own number; NaN for the others, up to `count`."""
+    count = max(count, *(max(numbers) + 1 for numbers in heads))
+    stacked = layers[0].new_full((len(layers), count, *layers[0].shape[1:]), math.nan)
+    for i, (layer, numbers) in enumerate(zip(layers, heads, strict=True)):
+        stacked[i, numbers] = layer.to(stacked)
+    return stacked
+
+
+# ---- token ids, and the inputs of a model
+
+
+def as_input_ids(texts: Any, model: PreTrainedModel, *, at_least: int = 1) -> list[Tensor]:
+    """One text or several, as input_ids `t` each on the model's device.
+
+    texts: ids, a list of ids of each text, or a tensor or array `b t` without padding; or an encoding, whose
+    attention_mask says what is padding.
+    """
+    advice = f"pass a list of texts, input_ids `t` each with {at_least} tokens or more"
+    rows = texts
+    if isinstance(texts, Mapping):
+        if texts.get("input_ids") is None:
+            raise ValueError(f"texts is of type {type(texts).__name__}, without input_ids: {advice}.")
+        rows = texts["input_ids"]
+    rows = list(rows) if getattr(rows, "ndim", 1) == 2 else as_sequence(rows, "texts", "texts, input_ids `t` each")
+    if rows and all(isinstance(row, Integral) for row in rows):
+        rows = [rows]
+    found = [as_tensor(row, f"texts[{i}]", "input_ids") for i, row in enumerate(rows)]
+    if isinstance(texts, Mapping) and texts.get("attention_mask") is not None:
+        masks = as_tensor(texts["attention_mask"], "attention_mask")
+        masks = masks[None] if masks.dim() == 1 else masks
+        if [ids.shape for ids in found] != [mask.shape for mask in masks]:
+            raise ValueError(f"attention_mask is {tuple(masks.shape)}, but must have an entry for each of input_ids.")
+        found = [ids[mask != 0] for ids, mask in zip(found, masks, strict=True)]
+    for i, ids in enumerate(found):
+        if ids.dim() != 1 or len(ids) < at_least:
+            raise ValueError(f"texts[{i}] has the shape {tuple(ids.shape)}: {advice}.")
+        check_ids(f"texts[{i}]", ids, model)
+        if bool((ids == model.config.pad_token_id).any()):
+            raise ValueError(f"texts[{i}] holds padding: pass the encoding with its attention_mask, or ids without it.")
+    if not found:
+        raise ValueError(f"texts holds no text: {advice}.")
+    return [ids.long().to(model.device) for ids in found]
+
+
+def check_ids(name: str, ids: Tensor, model: PreTrainedModel) -> None:
+    from .base.input_checks import check_range
+
+    check_range(name, ids, model.config.vocab_size, "tokenize with this model's own vocabulary")
+
+
+def check_id(name: str, value: Any, model: PreTrainedModel) -> None:
+    """Raise ValueError unless `value` is one id of the vocabulary."""
+    limit = model.config.vocab_size
+    if not isinstance(value, Integral) or isinstance(value, bool) or not 0 <= int(value) < limit:
+        raise ValueError(f"{name}={shown(value)} is impossible: it must be one id of the vocabulary, 0 to {limit - 1}.")
+
+
+def as_model_inputs(inputs: Any, model: PreTrainedModel, name: str = "inputs") -> dict[str, Any]:
+    """An encoding, or another mapping with input_ids, as what `model` takes; lists become tensors, one text `1 t`."""
+    if not isinstance(inputs, Mapping) or inputs.get("input_ids") is None:
+        what = f"is of type {type(inputs).__name__}" + (", without input_ids" if isinstance(inputs, Mapping) else "")
+        raise ValueError(f'{name} {what}: pass tokenizer(text, return_tensors="pt"), or a dict with input_ids `b t`.')
+    allowed = inspect.signature(model.forward).parameters
+    found: dict[str, Any] = {}
+    for key, value in inputs.items():
+        if key not in allowed:
+            raise ValueError(f"{name} has {key!r}, which {type(model).__name__} does not take: leave it out.")
+        is_tensor = isinstance(value, Iterable) and not isinstance(value, (str, bytes))
+        tensor = found[key] = as_tensor(value, f"{name}[{key!r}]").to(model.device) if is_tensor else value
+        if key in BY_TOKEN and is_tensor and tensor.dim() == 1:
+            found[key] = tensor[None]
+    ids = found["input_ids"]
+    if not hasattr(ids, "dim") or ids.dim() != 2 or not ids.numel():
+        shape = tuple(ids.shape) if hasattr(ids, "dim") else type(ids).__name__
+        raise ValueError(f"{name}['input_ids'] is {shape}, but must be ids `b t`, with one or more of each.")
+    check_ids(f"{name}['input_ids']", ids, model)
+    return found
+
+
+# ---- other arguments
+
+
+def check_number(name: str, value: Any, low: float, high: float) -> None:
+    """Raise ValueError unless `value` is a number from `low` to `high`."""
+    if not isinstance(value, Real) or not low <= float(value) <= high:
+        raise ValueError(f"{name}={shown(value)} is impossible: it must be a number from {low} to {high}.")
+
+
+def check_index(name: str, value: Any, count: int, of: str) -> None:
+    """Raise ValueError unless `value` is an integer from 0 to `count` - 1."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or not 0 <= int(value) < count:
+        raise ValueError(f"{name}={shown(value)} is impossible: there are {of} 0 to {count - 1}.")
+
+
+def as_fields(cls: Any, values: Any, name: str, axes: str) -> Any:
+    """A named tuple of tensors with the same axes, as finite numbers in float32 on the CPU."""
+    parts = as_layers(values, name)
+    if len(parts) != len(cls._fields):
+        fields = ", ".join(cls._fields)
+        raise ValueError(f"{name} has {len(parts)} parts, but must have {fields}: pass a {cls.__name__}.")
+    found = cls(*(as_values(part, f"{name}.{field}", axes) for field, part in zip(cls._fields, parts, strict=True)))
+    shapes = [tuple(part.shape) for part in found]
+    if len(set(shapes)) > 1:
+        raise ValueError(f"{name} has parts of the shapes {shapes}, but must have parts of one shape.")
+    return found
+
+
+def as_named(values: Any, name: str, of: str) -> dict[str, Any]:
+    """A mapping from names, such as those of curves, with one entry or more, as a dict."""
+    if not isinstance(values, Mapping) or not values or not all(isinstance(key, str) for key in values):
+        what = f"is of type {type(values).__name__}" if not isinstance(values, Mapping) else f"has the keys {[*values]}"
+        raise ValueError(f'{name} {what}, but must give a name to each of one or more {of}: pass {{"name": …}}.')
+    return dict(values)

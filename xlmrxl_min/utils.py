@@ -9,15 +9,19 @@ import secrets
 import shutil
 import stat
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from numbers import Integral
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+
+from .inputs import shown
 
 try:
     import fcntl
@@ -126,9 +130,10 @@ def draft_name() -> str:
     return f".{secrets.token_hex(8)}.draft"  # unique, and short however long the file's name is
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        return folder
     except (FileExistsError, NotADirectoryError) as error:
         file = next(path for path in (folder, *folder.parents) if path.exists() and not path.is_dir())
         raise NotADirectoryError(errno.ENOTDIR, f"{file} is a file, and a folder is needed there") from error
@@ -182,7 +187,7 @@ def replace_all(drafts: Sequence[Draft], folder: Path, obsolete: re.Pattern[str]
 
 
 @contextmanager
-def explain_errors(file: Path, drafts: Sequence[Draft]) -> Iterator[None]:
+def explain_errors(file: Path, drafts: Sequence[Draft] = ()) -> Iterator[None]:
     """Raise an OSError again, with its errno, in a sentence that names `file` or the one whose draft it is about."""
     try:
         yield
@@ -192,8 +197,9 @@ def explain_errors(file: Path, drafts: Sequence[Draft]) -> Iterator[None]:
             raise
         for draft in drafts:
             file = draft.file if str(cause.filename) == str(draft.path) else file
-        known = [str(path) for draft in drafts for path in (draft.path, draft.target, draft.file)]
-        elsewhere = "" if cause.filename is None or str(cause.filename) in known else f": {cause.filename}"
+        known = [str(path) for draft in drafts for path in (draft.target, draft.file)]
+        is_known = cause.filename is None or ".draft" in str(cause.filename) or str(cause.filename) in known
+        elsewhere = "" if is_known else f": {cause.filename}"
         unchanged = "" if any(draft.stream is not None for draft in drafts) else "; existing files are unchanged"
         kind = OSError if cause.errno is None else type(OSError(cause.errno, ""))  # such as PermissionError
         explained = kind(f"{file} could not be written ({cause.strerror or cause}{elsewhere}){unchanged}.")
@@ -224,25 +230,39 @@ def lock_folder(folder: Path | None, *, shared: bool = False) -> Iterator[None]:
             os.close(descriptor)
 
 
+MODES = threading.Lock()
+EVALUATIONS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # of modules in training mode: how many now use it
+
+
 @contextmanager
 def eval_mode(model: nn.Module, *, gradients: bool = False) -> Iterator[None]:
-    """Turn off dropout, and gradients unless `gradients`; afterwards put each module back into its own mode."""
-    were_training = [module for module in model.modules() if module.training]  # some may be frozen in evaluation mode
-    if were_training:
-        model.eval()
+    """Turn off dropout, and gradients unless `gradients`; afterwards put each module back into its own mode.
+
+    Of several threads that use a module, the last one puts it back.
+    """
+    with MODES:  # some may be frozen in evaluation mode
+        were_training = [module for module in model.modules() if module.training or module in EVALUATIONS]
+        for module in were_training:
+            module.training = False
+            EVALUATIONS[module] = EVALUATIONS.get(module, 0) + 1
     try:
         with torch.enable_grad() if gradients else torch.inference_mode():
             yield
     finally:
-        for module in were_training:
-            module.training = True
+        with MODES:
+            for module in were_training:
+                EVALUATIONS[module] -= 1
+                if not EVALUATIONS[module]:
+                    del EVALUATIONS[module]
+                    module.training = True
 
 
 def check_size(name: str, value: Any, largest: int | None = None) -> None:
     """Raise ValueError unless `value` is an integer from 1 to `largest` (None: without a limit)."""
-    if not isinstance(value, Integral) or int(value) < 1 or (largest is not None and int(value) > largest):
+    limit = value if largest is None else largest
+    if not isinstance(value, Integral) or isinstance(value, bool) or not 1 <= value <= limit:
         allowed = "1 or more" if largest is None else f"1 to {largest}"
-        raise ValueError(f"{name}={value!r} is impossible: take {allowed}.")
+        raise ValueError(f"{name}={shown(value)} is impossible: take {allowed}.")
 
 
 def group_by_length(

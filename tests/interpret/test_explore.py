@@ -75,7 +75,7 @@ def test_the_page_holds_the_weights(pair):
     assert data["queries"] == data["keys"] == tokens
     for layer, heads, packed in zip(attentions, data["heads"], data["layers"], strict=True):
         stored = torch.frombuffer(bytearray(base64.b64decode(packed)), dtype=torch.uint8)
-        assert heads == layer.shape[1]
+        assert heads == list(range(layer.shape[1]))
         assert (stored.view(layer.shape) / 255 - layer).abs().max() <= 1 / 510 + 1e-6
 
 
@@ -167,12 +167,17 @@ def test_saving_is_atomic(pair, tmp_path, monkeypatch):
         (None, "ab", "attentions=None holds no layer: call the model with output_attentions=True"),
         ((), "ab", "holds no layer"),
         ([None, None], "ab", "attentions[0] is None, no tensor of weights: call the model with output_attentions"),
-        ([[[0.5]]], "a", "attentions[0] is a list"),
+        ([[[0.5]]], "a", "attentions[0] has the shape (1, 1), but weights are 1 h q k or h q k"),
+        ([["a"]], "a", "attentions[0] is of type list, but must hold weights"),
         ([uniform(1, 3, 2, 2), uniform(2, 3, 2, 2)], "ab", "attentions[1] holds 2 texts, and a page shows one"),
         (uniform(3, 2, 2), "ab", "attentions[0] has the shape (2, 2), but weights are 1 h q k or h q k"),
-        ([uniform(1, 0, 2, 2)], "ab", "has the shape (1, 0, 2, 2), without any head"),
-        ([uniform(3, 2, 2)], "abc", "attentions[0] has 2 queries, but tokens has 3: pass one string each"),
-        ([uniform(3, 2, 5)], "ab", "attentions[0] has 5 keys, but keys has 2"),
+        (
+            [uniform(1, 0, 2, 2)],
+            "ab",
+            "has the shape (1, 0, 2, 2), but weights are 1 h q k or h q k, with",
+        ),
+        ([uniform(3, 2, 2)], "abc", "tokens has 3 strings, but there are 2 tokens: pass one for each"),
+        ([uniform(3, 2, 5)], "ab", "keys has 2 strings, but there are 5 tokens"),
         ([uniform(3, 2, 2), torch.full((3, 2, 2), torch.nan)], "ab", "attentions[1] holds nan, but"),
         ([torch.full((3, 2, 2), torch.inf)], "ab", "holds inf, but attention weights are from 0 to 1"),
         ([uniform(3, 2, 2) - 0.75], "ab", "holds -0.25, but"),
@@ -181,8 +186,8 @@ def test_saving_is_atomic(pair, tmp_path, monkeypatch):
             "ab",
             "holds 1.25, but attention weights are from 0 to 1: pass the output of the softmax",
         ),
-        ([uniform(3, 2, 2).long()], [1, 2], "tokens is a list of something else, but it takes a list of strings"),
-        ([uniform(3, 2, 2)], [], "tokens is empty"),
+        ([uniform(3, 2, 2).long()], [1, 2], "tokens holds 1, but must be strings"),
+        ([uniform(3, 2, 2)], [], "tokens has 0 strings, but there are 2"),
     ],
 )
 def test_wrong_weights_raise_one_sentence(attentions, tokens, words):
@@ -194,10 +199,10 @@ def test_wrong_weights_raise_one_sentence(attentions, tokens, words):
 
 
 def test_tokens_must_be_a_list_of_strings():
-    for tokens in ("ab", torch.tensor([1, 2]), None):
-        with pytest.raises(ValueError, match=f"tokens is a {type(tokens).__name__}, but it takes a list of strings"):
+    for tokens, words in (("ab", "is of type str"), (torch.tensor([1, 2]), "holds 1"), (None, "is of type NoneType")):
+        with pytest.raises(ValueError, match=f"tokens {words}, but must be"):
             explore([uniform(3, 2, 2)], tokens)
-    with pytest.raises(ValueError, match="keys is a str"):
+    with pytest.raises(ValueError, match="keys is of type str"):
         explore([uniform(3, 2, 2)], ["a", "b"], keys="ab")
 
 
@@ -619,6 +624,9 @@ def test_lines_end_at_their_tokens(show, queries, width):
         assert thickest(page) == pytest.approx([middle(page, query(q)), middle(page, key(7 * q % keys))], abs=1)
 
 
+NAMES_OF_HEADS = "[...document.querySelectorAll('#heads button')].map(button => button.textContent)"
+
+
 @pytest.mark.slow
 def test_pruned_heads_and_other_keys(show, tokenizer):
     """A decoder's cross-attention, where the second layer has lost heads."""
@@ -633,11 +641,18 @@ def test_pruned_heads_and_other_keys(show, tokenizer):
     tokens, keys = tokenizer.convert_ids_to_tokens(ids[0]), [f"source{i}" for i in range(5)]
     with torch.no_grad():
         out = model(ids, encoder_hidden_states=torch.randn(1, 5, 32), output_attentions=True)
-    own = show(explore(out.attentions, tokens))
-    press(own, *["ArrowRight"] * 9)
-    assert sentence_of(own).startswith("Layer 0, head 3: ")
-    press(own, "PageDown")
-    assert sentence_of(own).startswith("Layer 1, head 1: ")
+    heads = [layer.attention.heads for layer in model.backbone.layers]
+    own = show(explore(out.attentions, tokens, heads=heads))
+    assert own.evaluate(NAMES_OF_HEADS) == ["mean", "0", "1", "2", "3"]
+    for steps, seen in ((4, 3), (1, 1), (3, 3)):  # to head 3, 0 and 2 of layer 0; 0 and 2 are pruned in layer 1
+        press(own, "PageUp", *["ArrowLeft"] * 9, *["ArrowRight"] * steps)
+        assert sentence_of(own).startswith(f"Layer 0, head {steps - 1}: ")
+        press(own, "PageDown")
+        assert sentence_of(own).startswith(f"Layer 1, head {seen}: ")
+    assert own.evaluate(NAMES_OF_HEADS) == ["mean", "1", "3"]
+    numbered_anew = show(explore(out.attentions, tokens))
+    press(numbered_anew, *["ArrowRight"] * 9, "PageDown")
+    assert sentence_of(numbered_anew).startswith("Layer 1, head 1: "), "without their numbers: from 0"
     cross = show(explore(out.cross_attentions, tokens, keys=keys))
     weights = out.cross_attentions[0][0].mean(0)
     [q, *_] = certain(range(len(tokens)), lambda q, of: of(out.cross_attentions[0][0]).mean(0)[q], keys)

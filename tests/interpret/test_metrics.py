@@ -445,7 +445,7 @@ def test_patch_effects_reject_wrong_inputs(model, ids):
         patch_effects(model, inputs, inputs, answer(1, 9))
     with pytest.raises(ValueError, match="tokens must have the same positions"):
         patch_effects(model, inputs, {"input_ids": ids[:, :4]}, answer(1, 9))
-    with pytest.raises(ValueError, match="site='head' is unknown: take one of stream, attention, feed_forward"):
+    with pytest.raises(ValueError, match="site='head' is unknown: take one of 'stream', 'attention', 'feed_forward'"):
         patch_effects(model, inputs, inputs, answer(1, 9), "head")
     with pytest.raises(ValueError, match="must give one number"):
         ablation_effects(model, inputs, lambda out: out.logits)

@@ -10,15 +10,24 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 
 from ..inference.predict import run_batched
+from ..inputs import as_texts, as_values, check_option
 from ..model import PreTrainedModel
 from ..tokenizer import Encoding, XLMRobertaTokenizer
+from .hooks import check_model
 
 
 def mean_states(
     model: PreTrainedModel, tokenizer: XLMRobertaTokenizer, texts: Sequence[str], *, batch_size: int = 16,
     progress: bool = True,
 ) -> Tensor:  # l b e  # fmt: skip
-    """Mean-pool each text's hidden states: one vector per layer; l is the layers + 1, embeddings first."""
+    """Mean-pool each text's hidden states: one vector per layer; l is the layers + 1, embeddings first.
+
+    texts: one or several. Raises ValueError for none, and for one that is too long.
+    """
+    check_model(model)
+    texts = as_texts(texts)
+    if not texts:
+        raise ValueError("texts holds no text: pass one or more.")
 
     def run(batch: Encoding) -> Tensor:  # b t -> b l e
         states = torch.stack(model.base_model(**batch, output_hidden_states=True, use_cache=False).hidden_states)
@@ -41,12 +50,15 @@ def retrieval(source: Tensor, target: Tensor, *, centred: bool = False) -> Retri
     As in Tatoeba of XTREME (Hu et al. 2020, arXiv:2003.11080). centred: subtract each language's mean vector first,
     which removes what all its texts have in common (Libovický et al. 2020, arXiv:2004.05160).
     """
+    check_option("centred", centred, (True, False))
+    device = source.device if isinstance(source, Tensor) else None
+    source, target = (as_values(x, name, "l b e").to(device) for x, name in ((source, "source"), (target, "target")))
     if source.shape != target.shape or source.shape[1] < 2:
         shapes = f"{tuple(source.shape)} and {tuple(target.shape)}"
         raise ValueError(f"retrieval needs two equal shapes `l b e` with at least two texts, not {shapes}.")
     if centred:
         source, target = (x - x.mean(1, keepdim=True) for x in (source, target))
-    source, target = (nn.functional.normalize(x.float(), dim=-1) for x in (source, target))
+    source, target = (nn.functional.normalize(x, dim=-1) for x in (source, target))
     cosines = source @ target.mT  # l b b
     texts = cosines.shape[1]
     expected = torch.arange(texts, device=cosines.device)

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..model import PreTrainedModel
+from ..inference.predict import check_model_type
+from ..inputs import shown
+from ..model import Attention, PreTrainedModel
+
+REGISTERING = threading.Lock()  # PyTorch numbers hooks without one: two threads could get the same number
 
 
 @contextmanager
 def hooked(hooks: Iterable[tuple[nn.Module, Callable]], before: bool = False) -> Iterator[None]:
-    """Register forward hooks, `(module, function)` each, and remove them afterwards; before: forward pre-hooks."""
+    """Register forward hooks, `(module, function)` each, and remove them afterwards; before: forward pre-hooks.
+
+    They act only on calls that this thread makes: others may use the model meanwhile.
+    """
+    thread = threading.get_ident()
+
+    def in_this_thread(hook: Callable) -> Callable:
+        return lambda *args: hook(*args) if threading.get_ident() == thread else None
+
     with ExitStack() as stack:
         for module, hook in hooks:
+            if not isinstance(module, nn.Module) or not callable(hook):
+                raise ValueError(f"got the hook {shown((module, hook))}, but it must be a module and a function.")
             register = module.register_forward_pre_hook if before else module.register_forward_hook
-            stack.callback(register(hook).remove)
+            with REGISTERING:
+                stack.callback(register(in_this_thread(hook)).remove)
         yield
 
 
@@ -27,6 +43,9 @@ def each_layer(model: PreTrainedModel, function: Callable[[Tensor], Any]) -> Ite
 
     The weights are dropped at once, so that only one layer's exist at a time; the output's attentions are None.
     """
+    check_model(model)
+    if not callable(function):
+        raise ValueError(f"function is of type {type(function).__name__}, but must be a function of weights `b h q k`.")
     results: list[Any] = []
 
     def hook(block: nn.Module, args: tuple, output: tuple) -> tuple:
@@ -38,3 +57,12 @@ def each_layer(model: PreTrainedModel, function: Callable[[Tensor], Any]) -> Ite
 
     with hooked((block, hook) for block in model.base_model.layers):
         yield results
+
+
+def check_model(model: Any) -> None:
+    """Raise ValueError unless `model` is one of this library's."""
+    check_model_type(model, PreTrainedModel, "a model of this library, such as XLMRobertaXLForMaskedLM")
+
+
+def self_attentions(model: PreTrainedModel) -> list[Attention]:
+    return [x for x in model.base_model.layers.modules() if isinstance(x, Attention) and not x.is_cross]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -12,24 +13,25 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..inputs import as_input_ids, as_model_inputs, as_sequence, as_tensor, check_option, shown
 from ..model import Attention, ModelOutput, PreTrainedModel
 from ..utils import eval_mode
-from .hooks import hooked
+from .hooks import check_model, hooked, self_attentions
 
 Score = Callable[[ModelOutput], Tensor]  # model output -> the number to explain, such as one logit
 
 
 def compute_score(score: Score, model: PreTrainedModel, inputs: Mapping[str, Any]) -> Tensor:
     """The score of the model's output, one number; ValueError if `score` returns anything else."""
+    if not callable(score):
+        example = "lambda output: output.logits[0, position, token]"
+        raise ValueError(f"score is of type {type(score).__name__}, but must be a function, such as {example}.")
     value = score(model(**inputs))
-    if not isinstance(value, Tensor) or value.numel() != 1:
+    value = torch.tensor(float(value)) if isinstance(value, Real) else value
+    if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex():
         what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"score gave {what}, but must give one number, such as output.logits[0, position, token].")
     return value.reshape(()).float()
-
-
-def self_attentions(model: PreTrainedModel) -> list[Attention]:
-    return [x for x in model.base_model.layers.modules() if isinstance(x, Attention) and not x.is_cross]
 
 
 @contextmanager
@@ -41,30 +43,47 @@ def ablated(model: PreTrainedModel, heads: Mapping[int, Sequence[int]], means: T
     heads that do not exist.
     """
 
-    def hook(layer: int, attention: Attention) -> Callable:
-        missing = sorted(set(heads[layer]) - set(attention.heads))
+    check_model(model)
+    attentions = self_attentions(model)
+    if not isinstance(heads, Mapping):
+        raise ValueError(f"heads is of type {type(heads).__name__}, but must be a dict {{layer: [heads]}}.")
+    chosen = {layer: as_sequence(numbers, f"heads[{layer!r}]", "heads") for layer, numbers in heads.items()}
+    for layer, numbers in chosen.items():
+        if not isinstance(layer, Integral) or not 0 <= layer < len(attentions):
+            raise ValueError(f"there is no layer {shown(layer)}: there are {len(attentions)}, integers counted from 0.")
+        missing = [head for head in numbers if head not in attentions[layer].heads]
         if missing:
-            raise ValueError(f"layer {layer} has no heads {missing}: it has {attention.heads}, counted from 0.")
+            raise ValueError(
+                f"layer {layer} has no heads {shown(missing)}: it has {attentions[layer].heads}, counted from 0."
+            )
+    if means is not None:
+        means, shape = as_tensor(means, "means"), mean_shape(model)
+        if tuple(means.shape) != shape:
+            raise ValueError(f"means has the shape {tuple(means.shape)}, but must be {shape}, `l h d`: use head_means.")
 
+    def hook(layer: int, attention: Attention) -> Callable:
         def replace(out: nn.Linear, args: tuple[Tensor]) -> tuple[Tensor]:
             context = rearrange(args[0], "b q (h d) -> b q h d", d=attention.head_dim).clone()
-            for head in heads[layer]:
+            for head in chosen[layer]:
                 context[:, :, attention.heads.index(head)] = 0 if means is None else means[layer, head]
             return (rearrange(context, "b q h d -> b q (h d)"),)
 
         return replace
 
-    attentions = self_attentions(model)
-    if not set(heads) <= set(range(len(attentions))):
-        raise ValueError(f"there is no layer {max(heads)}: there are {len(attentions)}, counted from 0.")
-    with hooked([(attentions[layer].out, hook(layer, attentions[layer])) for layer in heads], before=True):
+    with hooked([(attentions[layer].out, hook(layer, attentions[layer])) for layer in chosen], before=True):
         yield
+
+
+def mean_shape(model: PreTrainedModel) -> tuple[int, int, int]:  # l h d, also of a pruned model
+    attentions = self_attentions(model)
+    return len(attentions), model.config.num_attention_heads, attentions[0].head_dim
 
 
 def head_means(model: PreTrainedModel, texts: Sequence[Tensor]) -> Tensor:  # texts of t -> l h d
     """Each head's mean output before `out`, over all tokens of `texts` (input_ids); zeros for pruned heads."""
-    attentions = self_attentions(model)
-    sums = torch.zeros(len(attentions), model.config.num_attention_heads, attentions[0].head_dim, device=model.device)
+    check_model(model)
+    attentions, texts = self_attentions(model), as_input_ids(texts, model)
+    sums = torch.zeros(mean_shape(model), device=model.device)
 
     def hook(layer: int, attention: Attention) -> Callable:
         def record(out: nn.Linear, args: tuple[Tensor]) -> None:
@@ -84,8 +103,9 @@ def ablation_effects(
     progress: bool = True,
 ) -> Tensor:  # l h  # fmt: skip
     """The change of `score` when one head at a time is ablated; NaN for pruned heads."""
-    attentions = self_attentions(model)
-    effects = torch.full((len(attentions), model.config.num_attention_heads), math.nan)
+    check_model(model)
+    attentions, inputs = self_attentions(model), as_model_inputs(inputs, model)
+    effects = torch.full(mean_shape(model)[:2], math.nan)
     pairs = [(layer, head) for layer, attention in enumerate(attentions) for head in attention.heads]
     with eval_mode(model):
         original = compute_score(score, model, inputs)
@@ -108,8 +128,9 @@ def patch_effects(
     or "feed_forward" adds. 0 = the corrupted score, 1 = the clean one. (Causal tracing, Meng et al. 2022,
     arXiv:2202.05262; Vig et al. 2020, arXiv:2004.12265.) Raises ValueError where both runs have the same score.
     """
-    if site not in SITES:
-        raise ValueError(f"site={site!r} is unknown: take one of {', '.join(SITES)}.")
+    check_option("site", site, SITES)
+    check_model(model)
+    clean, corrupted = as_model_inputs(clean, model, "clean"), as_model_inputs(corrupted, model, "corrupted")
     shapes = [tuple(inputs["input_ids"].shape) for inputs in (clean, corrupted)]
     if shapes[0] != shapes[1]:
         message = f"the clean text is {shapes[0]} and the corrupted one {shapes[1]}"

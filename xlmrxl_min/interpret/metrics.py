@@ -1,30 +1,45 @@
 """Metrics of attention maps, of one head or of every head. Walked through in notebooks/03_seeing_attention.ipynb.
 
-`weights` are the attention weights of one text without padding; `…` stands for any axes before q and k.
+`weights` are the attention weights of one text without padding: a tensor, an array, a list, or `out.attentions`, which
+counts as `l h q k`. `…` stands for any axes before q and k. ValueError for what is no attention weight, such as NaN.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
+from typing import cast
 
 import torch
 from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
 
+from ..inputs import (
+    as_input_ids,
+    as_named,
+    as_tensor,
+    as_values,
+    as_weights,
+    by_head_number,
+    check_attentions,
+    check_number,
+    shown,
+)
 from ..model import Attention, PreTrainedModel
 from ..utils import eval_mode
-from .hooks import each_layer
+from .hooks import check_model, each_layer, self_attentions
 
 
 def entropy(weights: Tensor) -> Tensor:  # … q k -> … q
     """The entropy of each query's attention, in nats: 0 for a single key, log k for uniform attention."""
-    return torch.special.entr(weights).sum(-1)
+    return torch.special.entr(as_weights(weights, axes="k")).sum(-1)
 
 
 def mean_distance(weights: Tensor) -> Tensor:  # … q k -> … q
     """The mean distance from a query to its keys, in tokens (Vig and Belinkov 2019, arXiv:1906.04284)."""
+    weights = as_weights(weights)
     queries, keys = (torch.arange(n, device=weights.device) for n in weights.shape[-2:])
     return (weights * (keys - rearrange(queries, "q -> q 1")).abs()).sum(-1)
 
@@ -34,9 +49,10 @@ def offset_profile(weights: Tensor, reach: int) -> Tensor:  # … q k -> … r
 
     The mean is over all queries that have a key at this offset. Raises ValueError where none has.
     """
+    weights = as_weights(weights)
     longest = min(weights.shape[-2:]) - 1
-    if not 0 <= reach <= longest:
-        raise ValueError(f"reach={reach} is impossible: {longest + 1} tokens are at most {longest} apart.")
+    if not isinstance(reach, Integral) or not 0 <= reach <= longest:
+        raise ValueError(f"reach={shown(reach)} is impossible: {longest + 1} tokens are at most {longest} apart.")
     offsets = range(-reach, reach + 1)
     return torch.stack([weights.diagonal(offset, -2, -1).mean(-1) for offset in offsets], dim=-1)
 
@@ -48,8 +64,11 @@ def attention_mass(weights: Tensor, input_ids: Tensor, bos: int = 0, eos: int = 
     token; the next one. Each is the mean over the queries that have such a key, and NaN where none has. Kinds overlap:
     `<s>` is also the previous token of the first word.
     """
-    if input_ids.dim() != 1 or weights.shape[-2:] != 2 * input_ids.shape:
-        sizes = f"{len(input_ids)} tokens with weights {tuple(weights.shape[-2:])}"
+    weights, input_ids = as_weights(weights), as_tensor(input_ids, "input_ids", "ids")
+    input_ids = input_ids.to(weights.device)
+    if input_ids.dim() != 1 or weights.shape[-2:] != 2 * input_ids.shape or input_ids.is_floating_point():
+        shape = len(input_ids) if input_ids.dim() == 1 else tuple(input_ids.shape)
+        sizes = f"{shape} tokens with weights {tuple(weights.shape[-2:])}"
         raise ValueError(f"attention_mass takes one text, input_ids `t` with weights `… t t`, not {sizes}.")
     query, key = rearrange(input_ids, "q -> q 1"), rearrange(input_ids, "k -> 1 k")
     identity = torch.eye(len(input_ids), dtype=torch.bool, device=input_ids.device)
@@ -70,11 +89,13 @@ def attention_mass(weights: Tensor, input_ids: Tensor, bos: int = 0, eos: int = 
 def head_metrics(model: PreTrainedModel, texts: Sequence[Tensor], *, progress: bool = True) -> dict[str, Tensor]:
     """Metrics of every head, `l h` each: entropy (nats; normalised: divided by log k), distance, `attention_mass`.
 
-    `texts` are input_ids, `t` each. Each metric is the mean over the texts where it is defined. Each layer is reduced
-    as soon as it has run: the weights of three layers never exist at once (XL's 36 × 32 heads at 512 tokens: 1.2 GB).
+    `texts` are input_ids, `t` each with two tokens or more. Each metric is the mean over the texts where it is defined;
+    heads have the numbers of the unpruned model, and pruned ones are NaN. Each layer is reduced as soon as it has run:
+    the weights of three layers never exist at once (XL's 36 × 32 heads at 512 tokens: 1.2 GB).
     """
-    if not texts or any(ids.dim() != 1 or len(ids) < 2 for ids in texts):
-        raise ValueError("head_metrics takes a list of texts, input_ids `t` each with at least two tokens.")
+    check_model(model)
+    texts = as_input_ids(texts, model, at_least=2)
+    heads = [attention.heads for attention in self_attentions(model)]
     tables: list[dict[str, Tensor]] = []
     for ids in tqdm(texts, unit="text", disable=not progress, delay=2):
 
@@ -89,7 +110,10 @@ def head_metrics(model: PreTrainedModel, texts: Sequence[Tensor], *, progress: b
 
         with eval_mode(model), each_layer(model, of_layer) as layers:
             model.base_model(rearrange(ids, "t -> 1 t"), output_attentions=True, use_cache=False)
-        tables.append(stacked(layers))
+        tables.append({
+            name: by_head_number([layer[name] for layer in layers], heads, model.config.num_attention_heads)
+            for name in layers[0]
+        })  # fmt: skip
     return {name: table.nanmean(0) for name, table in stacked(tables).items()}
 
 
@@ -108,13 +132,24 @@ HEAD_CLASSES = {
     "</s>": ("</s>", 0.5),
     "uniform": ("normalised entropy", 0.9),
 }
-OTHER = "other"
+OTHER, PRUNED = "other", "pruned"
 
 
 def head_classes(metrics: Mapping[str, Tensor]) -> list[list[str]]:  # l h each -> l lists of h names
-    """Classify each head: the first of HEAD_CLASSES whose threshold its metric reaches, or "other" (NaN too)."""
-    layers, heads = metrics["normalised entropy"].shape
-    classes = [[OTHER] * heads for _ in range(layers)]
+    """Classify each head: the first of HEAD_CLASSES whose threshold its metric reaches, or "other".
+
+    A head without a normalised entropy, which every head has, is "pruned".
+    """
+    metrics, needed = as_named(metrics, "metrics", "metrics"), [metric for metric, _ in HEAD_CLASSES.values()]
+    if not set(needed) <= set(metrics):
+        raise ValueError(f"metrics has {', '.join(metrics)}, but must have {', '.join(needed)}: use head_metrics.")
+    spread = as_values(metrics["normalised entropy"], "metrics['normalised entropy']", "l h", may_lack_values=True)
+    metrics = {name: as_tensor(metrics[name], f"metrics[{name!r}]") for name in needed}
+    for name, values in metrics.items():
+        if values.shape != spread.shape:
+            shapes = f"the shape {tuple(values.shape)}, and 'normalised entropy' {tuple(spread.shape)}"
+            raise ValueError(f"metrics[{name!r}] has {shapes}: pass metrics of the same heads.")
+    classes = [[PRUNED if is_pruned else OTHER for is_pruned in row] for row in spread.isnan().tolist()]
     for name, (metric, threshold) in reversed(HEAD_CLASSES.items()):
         for layer, head in (metrics[metric] >= threshold).nonzero().tolist():
             classes[layer][head] = name
@@ -124,8 +159,20 @@ def head_classes(metrics: Mapping[str, Tensor]) -> list[list[str]]:  # l h each 
 def merge_tokens(weights: Tensor, queries: Sequence[range], keys: Sequence[range]) -> Tensor:
     """Merge tokens into groups such as words: … q k -> … q k, the mean over a group's queries, the sum over its keys.
 
-    Where the groups contain all keys, rows still sum to 1 (Clark et al. 2019, section 4.1).
+    Where the groups contain all keys, rows still sum to 1 (Clark et al. 2019, section 4.1). Raises ValueError for
+    groups without tokens, and for tokens that do not exist.
     """
+    weights = as_weights(weights)
+    for name, groups, size in (("queries", queries, weights.shape[-2]), ("keys", keys, weights.shape[-1])):
+        known = isinstance(groups, (list, tuple)) and len(groups) and all(isinstance(x, range) for x in groups)
+        if not known or not all(len(x) and x.step == 1 and x.start >= 0 and x.stop <= size for x in groups):
+            given = f"{shown(groups)}, but must be a list of ranges"
+            raise ValueError(f"{name} is {given} such as range(0, 2), each of one or more of {size} tokens.")
+    return pool(weights, queries, keys)
+
+
+def pool(weights: Tensor, queries: Sequence[range], keys: Sequence[range]) -> Tensor:  # … q k -> … q k
+    """merge_tokens, also for other values than weights."""
 
     def membership(groups: Sequence[range], size: int) -> Tensor:
         rows = weights.new_zeros(len(groups), size)
@@ -144,13 +191,22 @@ def rollout(attentions: Sequence[Tensor], residual: float = 0.5) -> Tensor:  # l
     stream, multiply the layers. A heuristic: it ignores values, feed-forward layers and LayerNorms, and the true weight
     of the residual differs by layer and token.
     """
-    if not 0 <= residual <= 1:
-        raise ValueError(f"residual={residual} is impossible: it is a fraction, from 0 to 1.")
+    check_number("residual", residual, 0, 1)
+    check_attentions(attentions, "attentions")
+    if not isinstance(attentions, Iterable) or getattr(attentions, "ndim", 3) < 3:
+        raise ValueError(f"attentions is {shown(attentions)}, but must be weights of each layer: pass out.attentions.")
     steps: list[Tensor] = []
-    for weights in attentions:
+    for i, given in enumerate(attentions):
+        weights = as_weights(given, f"attentions[{i}]", "h q k")
+        size = (steps[-1] if steps else weights).shape[-1]
+        if weights.shape[-2:] != (size, size):
+            shape = f"{tuple(weights.shape[-2:])} queries and keys, but must have {(size, size)}"
+            raise ValueError(f"attentions[{i}] has {shape}: pass the self-attention of one text.")
         layer = (1 - residual) * weights.mean(-3)
         layer.diagonal(0, -2, -1).add_(residual)
         steps.append(layer @ steps[-1] if steps else layer)
+    if not steps:
+        raise ValueError("attentions holds no layer: call the model with output_attentions=True.")
     return torch.stack(steps)
 
 
@@ -158,17 +214,40 @@ def rollout(attentions: Sequence[Tensor], residual: float = 0.5) -> Tensor:  # l
 def value_norms(attention: Attention, hidden: Tensor) -> Tensor:  # b t e -> b h k
     """The L2 norm of what a head would add to the stream with all its attention on one key: the value through `out`.
 
-    `hidden` is the layer's input: of the model's hidden_states, the one with the layer's own number.
+    `hidden` is the layer's input: of the model's hidden_states, the one with the layer's own number; for
+    cross-attention, the encoder's states. Heads have the numbers of the unpruned model, and pruned ones are NaN.
     """
-    value = attention.split_heads(attention.value(attention.norm(hidden)))
-    out = rearrange(attention.out.weight, "e (h d) -> h e d", d=attention.head_dim)
-    return torch.stack([(value[:, i] @ out[i].mT).norm(dim=-1) for i in range(len(out))], dim=1)  # saves memory
+    if not isinstance(attention, Attention):
+        advice = "pass model.base_model.layers[i].attention"
+        raise ValueError(f"attention is of type {type(attention).__name__}, but must be a layer's: {advice}.")
+    (width,), dtype = attention.norm.normalized_shape, attention.norm.weight.dtype
+    hidden = as_tensor(hidden, "hidden", "hidden states `b t e`").to(attention.norm.weight.device, dtype)
+    if hidden.dim() != 3 or hidden.shape[-1] != width or not hidden.numel():
+        raise ValueError(f"hidden has the shape {tuple(hidden.shape)}, but must be `b t e`, where e is {width}.")
+    value = attention.split_heads(attention.value(hidden if attention.is_cross else attention.norm(hidden)))
+    weight = attention.out.weight.to(dtype)
+    if hasattr(attention.out, "scale"):  # int8
+        weight = weight * cast(Tensor, attention.out.scale)[:, None]
+    out = rearrange(weight, "e (h d) -> h e d", d=attention.head_dim)
+    norms = [(value[:, i] @ out[i].mT).norm(dim=-1) for i in range(len(out))]  # one by one: saves memory
+    numbered = by_head_number([torch.stack(norms)], [attention.heads], width // attention.head_dim)[0]
+    return rearrange(numbered, "h b k -> b h k")
 
 
 def value_weighted(weights: Tensor, norms: Tensor) -> Tensor:  # b h q k, b h k -> b h q k
     """Norm-based attention: weights times value norms, each row normalised to sum 1.
 
     Kobayashi et al. 2020 (arXiv:2004.10102): heads with nothing to do attend to a token whose value is almost zero.
+    With norms of a pruned layer, `weights` may be those of the heads that are left; pruned ones become NaN.
     """
+    weights, norms = as_weights(weights, axes="b h q k"), as_tensor(norms, "norms", "value norms `b h k`")
+    is_left = ~norms.isnan().all(-1).all(0) if norms.dim() == 3 else norms
+    if norms.dim() == 3 and weights.shape[1] == int(is_left.sum()) < norms.shape[1]:
+        kept = is_left.nonzero()[:, 0].tolist()
+        weights = rearrange(by_head_number([rearrange(weights, "b h q k -> h b q k")], [kept], norms.shape[1]),
+                            "1 h b q k -> b h q k")  # fmt: skip
+    if norms.shape != weights[:, :, 0].shape:
+        shapes = f"{tuple(weights.shape)} and norms {tuple(norms.shape)}"
+        raise ValueError(f"weights have the shape {shapes}, but must be `b h q k` and `b h k`: use value_norms.")
     weighted = weights * rearrange(norms, "b h k -> b h 1 k")
     return weighted / weighted.sum(-1, keepdim=True)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..inputs import as_model_inputs, check_id
 from ..model import PreTrainedModel
-from ..utils import eval_mode
-from .hooks import hooked
+from ..utils import check_size, eval_mode
+from .hooks import check_model, hooked
 from .interventions import Score, compute_score
 
 
@@ -29,7 +30,12 @@ def embedding_gradient(
     """The gradient of `score` with respect to the word embeddings, at `embeddings`; no parameter gets a gradient."""
     leaf = embeddings.detach().requires_grad_()
     with eval_mode(model, gradients=True), embeddings_replaced(model, leaf):
-        return torch.autograd.grad(compute_score(score, model, inputs), leaf)[0]
+        value = compute_score(score, model, inputs)
+        gradient = torch.autograd.grad(value, leaf, allow_unused=True)[0] if value.requires_grad else None
+    if gradient is None:
+        remedy = "return a tensor computed from the output, without item() or detach()"
+        raise ValueError(f"score gave {value.item():.4g}, which has no gradient with respect to the text: {remedy}.")
+    return gradient
 
 
 def gradient_times_input(model: PreTrainedModel, inputs: Mapping[str, Tensor], score: Score) -> Tensor:  # b t
@@ -37,6 +43,8 @@ def gradient_times_input(model: PreTrainedModel, inputs: Mapping[str, Tensor], s
 
     To first order, how much `score` would fall if the embedding were zero.
     """
+    check_model(model)
+    inputs = as_model_inputs(inputs, model)
     embeddings = model.get_input_embeddings()(inputs["input_ids"]).detach()
     return (embedding_gradient(model, inputs, score, embeddings) * embeddings).sum(-1)
 
@@ -56,6 +64,10 @@ def integrated_gradients(
     Sundararajan et al. 2017 (arXiv:1703.01365); the integral by the midpoint rule. Special tokens keep their
     embeddings. If the error is large, take more steps.
     """
+    check_model(model)
+    check_id("baseline_id", baseline_id, model)
+    check_size("steps", steps)
+    inputs = as_model_inputs(inputs, model)
     ids, embed = inputs["input_ids"], model.get_input_embeddings()
     special = torch.isin(ids, torch.tensor([model.config.bos_token_id, model.config.eos_token_id], device=ids.device))
     with torch.no_grad():
@@ -79,6 +91,9 @@ def occlusion(
 
     0 where the token is `replacement_id` already. In a batch, the same position is replaced in all texts at once.
     """
+    check_model(model)
+    check_id("replacement_id", replacement_id, model)
+    inputs = as_model_inputs(inputs, model)
     ids = inputs["input_ids"]
     falls = torch.zeros(ids.shape)
     with eval_mode(model):

@@ -9,9 +9,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..inputs import as_model_inputs, as_tensor, check_ids
 from ..model import Attention, FeedForward, PreTrainedModel, XLMRobertaXLForMaskedLM
 from ..utils import eval_mode
-from .hooks import hooked
+from .hooks import check_model, hooked
 
 
 class Contributions(NamedTuple):
@@ -29,6 +30,8 @@ def contributions(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Contribu
     The final stream is the sum of all updates (Elhage et al. 2021, "A Mathematical Framework for Transformer
     Circuits"): an update's fraction is its projection on that sum, divided by the norm of the sum.
     """
+    check_model(model)
+    inputs = as_model_inputs(inputs, model)
     records: list[tuple[str, Tensor, Tensor]] = []  # name, update, the stream after it
 
     def hook(name: str) -> Callable:
@@ -76,17 +79,26 @@ def logit_lens(
     """
     if not isinstance(model, XLMRobertaXLForMaskedLM):
         raise ValueError(f"the logit lens needs a masked-LM head, which {type(model).__name__} lacks.")
+    inputs = as_model_inputs({"input_ids": input_ids, "attention_mask": attention_mask}, model, "the text")
+    input_ids, positions = inputs["input_ids"], as_tensor(positions, "positions", "True where to decode")
+    positions = (positions[None] if positions.dim() == 1 else positions).to(input_ids.device)
     if positions.shape != input_ids.shape or positions.dtype != torch.bool or not positions.any():
         given = f"positions are {positions.dtype} {tuple(positions.shape)}"
         raise ValueError(f"{given}, but must be bool {tuple(input_ids.shape)}, True at one position at least.")
+    if targets is not None:
+        targets = as_tensor(targets, "targets", "ids").to(input_ids.device)
+        if targets.shape != (int(positions.sum()),):
+            shape = f"has the shape {tuple(targets.shape)}, but there are {int(positions.sum())} positions"
+            raise ValueError(f"targets {shape}: pass one id for each.")
+        check_ids("targets", targets, model)
     streams: list[Tensor] = []  # the input of each layer, then that of the final norm
     modules = [*model.backbone.layers, model.backbone.norm]
     with eval_mode(model):
         with hooked([(x, lambda module, args: streams.append(args[0][positions])) for x in modules], before=True):
-            model.backbone(input_ids, attention_mask, use_cache=False)
+            model.backbone(**inputs, use_cache=False)
         norm = model.backbone.norm if final_norm else nn.Identity()
         final = model.lm_head(model.backbone.norm(streams[-1])).float().log_softmax(-1)
-        target = rearrange(final.argmax(-1) if targets is None else targets.to(input_ids.device), "t -> t 1")
+        target = rearrange(final.argmax(-1) if targets is None else targets.long(), "t -> t 1")
         rows = []
         for stream in streams:
             log_probs = model.lm_head(norm(stream)).float().log_softmax(-1)

@@ -12,21 +12,42 @@ from einops import rearrange
 from matplotlib.colors import ListedColormap, Normalize, PowerNorm
 from torch import Tensor
 
+from ...inputs import (
+    as_attentions,
+    as_head_numbers,
+    as_layers,
+    as_named,
+    as_sequence,
+    as_tensor,
+    as_tokens,
+    as_values,
+    by_head_number,
+    check_index,
+    check_number,
+    check_weights,
+    shown,
+)
 from ...tokenizer import group_words
-from ..metrics import HEAD_CLASSES, OTHER, merge_tokens
+from ..metrics import HEAD_CLASSES, OTHER, PRUNED, merge_tokens
 from .figure import (
     COLORS,
     MAX_LABELS,
     Labels,
     Parts,
     argmax,
+    as_map,
     captioned,
+    check_known,
+    extra_size,
     heatmap,
+    is_constant,
     layer_head_ticks,
     pool_columns,
     pool_map,
     pooled,
     quoted,
+    set_suptitle,
+    set_title,
     subplots,
     token_axis,
 )
@@ -38,50 +59,83 @@ def draw_map(weights: Tensor, tokens: Sequence[str], keys: Sequence[str] | None,
     """A map with its tokens, and the end of its caption."""
     values, rows, columns, note = pool_map(weights, tokens, keys)
     label, (q, k) = Labels(), argmax(values)
-    figure, axis = subplots(2.4 + 0.17 * len(columns.names), 1.6 + 0.17 * len(rows.names))
-    heatmap(
-        axis, values, "attention", title=title + (f"\n({note})" if note else ""), rows=map(label, rows.names),
-        columns=map(label, columns.names), vmax=float(values.max()), aspect="equal", shrink=0.6,
-    )  # fmt: skip
+    below, left = list(map(label, columns.names)), list(map(label, rows.names))
+    width, height = 2.4 + 0.17 * len(below) + extra_size(left), 1.6 + 0.17 * len(left) + extra_size(below)
+    figure, axis = subplots(width, height)
+    heatmap(axis, values, "attention", title=title, note=note, rows=left, columns=below, aspect="equal", shrink=0.6)
     axis.set(xlabel="key", ylabel="query")
     caption = f"the largest weight is {values[q, k]:.2f}, from query {rows.describe(q)} to key {columns.describe(k)}."
+    caption = f"all weights are {values[q, k]:.2f}." if is_constant(values) else caption
     return figure, values, f"{caption}{pooled(note)}{label.legend(figure)}"
+
+
+def as_map_with_tokens(weights: Any, tokens: Any, keys: Any) -> tuple[Tensor, list[str], list[str]]:
+    """One head's weights `q k`, and the tokens of its queries and of its keys."""
+    weights = as_map(weights)
+    queries = as_tokens(tokens, len(weights))
+    if keys is None and weights.shape[0] != weights.shape[1]:
+        raise ValueError(f"the map is {tuple(weights.shape)}: pass the tokens of its keys as `keys`.")
+    return weights, queries, queries if keys is None else as_tokens(keys, weights.shape[1], "keys")
 
 
 @captioned
 def attention_map(
     weights: Tensor, tokens: Sequence[str], keys: Sequence[str] | None = None, *, title: str = "One head"
 ) -> Parts:
-    """One head's map `q k`: a row per query, a column per key. `keys`: the tokens of the keys, if they differ."""
+    """One head's map `q k`: a row per query, a column per key. `keys`: the tokens of the keys, if they differ.
+
+    Raises ValueError for several heads, for what are no weights, and for too few or too many tokens.
+    """
+    weights, tokens, keys = as_map_with_tokens(weights, tokens, keys)
     figure, values, caption = draw_map(weights, tokens, keys, title)
     return figure, {"weights": values}, f"{title}: {caption}"
 
 
 @captioned
-def head_grid(weights: Tensor, *, first_layer: int = 0, title: str = "All heads") -> Parts:
-    """Maps `l h q k` of up to 64 heads on one colour scale. `first_layer`: the number of the first row."""
-    layers, heads, queries, keys = weights.shape
-    if layers * heads > MAX_MAPS:
-        ways = f"take some layers, as in weights[: {max(1, MAX_MAPS // heads)}], or head_metrics for all heads"
-        raise ValueError(f"{layers * heads:,} maps are too many for one picture ({MAX_MAPS}): {ways}.")
-    values, _, _, note = pool_map(weights, *([str(i) for i in range(n)] for n in (queries, keys)))
+def head_grid(
+    weights: Sequence[Tensor] | Tensor, *, heads: Sequence[Sequence[int]] | None = None, first_layer: int = 0,
+    title: str = "All heads",
+) -> Parts:  # fmt: skip
+    """Maps of up to 64 heads on one colour scale: `out.attentions` of one text, or `l h q k`.
+
+    heads: of a pruned model, the numbers of each layer's heads, [layer.attention.heads for layer in
+    model.base_model.layers]; the cells of the others stay empty, as where all weights are NaN. first_layer: the number
+    of the first row. Raises ValueError for several texts, and for more than 64 maps.
+    """
+    check_index("first_layer", first_layer, 10**6, "layers")
+    maps = as_attentions(weights, "weights")
+    numbers = as_head_numbers(heads, maps)
+    layers, count = len(maps), max(map(max, numbers)) + 1
+    if layers * count > MAX_MAPS:
+        ways = f"take some layers, as in weights[: {max(1, MAX_MAPS // count)}], or head_metrics for all heads"
+        raise ValueError(f"{layers * count:,} maps are too many for one picture ({MAX_MAPS}): {ways}.")
+    stacked = by_head_number([layer.float().cpu() for layer in maps], numbers)
+    is_pruned = stacked.isnan().all(-1).all(-1)  # l h
+    if is_pruned.all():
+        raise ValueError("weights holds only nan: pass the weights of one head or more.")
+    check_weights(stacked[~is_pruned], "weights")
+    queries, keys = stacked.shape[-2:]
+    values, _, _, note = pool_map(stacked, *([str(i) for i in range(n)] for n in (queries, keys)))
     height, width = values.shape[-2] + 1, values.shape[-1] + 1  # with a gap between maps
     padded = torch.nn.functional.pad(values, (0, 1, 0, 1), value=math.nan)
     mosaic = rearrange(padded, "l h q k -> (l q) (h k)")[:-1, :-1]
     figure, axis = subplots(9, min(12, 0.9 + 8.2 * mosaic.shape[0] / mosaic.shape[1]))
     heading = f"{title} (rows: queries, columns: keys{f'; {note}' if note else ''})"
-    options: dict[str, Any] = {"norm": PowerNorm(0.5, 0, 1), "vmin": None, "aspect": "equal", "shrink": 0.7}
-    heatmap(axis, mosaic, "attention (square-root scale)", title=heading, **options)
-    axis.set_xticks([(i + 0.5) * width - 1 for i in range(heads)], range(heads))
+    options: dict[str, Any] = {"norm": PowerNorm(0.5, 0, 1), "vmin": None, "vmax": None}
+    heatmap(axis, mosaic, "attention (square-root scale)", title=heading, aspect="equal", shrink=0.7, **options)
+    axis.set_facecolor("white")
+    axis.set_xticks([(i + 0.5) * width - 1 for i in range(count)], range(count))
     axis.set_yticks([(i + 0.5) * height - 1 for i in range(layers)], range(first_layer, first_layer + layers))
     axis.set(xlabel="head", ylabel="layer")
     axis.spines[:].set_visible(False)
-    sharpness = weights.detach().float().cpu().amax(-1).mean(-1)  # l h: the mean of each query's largest weight
+    sharpness = stacked.amax(-1).mean(-1)  # l h: the mean of each query's largest weight
     (top, left), (low, right) = argmax(sharpness), argmax(-sharpness)
     caption = f"{title}. The mean of each query's largest weight is highest, {sharpness[top, left]:.2f}, in layer"
     caption += f" {top + first_layer}, head {left}, and lowest, {sharpness[low, right]:.2f}, in layer"
-    caption += f" {low + first_layer}, head {right}.{pooled(note)}"
-    return figure, {"weights": values, "sharpness": sharpness}, caption
+    caption += f" {low + first_layer}, head {right}."
+    if is_constant(sharpness):
+        caption = f"{title}. The mean of each query's largest weight is {sharpness[top, left]:.2f} in every head."
+    return figure, {"weights": values, "sharpness": sharpness}, f"{caption}{pooled(note)}"
 
 
 @captioned
@@ -90,6 +144,8 @@ def attention_lines(
     title: str = "One head",
 ) -> Parts:  # fmt: skip
     """One head's map `q k` as lines from queries, left, to keys; weights below `min_weight` are left out."""
+    check_number("min_weight", min_weight, 0, 1)
+    weights, tokens, keys = as_map_with_tokens(weights, tokens, keys)
     values, rows, columns, note = pool_map(weights, tokens, keys)
     label, height = Labels(), max(len(rows.names), len(columns.names))
     figure, axis = subplots(5.5, 0.9 + 0.17 * height)
@@ -102,10 +158,12 @@ def attention_lines(
             axis.text(x, y, label(name), ha=align, va="center", fontsize=8)
     axis.set(xlim=(-0.6, 1.6), ylim=(height - 0.5, -1.5))
     axis.axis("off")
-    axis.set_title(title + (f"\n({note})" if note else ""), fontsize=9)
-    fraction = sum(weight for *_, weight in lines) / float(values.sum())
+    set_title(axis, title, note)
+    fraction = sum(weight for *_, weight in lines) / (float(values.sum()) or 1.0)
     caption = f"{title}: {len(lines)} weights of at least {min_weight:.2f} hold {fraction:.0%} of the attention"
-    if lines:
+    if not values.any():
+        caption = f"{title}: all weights are 0"
+    elif lines:
         q, k, weight = max(lines, key=lambda line: line[2])
         caption += f"; the largest, {weight:.2f}, is from query {rows.describe(q)} to key {columns.describe(k)}"
     caption += f".{pooled(note)}{label.legend(figure)}"
@@ -117,91 +175,132 @@ UNITS = {"entropy": " nats", "normalised entropy": "", "distance": " tokens"}
 
 @captioned
 def head_metrics(metrics: Mapping[str, Tensor], *, title: str = "Metrics of every head") -> Parts:
-    """A layer × head map for each metric of interpret.head_metrics, `l h` each."""
-    layers, heads = next(iter(metrics.values())).shape
-    rows = math.ceil(len(metrics) / 3)
+    """A layer × head map for each metric of interpret.head_metrics, `l h` each; NaN, as of a pruned head, is grey."""
+    tables = {
+        name: as_values(values, f"metrics[{name!r}]", "l h", may_lack_values=True)
+        for name, values in as_named(metrics, "metrics", "metrics `l h`").items()
+    }
+    layers, heads = next(iter(tables.values())).shape
+    if any(values.shape != (layers, heads) for values in tables.values()):
+        shapes = ", ".join(f"{name} {tuple(values.shape)}" for name, values in tables.items())
+        raise ValueError(f"metrics are of different shapes ({shapes}): pass metrics of the same heads.")
+    rows = math.ceil(len(tables) / 3)
     figure, axes = subplots(9, rows * (0.9 + min(4.0, 2.2 * layers / heads)), rows, 3, squeeze=False)
-    for axis in axes.flat[len(metrics) :]:
+    for axis in axes.flat[len(tables) :]:
         axis.axis("off")
     phrases = []
-    for axis, (name, values) in zip(axes.flat, metrics.items(), strict=False):
-        values, unit = values.detach().float().cpu(), UNITS.get(name)
+    for axis, (name, values) in zip(axes.flat, tables.items(), strict=False):
+        unit = UNITS.get(name)
         heading = f"attention to: {name}" if unit is None else f"{name} ({unit.strip()})" if unit else name
-        heatmap(axis, values, title=heading, vmax=float(values.nan_to_num(0).max()) if unit else 1)
+        fixed: dict[str, Any] = {} if unit else {"vmax": 1}  # fractions
+        heatmap(axis, values, title=heading, **fixed)
         layer_head_ticks(axis, values)
         layer, head = argmax(values)
         amount = f"{values[layer, head]:.0%}" if unit is None else f"{values[layer, head]:.2f}{unit}"
-        phrases.append(f"{name} {amount} (L{layer}H{head})")
-    figure.suptitle(f"{title}: {layers} layers × {heads} heads", fontsize=10)
+        where = f"L{layer}H{head}" if not is_constant(values) else "all heads"
+        phrases.append(f"{name} nowhere defined" if values.isnan().all() else f"{name} {amount} ({where})")
+    set_suptitle(figure, f"{title}: {layers} layers × {heads} heads")
     return figure, dict(metrics), f"{title}. Largest values, with layer and head: {', '.join(phrases)}."
 
 
 @captioned
 def class_map(classes: Sequence[Sequence[str]], *, title: str = "Head classes") -> Parts:
-    """The names of interpret.head_classes, l lists of h, as a map."""
-    names = [*HEAD_CLASSES, OTHER]
-    values = torch.tensor([[names.index(name) for name in row] for row in classes])
+    """The names of interpret.head_classes, l lists of h, as a map; pruned heads are empty cells."""
+    names = [*HEAD_CLASSES, OTHER, PRUNED]
+    rows = as_sequence(classes.tolist() if hasattr(classes, "tolist") else classes, "classes", "lists of names")
+    rows = [as_sequence(row, f"classes[{layer}]", "names") for layer, row in enumerate(rows)]
+    wrong = next((name for row in rows for name in row if name not in names), None)
+    if not rows or not rows[0] or len({len(row) for row in rows}) > 1 or wrong is not None:
+        what = shown(wrong) if wrong is not None else f"{[len(row) for row in rows]} names in each layer"
+        allowed = f"as many for each layer, of {', '.join(names)}: use interpret.head_classes"
+        raise ValueError(f"classes has {what}, but must have one or more names, {allowed}.")
+    numbers = torch.tensor([[names.index(name) for name in row] for row in rows])
+    values = numbers.float().masked_fill(numbers == names.index(PRUNED), math.nan)
     layers, heads = values.shape
     figure, axis = subplots(8, 1.2 + min(7.0, 0.36 * layers))
-    colors, norm = ListedColormap(COLORS), Normalize(-0.5, len(names) - 0.5)
+    colors, norm = ListedColormap(COLORS), Normalize(-0.5, len(COLORS) - 0.5)
     axis.imshow(values.numpy(), cmap=colors, norm=norm, aspect="auto")
     if layers * heads <= 200:
-        for layer, row in enumerate(classes):
+        for layer, row in enumerate(rows):
             for head, name in enumerate(row):
-                axis.text(head, layer, name, ha="center", va="center", fontsize=7)
+                axis.text(head, layer, name if name != PRUNED else "", ha="center", va="center", fontsize=7)
     else:
         bar = figure.colorbar(matplotlib.cm.ScalarMappable(norm, colors), ax=axis)
-        bar.set_ticks(range(len(names)), labels=names)
+        bar.set_ticks(range(len(COLORS)), labels=names[: len(COLORS)])
     layer_head_ticks(axis, values)
-    axis.set_title(title, fontsize=9)
-    counts = {name: int((values == i).sum()) for i, name in enumerate(names)}
+    set_title(axis, title)
+    counts = {name: int((numbers == i).sum()) for i, name in enumerate(names)}
     phrase = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
     return figure, {"counts": counts}, f"{title}, of {layers * heads} heads: {phrase}."
 
 
 @captioned
-def offset_profiles(profiles: Tensor, *, title: str = "Offset profiles") -> Parts:
-    """interpret.offset_profile of all heads, `l h r`: a row per head, layers from top to bottom."""
-    layers, heads, offsets = profiles.shape
-    reach, values = offsets // 2, profiles.detach().float().cpu().flatten(0, 1)
+def offset_profiles(
+    profiles: Sequence[Tensor] | Tensor, *, heads: Sequence[Sequence[int]] | None = None, title: str = "Offset profiles"
+) -> Parts:
+    """interpret.offset_profile of all heads, `l h r`, or of each layer, l of `h r`: a row per head, layers downwards.
+
+    heads: of a pruned model, the numbers of each layer's heads, as in head_grid; the rows of the others stay empty.
+    """
+    if heads is not None:
+        layers_of_heads = [as_tensor(x, f"profiles[{i}]") for i, x in enumerate(as_layers(profiles, "profiles"))]
+        profiles = by_head_number(layers_of_heads, as_head_numbers(heads, layers_of_heads))
+    profiles = as_values(profiles, "profiles", "l h r", may_lack_values=True)
+    layers, count, offsets = profiles.shape
+    check_known(profiles, "profiles")
+    if offsets % 2 == 0:
+        raise ValueError(f"profiles has {offsets} offsets, but must have 2 reach + 1: use interpret.offset_profile.")
+    reach, values = offsets // 2, profiles.flatten(0, 1)
     figure, axis = subplots(6, 1.2 + min(8.0, 0.11 * len(values)))
     heatmap(axis, values, "mean attention", title=f"{title}: mean attention by offset, a row per head")
     for layer in range(1, layers):
-        axis.axhline(layer * heads - 0.5, color="white", linewidth=1)
-    axis.set_yticks([(layer + 0.5) * heads - 0.5 for layer in range(layers)], [f"layer {i}" for i in range(layers)])
+        axis.axhline(layer * count - 0.5, color="white", linewidth=1)
+    axis.set_yticks([(layer + 0.5) * count - 0.5 for layer in range(layers)], [f"layer {i}" for i in range(layers)])
     step = max(1, reach // 4)
     axis.set_xticks(range(reach % step, offsets, step), range(-reach + reach % step, reach + 1, step))
     axis.set(xlabel="offset: key position minus query position")
     row, column = argmax(values)
-    peak = f"{values[row, column]:.0%} at offset {column - reach:+d}, in layer {row // heads}, head {row % heads}"
-    return figure, {"profiles": profiles}, f"{title}: the highest peak is {peak}."
+    peak = f"{values[row, column]:.0%} at offset {column - reach:+d}, in layer {row // count}, head {row % count}"
+    caption = f"{title}: the highest peak is {peak}."
+    caption = f"{title}: {values[row, column]:.0%} at every offset." if is_constant(values) else caption
+    return figure, {"profiles": profiles}, caption
 
 
 @captioned
 def rollout(steps: Tensor, tokens: Sequence[str], position: int, *, title: str = "Attention rollout") -> Parts:
     """interpret.rollout's `l q k` for the query at `position`: the tokens its state comes from, after each layer."""
+    steps = as_values(steps, "steps", "l q k")
+    check_weights(steps, "steps")
+    if steps.shape[1] != steps.shape[2]:
+        raise ValueError(f"steps has the shape {tuple(steps.shape)}, but must be `l q k`, with q = k: use rollout.")
+    tokens = as_tokens(tokens, steps.shape[2])
+    check_index("position", position, len(tokens), "positions")
     columns, label = token_axis(tokens), Labels()
     values = pool_columns(steps[:, position], columns)
-    figure, axis = subplots(2.2 + 0.17 * len(columns.names), 1.6 + 0.24 * len(steps))
-    heading = f"{title}: {label(tokens[position])}, position {position}{f' ({columns.note})' if columns.note else ''}"
+    heading, below = f"{title}: {label(tokens[position])}, position {position}", list(map(label, columns.names))
+    figure, axis = subplots(2.2 + 0.17 * len(below), 1.6 + 0.24 * len(steps) + extra_size(below))
     rows = [f"after layer {i}" for i in range(len(steps))]
-    heatmap(axis, values, "fraction", title=heading, rows=rows, columns=map(label, columns.names))
-    final = steps[-1, position].detach().clone()
+    heatmap(axis, values, "fraction", title=heading, note=columns.note, rows=rows, columns=below)
+    final = steps[-1, position].clone()
     own, final[position] = float(final[position]), 0
     other = int(final.argmax())
     caption = f"{title} (a heuristic): after the last layer, {own:.0%} of {quoted(tokens[position])} comes from its own"
-    caption += f" position; the largest fraction from another one is {float(final[other]):.0%}, from"
-    caption += f" {quoted(tokens[other])} at position {other}.{pooled(columns.note)}{label.legend(figure)}"
-    return figure, {"fractions": values}, caption
+    caption += " position"
+    if final.any():
+        caption += f"; the largest fraction from another one is {float(final[other]):.0%}, from"
+        caption += f" {quoted(tokens[other])} at position {other}"
+    return figure, {"fractions": values}, f"{caption}.{pooled(columns.note)}{label.legend(figure)}"
 
 
 @captioned
 def cross_lingual_map(weights: Tensor, tokens: Sequence[str], *, title: str = "Two languages, one head") -> Parts:
     """One head's map `q k` of a pair `<s> A </s></s> B </s>`, merged into words, and the attention between texts."""
+    weights, tokens, _ = as_map_with_tokens(weights, tokens, None)
     ends = [i for i, token in enumerate(tokens) if token == "</s>"]
-    if len(ends) != 3 or ends[1] != ends[0] + 1:
+    is_pair = len(ends) == 3 and tokens[0] == "<s>" and ends[0] > 1 and ends[1] == ends[0] + 1 < ends[2] - 1
+    if not is_pair or ends[2] != len(tokens) - 1:
         raise ValueError("these tokens are no pair `<s> A </s></s> B </s>`: tokenize with tokenizer(first, second).")
-    groups, weights = group_words(tokens), weights.detach().float().cpu()
+    groups = group_words(tokens)
     names = ["".join(tokens[i] for i in group) for group in groups]
     parts = {"first": range(1, ends[0]), "second": range(ends[1] + 1, ends[2])}
     between = {f"{a} to {b}": float(merge_tokens(weights, [parts[a]], [parts[b]])) for a in parts for b in parts}

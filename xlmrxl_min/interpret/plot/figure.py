@@ -9,9 +9,12 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 import textwrap
+import threading
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, NamedTuple, ParamSpec, TypeAlias
 
@@ -22,13 +25,16 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from ...inputs import as_weights
 from ...utils import atomic_write, to_path
-from ..metrics import merge_tokens
+from ..metrics import pool
 
 DPI = 90
 AMOUNT, CHANGE = "cividis", "PuOr_r"
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#BBBBBB")  # Okabe and Ito 2008
 MAX_LABELS = 64  # tokens along an axis; longer texts are pooled
+MAX_LENGTH = 24  # characters of a label
+STYLING = threading.RLock()  # matplotlib's settings are those of the whole process
 FAMILIES = (
     "DejaVu Sans", "Noto Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans SC", "Noto Sans Devanagari",
     "Noto Sans Thai", "Noto Sans Arabic", "Noto Sans Hebrew", "Noto Sans Bengali", "Noto Sans Tamil",
@@ -51,7 +57,7 @@ class CaptionedFigure(NamedTuple):
     def png(self) -> bytes:
         """For a notebook: in 256 colours, which halves the size of the committed file."""
         picture, small = io.BytesIO(), io.BytesIO()
-        with matplotlib.rc_context(matplotlib.rcParamsDefault):
+        with default_style():
             self.figure.savefig(picture, format="png")
         Image.open(picture).convert("RGB").quantize(256).save(small, format="png", optimize=True)
         return small.getvalue()
@@ -65,7 +71,7 @@ class CaptionedFigure(NamedTuple):
         suffix = path.suffix.lower()
         if suffix[1:] not in self.figure.canvas.get_supported_filetypes():
             raise ValueError(f"{path} ends in {suffix or 'no suffix'}: name a file that ends in .png, .pdf or .svg.")
-        with atomic_write(path) as (draft,), matplotlib.rc_context(matplotlib.rcParamsDefault):
+        with atomic_write(path) as (draft,), default_style():
             self.figure.savefig(draft, format=suffix[1:])
 
     def _ipython_display_(self) -> None:
@@ -76,13 +82,27 @@ class CaptionedFigure(NamedTuple):
         print(textwrap.fill(self.caption, 96))  # a notebook would break lines inside words
 
 
+@contextmanager
+def default_style() -> Iterator[None]:
+    """Matplotlib's default settings, with fonts for as many scripts as are installed, and without formulas."""
+    settings: dict[Any, Any] = {"font.family": installed_fonts(), "font.size": 9, "text.parse_math": False}
+    with STYLING, matplotlib.rc_context({**matplotlib.rcParamsDefault, **settings}):
+        yield
+
+
 def captioned(function: Callable[P, Parts]) -> Callable[P, CaptionedFigure]:
-    """Make figures with fonts for as many scripts as are installed, and independent of the user's settings."""
+    """Make figures in `default_style`, whatever the user's settings are. ValueError for a title that is no str."""
 
     @wraps(function)
     def make(*args: P.args, **kwargs: P.kwargs) -> CaptionedFigure:
-        with matplotlib.rc_context({**matplotlib.rcParamsDefault, "font.family": installed_fonts(), "font.size": 9}):
-            return CaptionedFigure(*function(*args, **kwargs))
+        title = kwargs.get("title", "")
+        if not isinstance(title, str):
+            raise ValueError(f"title is of type {type(title).__name__}, but must be a str.")
+        if title:
+            kwargs["title"] = visible(" ".join(title.split()))
+        with default_style():
+            figure, data, caption = function(*args, **kwargs)
+            return CaptionedFigure(figure, data, caption.lstrip(":., "))  # the title may be empty
 
     return make
 
@@ -106,22 +126,25 @@ def can_render(text: str) -> bool:
         unicodedata.bidirectional(c) in ("R", "AL") or unicodedata.combining(c) or unicodedata.category(c) == "Mc"
         for c in text
     )
-    if needs_shaping and matplotlib.__version_info__ < (3, 11):
-        return False
+    return not (needs_shaping and matplotlib.__version_info__ < (3, 11)) and not missing_glyphs(text)
+
+
+def missing_glyphs(text: str) -> set[str]:
     fonts = [font_manager.get_font(font_manager.findfont(name)) for name in installed_fonts()]
-    return all(any(font.get_char_index(ord(c)) for font in fonts) for c in text)
+    return {c for c in text if not any(font.get_char_index(ord(c)) for font in fonts)}
 
 
 class Labels:
     """The labels of a figure's tokens; tokens that cannot be rendered are numbered, and listed in the caption."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_length: int = MAX_LENGTH) -> None:
         self.numbered: dict[str, str] = {}
+        self.max_length = max_length
 
     def __call__(self, token: str) -> str:
         text = readable(token)
         if can_render(text):
-            return text.replace("$", r"\$")  # or matplotlib reads it as a formula
+            return text if len(text) <= self.max_length else text[: self.max_length - 1] + "…"
         return self.numbered.setdefault(text, f"#{len(self.numbered) + 1}")
 
     def legend(self, figure: Figure) -> str:
@@ -129,24 +152,53 @@ class Labels:
         if not self.numbered:
             return ""
         figure.supxlabel(f"{figure.get_supxlabel()}\n#1, #2 …: no font here; see the caption".lstrip(), fontsize=8)
-        missing = {unicodedata.name(c, "?").split()[0] for text in self.numbered for c in text if not can_render(c)}
-        scripts = ", ".join(sorted(name if name == "CJK" else name.title() for name in missing))
+        scripts = ", ".join(sorted({script_of(c) for text in self.numbered for c in text if not can_render(c)}))
         tokens = ", ".join(f"{number} = {text}" for text, number in self.numbered.items())
         return f" Numbered, because the fonts here lack them ({scripts}): {tokens}."
+
+
+def script_of(character: str) -> str:
+    """The script of a letter, from its Unicode name; "symbols" for anything else, such as emoji."""
+    kind = "(?:CAPITAL |SMALL |FINAL )?(?:LETTER|SYLLABLE|SYLLABICS|LIGATURE|HIEROGLYPH|SIGN|VOWEL|CHARACTER)"
+    name = unicodedata.name(character, "") if unicodedata.category(character) in ("Lu", "Ll", "Lo", "Mn", "Mc") else ""
+    match = re.match(f"(CJK|TANGUT|NUSHU|.+?(?= {kind}))", name)
+    found = match[0] if match and not match[0].startswith(("COMBINING", "VARIATION", "MUSICAL")) else "symbols"
+    return found if found in ("CJK", "symbols") else found.title()
+
+
+def visible(text: str) -> str:
+    """Control characters, line ends and marks that turn the direction of writing become their Unicode names."""
+    return "".join(unicodedata.name(c, f"U+{ord(c):04X}") if is_control(c) else c for c in text)
+
+
+def is_control(character: str) -> bool:
+    turns = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    return character in turns or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
 
 
 def readable(token: str) -> str:
     """The token without ▁; invisible characters by their Unicode names."""
     text = token.replace("▁", " ").strip(" ") or "▁"
-    invisible = all(unicodedata.category(c)[0] in "CZ" for c in text)  # a joiner among letters is part of the word
-    names = (unicodedata.name(c, f"U+{ord(c):04X}") for c in text)
-    return "".join(
-        name if invisible or unicodedata.category(c) == "Cc" else c for c, name in zip(text, names, strict=True)
-    )
+    if all(unicodedata.category(c)[0] in "CZ" for c in text):  # a joiner among letters is part of the word
+        return "".join(unicodedata.name(c, f"U+{ord(c):04X}") for c in text)
+    return visible(text)
 
 
 def quoted(token: str) -> str:
-    return f"“{readable(token)}”"
+    text = readable(token)
+    return f"“{text if len(text) <= 4 * MAX_LENGTH else text[: 4 * MAX_LENGTH - 1] + '…'}”"
+
+
+def wrapped(text: str, inches: float) -> str:
+    """A heading in lines that fit into `inches`, at most three; a character that the fonts lack becomes □."""
+    missing = missing_glyphs(text)
+    text = "".join("□" if c in missing else c for c in text)
+    return "\n".join(textwrap.wrap(text, max(8, int(13 * inches)), max_lines=3, placeholder=" …"))
+
+
+def extra_size(labels: Iterable[str]) -> float:
+    """How many inches more than usual the longest label needs."""
+    return 0.075 * max(0, max(map(len, labels), default=0) - MAX_LENGTH // 2)
 
 
 # ---- pooling of long texts
@@ -178,38 +230,71 @@ def pooled(note: str) -> str:
 
 def pool_columns(values: Tensor, axis: TokenAxis) -> Tensor:  # l t -> l t
     """The sum over each block of tokens."""
-    return merge_tokens(values.detach().float().cpu(), [range(i, i + 1) for i in range(len(values))], axis.groups)
+    return pool(values, [range(i, i + 1) for i in range(len(values))], axis.groups)
 
 
 def pool_map(
     weights: Tensor, tokens: Sequence[str], keys: Sequence[str] | None
 ) -> tuple[Tensor, TokenAxis, TokenAxis, str]:
-    """Pool weights `… q k` to at most MAX_LABELS rows and columns: the mean over a block's queries, the sum over keys.
-
-    Raises ValueError if the numbers of tokens and weights differ.
-    """
-    keys = tokens if keys is None else keys
-    if tuple(weights.shape[-2:]) != (len(tokens), len(keys)):
-        sizes, shape = (len(tokens), len(keys)), tuple(weights.shape[-2:])
-        raise ValueError(f"the map is {shape}, but there are tokens for {sizes}: pass one map `q k` and its tokens.")
-    rows, columns = token_axis(tokens), token_axis(keys)
+    """Pool `… q k` to at most MAX_LABELS rows and columns: the mean over a block's queries, the sum over its keys."""
+    rows, columns = token_axis(tokens), token_axis(tokens if keys is None else keys)
     note = "; ".join(f"{name}: {x.note}" for name, x in (("queries", rows), ("keys", columns)) if x.note)
-    return merge_tokens(weights.detach().float().cpu(), rows.groups, columns.groups), rows, columns, note
+    return pool(weights, rows.groups, columns.groups), rows, columns, note
+
+
+def as_map(weights: Any) -> Tensor:
+    """One head's weights `q k`; ValueError for several heads."""
+    values = as_weights(weights).detach().float().cpu()
+    while values.dim() > 2 and len(values) == 1:
+        values = values[0]
+    if values.dim() != 2:
+        one = "one map `q k` is shown: pass that of one head, such as out.attentions[layer][0, head]"
+        raise ValueError(f"weights has the shape {tuple(values.shape)}, but {one}.")
+    return values
 
 
 # ---- heatmaps
 
 
 def heatmap(
-    axis: Axes, values: Tensor, label: str | None = None, *, title: str = "", rows: Iterable[str] = (),
-    columns: Iterable[str] = (), shrink: float = 1.0, **options: Any,
+    axis: Axes, values: Tensor, label: str | None = None, *, title: str = "", note: str = "",
+    rows: Iterable[str] = (), columns: Iterable[str] = (), shrink: float = 1.0, **options: Any,
 ) -> None:  # fmt: skip
-    """Draw `values` with labels and a colour bar; amounts from 0 unless `options` (of imshow) differ."""
-    options = {"cmap": AMOUNT, "vmin": 0, "aspect": "auto", "interpolation": "nearest", **options}
+    """Draw `values` with labels and a colour bar; amounts from 0 unless `options` (of imshow) differ; NaN is grey."""
+    options = {
+        "cmap": AMOUNT,
+        "vmin": 0,
+        "vmax": max(0.0, float(values.nan_to_num(0).max())) or 1.0,
+        "aspect": "auto",
+        "interpolation": "nearest",
+        **options,
+    }
     image = axis.imshow(values.numpy(), **options)
+    axis.set_facecolor("#DDDDDD")
     axis.get_figure().colorbar(image, ax=axis, label=label, shrink=shrink)  # type: ignore[union-attr]
-    axis.set_title(title, fontsize=9)
+    set_title(axis, title, note)
     label_ticks(axis, columns, rows)
+
+
+def set_title(axis: Axes, title: str, note: str = "") -> None:
+    figure, grid = axis.get_figure(), axis.get_subplotspec().get_gridspec()  # type: ignore[union-attr]
+    inches = figure.get_figwidth() / grid.ncols  # type: ignore[union-attr]
+    axis.set_title("\n".join(filter(None, (wrapped(title, inches), note and f"({note})"))), fontsize=9)
+
+
+def set_suptitle(figure: Figure, title: str) -> None:
+    figure.suptitle(wrapped(title, figure.get_figwidth()), fontsize=10)
+
+
+def is_constant(values: Tensor) -> bool:
+    """Whether no value is the largest: all known ones are equal."""
+    known = values[~values.isnan()]
+    return not known.numel() or bool((known == known[0]).all())
+
+
+def check_known(values: Tensor, name: str) -> None:
+    if values.isnan().all():
+        raise ValueError(f"{name} holds only nan, as if all heads were pruned: pass the values of one or more.")
 
 
 def label_ticks(axis: Axes, columns: Iterable[str] = (), rows: Iterable[str] = ()) -> None:

@@ -4,33 +4,72 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any
 
 from torch import Tensor
 
 from ...inference.generation import Beams
-from .figure import COLORS, Labels, Parts, captioned, quoted, subplots
+from ...inputs import as_named, as_sequence, as_tokens, as_values, shown
+from ...utils import check_size
+from .figure import (
+    COLORS,
+    MAX_LABELS,
+    Labels,
+    Parts,
+    captioned,
+    extra_size,
+    quoted,
+    readable,
+    set_suptitle,
+    set_title,
+    subplots,
+    wrapped,
+)
 
 
 @captioned
 def training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]], *, title: str = "Training") -> Parts:
-    """The histories of training.loop.fit, by name: each step's loss, its mean over 10% of the steps, learning rate."""
+    """The histories of training.loop.fit, by name: each step's loss, its mean over 10% of the steps, learning rate.
+
+    Steps whose loss is not finite are left out, and the caption says how many.
+    """
+    runs = {name: as_history(x, name) for name, x in as_named(histories, "histories", "histories of fit").items()}
     figure, (left, right) = subplots(9, 3, 1, 2, width_ratios=[2, 1])
     phrases, means = [], {}
-    for color, style, (name, history) in zip(COLORS * 9, ("-", "--", ":", "-.") * 9, histories.items(), strict=False):
+    for i, (name, history) in enumerate(runs.items()):
+        color, style = COLORS[i % len(COLORS)], ("-", "--", ":", "-.")[i % 4]
+        marker = "o" if len(history) == 1 else None  # a line of one point cannot be seen
         steps, losses, rates = ([entry[key] for entry in history] for key in ("step", "loss", "lr"))
-        known = [(step, loss) for step, loss in zip(steps, losses, strict=True) if not math.isnan(loss)]
+        known = [(step, loss) for step, loss in zip(steps, losses, strict=True) if math.isfinite(loss)]
         window = max(1, math.ceil(len(known) / 10))
         recent = [[loss for _, loss in known[max(0, i + 1 - window) : i + 1]] for i in range(len(known))]
         means[name] = smoothed = [sum(x) / len(x) for x in recent]
-        left.plot(steps, losses, color=color, alpha=0.25, linewidth=0.7)
-        left.plot([step for step, _ in known], smoothed, style, color=color, label=name)
-        right.plot(steps, rates, style, color=color)
-        phrases.append(f"{name} from {smoothed[0]:.2f} to {smoothed[-1]:.2f} in {history[-1]['seconds']:.0f} s")
+        left.plot(steps, [x if math.isfinite(x) else math.nan for x in losses], color=color, alpha=0.25, linewidth=0.7)
+        left.plot([step for step, _ in known], smoothed, style, marker=marker, color=color, label=wrapped(name, 3))
+        right.plot(steps, rates, style, marker=marker, color=color)
+        missing = len(history) - len(known)
+        phrase = f"from {smoothed[0]:.2f} to {smoothed[-1]:.2f}" if known else "unknown"
+        phrase += f" in {history[-1]['seconds']:.0f} s"
+        phrases.append(f"{name} {phrase}" + (f", without {missing} steps whose loss is not finite" if missing else ""))
     left.set(xlabel="step", ylabel="loss (nats)", ylim=(0, None))
     right.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
     left.legend(frameon=False, fontsize=8)
-    figure.suptitle(title, fontsize=10)
+    set_suptitle(figure, title)
     return figure, means, f"{title}, mean loss: {'; '.join(phrases)}."
+
+
+def as_history(history: Any, name: str) -> list[dict[str, float]]:
+    keys = ("step", "loss", "lr", "seconds")
+    entries = as_sequence(history, f"histories[{name!r}]", "entries, one for each step")
+    for entry in entries:
+        if not isinstance(entry, Mapping) or not all(isinstance(entry.get(key), Real) for key in keys):
+            raise ValueError(
+                f"histories[{name!r}] has {shown(entry)}, but must have a number for each of {', '.join(keys)}."
+            )
+    if not entries:
+        raise ValueError(f"histories[{name!r}] has no step: pass what fit returned, with one or more.")
+    return entries
 
 
 @captioned
@@ -39,30 +78,55 @@ def distributions(
     title: str = "Next-token probabilities",
 ) -> Parts:  # fmt: skip
     """Distributions over a vocabulary, `v` each, by name: the `top` most probable tokens of the first."""
-    first = next(iter(probabilities.values()))
+    check_size("top", top, MAX_LABELS)
+    wholes = {
+        name: as_values(one, f"probabilities[{name!r}]", "v")
+        for name, one in as_named(probabilities, "probabilities", "distributions").items()
+    }
+    first = next(iter(wholes.values()))
+    vocabulary = as_tokens(vocabulary, len(first), "vocabulary")
+    for name, one in wholes.items():
+        if one.shape != first.shape or one.min() < 0 or not 0 < one.sum() < 1.01:
+            what = f"{len(one)} numbers from {one.min():.4g} to {one.max():.4g}, with the sum {one.sum():.4g}"
+            raise ValueError(
+                f"probabilities[{name!r}] has {what}, but must have {len(first)} probabilities: use softmax."
+            )
     ids = first.topk(min(top, len(first))).indices.tolist()
-    data = {name: one.detach().float().cpu()[ids] for name, one in probabilities.items()}
-    figure, axes = subplots(1.6 + 1.7 * len(data), 1.0 + 0.21 * len(ids), 1, len(data), sharey=True, squeeze=False)
-    label, phrases = Labels(), []
-    for axis, color, (name, one) in zip(axes[0], COLORS * 9, probabilities.items(), strict=False):
+    data, label, phrases = {name: one[ids] for name, one in wholes.items()}, Labels(), []
+    left = [label(vocabulary[i]) for i in ids]
+    width, height = 1.6 + 1.7 * len(data) + extra_size(left), 1.0 + 0.21 * len(ids)
+    figure, axes = subplots(width, height, 1, len(data), sharey=True, squeeze=False)
+    for i, (axis, (name, one)) in enumerate(zip(axes[0], wholes.items(), strict=True)):
+        color = COLORS[i % len(COLORS)]
         axis.barh(range(len(ids)), data[name].tolist(), color=color)
-        axis.set_title(name, fontsize=9)
+        set_title(axis, name)
         axis.set(xlim=(0, 1), xlabel="probability", ylim=(len(ids) - 0.4, -0.6))
         for row, value in enumerate(data[name].tolist()):
             if value == 0:
                 axis.text(0.02, row, "cut off", fontsize=7, va="center", color="0.4")
         best = f"{float(one.max()):.0%} for {quoted(vocabulary[int(one.argmax())])}"
         phrases.append(f"{name} {best}, {int((one > 0).sum()):,} possible")
-    axes[0, 0].set_yticks(range(len(ids)), [label(vocabulary[i]) for i in ids], fontsize=8)
-    figure.suptitle(title, fontsize=10)
+    axes[0, 0].set_yticks(range(len(ids)), left, fontsize=8)
+    set_suptitle(figure, title)
     return figure, data, f"{title}: {'; '.join(phrases)}.{label.legend(figure)}"
 
 
 @captioned
 def beam_tree(steps: Sequence[Beams], vocabulary: Sequence[str], *, title: str = "Beam search") -> Parts:
     """generation.beams of one prompt, step by step: a tree of all hypotheses, from left to right."""
-    finished = steps[-1].finished
-    kept = {beam.tokens for step in steps for beam in (*step.running, *step.finished)}
+    steps = as_sequence(steps, "steps", "Beams, those of one prompt at each step")
+    wrong = next((step for step in steps if not isinstance(step, Beams)), None)
+    kept = {beam.tokens for step in steps if wrong is None for beam in (*step.running, *step.finished)}
+    if wrong is not None or not any(kept):
+        what = "no new token" if wrong is None else f"a {type(wrong).__name__}"
+        raise ValueError(
+            f"steps holds {what}, but must hold Beams of one prompt: take [beams[0] for beams in beam_search]."
+        )
+    vocabulary, finished = as_sequence(vocabulary, "vocabulary", "strings"), steps[-1].finished
+    largest = max(max(tokens, default=0) for tokens in kept)
+    if largest >= len(vocabulary) or not all(isinstance(vocabulary[i], str) for tokens in kept for i in tokens):
+        needed = f"a string for each id up to {largest}: try tokenizer.convert_ids_to_tokens(range(len(tokenizer)))"
+        raise ValueError(f"vocabulary has {len(vocabulary)} entries, but must have {needed}.")
     nodes = sorted({tokens[:end] for tokens in kept for end in range(len(tokens) + 1)})
     children = {node: [x for x in nodes if x and x[:-1] == node] for node in nodes}
     rank = {beam.tokens: i for i, beam in enumerate(finished, start=1)}
@@ -71,7 +135,7 @@ def beam_tree(steps: Sequence[Beams], vocabulary: Sequence[str], *, title: str =
     for node in sorted(nodes, key=len, reverse=True):
         below = [height[child] for child in children[node]]
         height.setdefault(node, sum(below) / max(1, len(below)))
-    depth, label = max(map(len, nodes)), Labels()
+    depth, label = max(map(len, nodes)), Labels(14)
     figure, axis = subplots(1.5 + 1.05 * depth, 0.8 + 0.3 * len(leaves))
     best = finished[0].tokens if finished else ()
     for node in nodes[1:]:
@@ -85,8 +149,9 @@ def beam_tree(steps: Sequence[Beams], vocabulary: Sequence[str], *, title: str =
     axis.text(0, height[()], "prompt", fontsize=8, ha="center", va="center", bbox={"facecolor": "white", "pad": 2})
     axis.set(xlabel="new tokens", yticks=[], xlim=(-0.5, depth + 0.7), ylim=(len(leaves) - 0.4, -0.6))
     axis.spines[["left", "right", "top"]].set_visible(False)
-    axis.set_title(title, fontsize=10)
-    text = "".join(vocabulary[token] for token in best).replace("▁", " ").strip()
-    caption = f"{title}: {len(finished)} of {len(leaves)} hypotheses are finished, the best “{text}” with score"
-    caption += f" {finished[0].score:.2f}; grey ones were pruned.{label.legend(figure)}"
+    set_title(axis, title)
+    text = readable("".join(vocabulary[token] for token in best))
+    caption = f"{title}: {len(finished)} of {len(leaves)} hypotheses are finished"
+    caption += f", the best “{text}” with score {finished[0].score:.2f}; grey ones were pruned" if finished else ""
+    caption += f".{label.legend(figure)}"
     return figure, {beam.tokens: beam.score for beam in finished}, caption
