@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
+from ..inputs import as_sequence, shown
 from ..utils import group_by_length, pad_rows
 
 IGNORE_INDEX = -100  # not counted by the losses
@@ -29,14 +30,34 @@ def make_batches(
     """Batches of rows of similar length, at most `max_tokens` tokens each, padding included, for `model(**batch)`.
 
     input_ids and attention_mask `b t`, for multiple choice `b c t`; labels `b`, `b t` (-100 at padding) or `b c`;
-    start_positions, end_positions `b`. generator: for random order. ValueError for rows that cannot be in one batch.
+    start_positions, end_positions `b`. generator: for random order. ValueError for rows that cannot be in one batch,
+    and for what is no row.
     """
+    rows = as_sequence(rows, "rows", 'dicts such as {"input_ids": [0, 5, 2], "labels": 1}')
+    for i, row in enumerate(rows):
+        check_row(row, f"rows[{i}]", rows[0])
     choices = [len(row["input_ids"]) if isinstance(row["input_ids"][0], list) else 1 for row in rows]
     if len(set(choices)) > 1:
         raise ValueError(f"rows have {sorted(set(choices))} choices: give each as many.")
     lengths = [max(map(len, texts_of(row))) * count for row, count in zip(rows, choices, strict=True)]
     groups = group_by_length(lengths, max_tokens=max_tokens, generator=generator)
     return [collate([rows[i] for i in group], padding) for group in groups]
+
+
+def check_row(row: Any, name: str, first: EncodedExample) -> None:
+    """Raise ValueError unless a row has input_ids, tokens in each of its texts, and the same names as the first one."""
+    if not isinstance(row, Mapping) or "input_ids" not in row:
+        what = (
+            f"has only {', '.join(map(str, row))}" if isinstance(row, Mapping) else f"is of type {type(row).__name__}"
+        )
+        raise ValueError(f"{name} {what}, but must be a dict with input_ids and labels, as encode_examples makes them.")
+    ids = row["input_ids"]
+    has_ids = hasattr(ids, "__len__") and not isinstance(ids, (str, bytes, Mapping)) and len(ids)
+    if not has_ids or any(isinstance(text, (str, list)) and not (isinstance(text, list) and text) for text in ids):
+        raise ValueError(f"{name} has input_ids {shown(ids)}, but must have a list of one id or more, for each text.")
+    if set(row) != set(first):
+        names = f"{', '.join(sorted(row))}, but rows[0] has {', '.join(sorted(first))}"
+        raise ValueError(f"{name} has {names}: give all rows the same.")
 
 
 def texts_of(row: EncodedExample) -> list[list[int]]:

@@ -16,7 +16,7 @@ from ..tokenizer import XLMRobertaTokenizer
 from .batching import batch_by_length
 from .evaluation import continuations, next_token_accuracy, translation_pairs, word_alignment
 from .loop import Batch, Transform
-from .masking import random_tokens
+from .masking import check_masking, random_tokens
 from .pretrain import Recipe, train
 from .texts import Paragraph, udhr
 from .translation import ParallelCorpus, alignment_loss, encode_sources, language_prompt
@@ -72,6 +72,7 @@ def causal_batches(
 
 def token_noise(noise_prob: float, tokenizer: XLMRobertaTokenizer) -> Transform:
     """A transform for `fit`: replace input tokens by random ones, a fraction up to 2 `noise_prob` of each text."""
+    check_masking(tokenizer, noise_prob, "noise_prob")
 
     def transform(batch: Batch, generator: torch.Generator) -> Batch:
         ids = batch["input_ids"]

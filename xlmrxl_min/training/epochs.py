@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -47,20 +47,18 @@ def batches_of_epoch(batches: Batches, epoch: int, seed: int, at_most: int) -> S
     A DataLoader, and a function of the epoch, find PyTorch's random generator seeded, and a DataLoader its own ones.
     Of what is not a sequence `at_most` batches are taken.
     """
-    generator = torch.manual_seed(seed)
-    found: Iterable[Batch]
-    if isinstance(batches, DataLoader):
-        for source in (batches, batches.sampler, batches.batch_sampler):
+    generator, found = torch.manual_seed(seed), cast(Any, batches)
+    if isinstance(batches, Sequence):
+        found = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+    elif not isinstance(batches, DataLoader):
+        found = batches(epoch)
+    if isinstance(found, (Mapping, str, Tensor)) or not isinstance(found, Iterable):
+        kind = type(found).__name__
+        raise ValueError(f"the batches of epoch {epoch} are of type {kind}, but must be a list of {EXAMPLE}.")
+    if isinstance(found, DataLoader):
+        for source in (found, found.sampler, found.batch_sampler, getattr(found.batch_sampler, "sampler", None)):
             if isinstance(own := getattr(source, "generator", None), torch.Generator):
                 own.manual_seed(seed)
-        found = batches
-    elif isinstance(batches, Sequence):
-        found = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
-    else:
-        found = batches(epoch)
-        if isinstance(found, (Mapping, str, Tensor)) or not isinstance(found, Iterable):
-            kind = type(found).__name__
-            raise ValueError(f"the batches of epoch {epoch} are of type {kind}, but must be a list of {EXAMPLE}.")
     ordered = found if isinstance(found, Sequence) else list(islice(found, at_most))
     if not len(ordered):
         raise ValueError(f"epoch {epoch} has no batches: give at least one.")

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..inference.predict import check_model_type, check_tokenizer
+from ..inputs import as_sequence, as_texts
 from ..model import PreTrainedModel, XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM, XLMRobertaXLModel
 from ..tokenizer import XLMRobertaTokenizer
-from ..utils import eval_mode, group_by_length, pad_rows
+from ..utils import check_size, eval_mode, group_by_length, pad_rows
 from .batching import batch_by_length
-from .masking import mask_tokens
+from .masking import check_masking, mask_tokens
 from .texts import Paragraph, TranslatedWord, translated_words, udhr
 from .translation import encode_source, language_prompt
 
@@ -28,16 +31,20 @@ PROMPT_TOKENS, CONTINUATION_TOKENS = 8, 32
 
 
 def masked_accuracy(
-    model: XLMRobertaXLForMaskedLM, tokenizer: XLMRobertaTokenizer, texts: Sequence[str], *, mask_prob: float = 0.15,
-    rounds: int = 1, shuffled: bool = False, seed: int = 0,
+    model: XLMRobertaXLForMaskedLM, tokenizer: XLMRobertaTokenizer, texts: str | Iterable[str], *,
+    mask_prob: float = 0.15, rounds: int = 1, shuffled: bool = False, seed: int = 0,
 ) -> dict[str, float]:  # fmt: skip
     """How often the top prediction is right, with each token replaced by `<mask>` with probability `mask_prob`.
 
-    rounds: how often, each time with other tokens masked. shuffled: put the tokens between `<s>` and `</s>` into random
-    order first. Returns accuracy, loss (mean negative log-likelihood, in nats) and tokens, the number of masked
-    positions. ValueError if there are none.
+    texts: one, or several. rounds: how often, each time with other tokens masked. shuffled: put the tokens between
+    `<s>` and `</s>` into random order first. Returns accuracy, loss (mean negative log-likelihood, in nats) and tokens,
+    the number of masked positions. ValueError if there are none, and for arguments of another kind.
     """
-    generator = torch.Generator().manual_seed(seed)
+    check_model_type(model, XLMRobertaXLForMaskedLM)
+    check_tokenizer(model, tokenizer)
+    check_masking(tokenizer, mask_prob)
+    check_size("rounds", rounds)
+    texts, generator = as_texts(texts), make_generator(seed)
     rows = [tokenizer.encode(text, truncation=True) for text in texts] * rounds
     if shuffled:
         rows = [[row[0], *shuffle(row[1:-1], generator), row[-1]] for row in rows]
@@ -51,6 +58,12 @@ def masked_accuracy(
     return score.means()
 
 
+def make_generator(seed: Any) -> torch.Generator:
+    if not isinstance(seed, Integral) or abs(int(seed)) >= 2**63:
+        raise ValueError(f"seed={seed!r} is impossible: it must be an integer of 64 bits.")
+    return torch.Generator().manual_seed(int(seed))
+
+
 class Score:
     """Accuracy and loss over batches of predicted tokens."""
 
@@ -62,6 +75,8 @@ class Score:
         self.tokens += len(labels)
 
     def means(self) -> dict[str, float]:
+        if not self.tokens:
+            raise ValueError("there is no token to predict: give rows of two tokens or more.")
         return {"accuracy": self.correct / self.tokens, "loss": self.loss / self.tokens, "tokens": self.tokens}
 
 
@@ -95,9 +110,17 @@ def next_token_accuracy(
     """How often the most probable next token is the right one (teacher forcing).
 
     sources: the token ids that the encoder reads, for each row. prompt_lengths: tokens after the first that are given
-    and not scored, for each row. Returns accuracy, loss (mean negative log-likelihood, in nats) and tokens.
+    and not scored, for each row. Returns accuracy, loss (mean negative log-likelihood, in nats) and tokens. ValueError
+    if there is nothing to score, and for arguments that do not belong together.
     """
-    score, pad = Score(), tokenizer.pad_token_id
+    check_model_type(model, XLMRobertaXLForCausalLM)
+    check_tokenizer(model, tokenizer)
+    rows, score, pad = as_sequence(rows, "rows", "lists of token ids"), Score(), tokenizer.pad_token_id
+    if (encoder is None) != (sources is None):
+        raise ValueError("encoder and sources belong together: pass both, or none.")
+    for name, values in (("sources", sources), ("prompt_lengths", prompt_lengths)):
+        if values is not None and len(values) != len(rows):
+            raise ValueError(f"{name} has {len(values)} entries, but there are {len(rows)} rows: pass one for each.")
     with eval_mode(model):
         for group in group_by_length([len(row) for row in rows], max_tokens=MAX_TOKENS):
             ids, cross_inputs = pad_rows([rows[i] for i in group], pad), dict[str, Any]()
@@ -110,7 +133,7 @@ def next_token_accuracy(
                 }
             labels = ids[:, 1:].clone()
             for row, i in enumerate(group):
-                labels[row, : prompt_lengths[i] if prompt_lengths else 0] = pad
+                labels[row, : prompt_lengths[i] if prompt_lengths is not None else 0] = pad
             hidden = model.backbone(ids, (ids != pad).long(), use_cache=False, **cross_inputs).last_hidden_state[:, :-1]
             score.add(model.lm_head(hidden[labels != pad]).float(), labels[labels != pad])
     return score.means()
@@ -142,7 +165,7 @@ def continuations(
         correct += sum(a == b for a, b in zip(reference, new, strict=False))
         ordinary = [token for token in new if token > 3]  # without special tokens
         tokens += len(ordinary)
-        in_language += sum(token in known[rows[i].language] for token in ordinary)
+        in_language += sum(token in known.get(rows[i].language, ()) for token in ordinary)
         others = [language for language in known if language != rows[i].language]
         in_others += sum(token in known[other] for token in ordinary for other in others) / max(1, len(others))
     tokens = max(1, tokens)  # only special tokens may have been generated
@@ -154,17 +177,22 @@ def continuations(
 
 
 def translation_pairs(
-    tokenizer: XLMRobertaTokenizer, languages: Sequence[str], rows: Sequence[Paragraph],
+    tokenizer: XLMRobertaTokenizer, languages: Iterable[str], rows: Sequence[Paragraph],
     wrong_sources: Sequence[Paragraph] | None = None,
 ) -> tuple[list[list[int]], list[list[int]]]:  # fmt: skip
     """The token ids of a source in a random other language (fixed seed), and of the target, for each paragraph.
 
-    wrong_sources: take the source from these, but not from the same paragraph.
+    wrong_sources: take the source from these, but not from the same paragraph. ValueError for a paragraph without a
+    translation in another one of the languages.
     """
-    rng, by_position = random.Random(0), {row[:3]: row for row in udhr(languages)}
+    rng, languages = random.Random(0), as_texts(languages, "languages")
+    by_position = {row[:3]: row for row in udhr(languages)}
     sources, targets = [], []
     for row in rows:
         others = [code for code in languages if (code, *row[1:3]) in by_position and code != row.language]
+        if not others:
+            where = f"article {row.article}, paragraph {row.paragraph}"
+            raise ValueError(f"{where} in {row.language} has no translation here: name other languages, too.")
         source = by_position[(rng.choice(others), *row[1:3])]
         if wrong_sources is not None:
             source = rng.choice([x for x in wrong_sources if x.language == source.language and x[1:3] != row[1:3]])
@@ -176,13 +204,14 @@ def translation_pairs(
 
 def word_alignment(
     model: XLMRobertaXLForCausalLM, encoder: XLMRobertaXLModel, tokenizer: XLMRobertaTokenizer,
-    languages: Sequence[str],
+    languages: Iterable[str],
 ) -> dict[str, Any]:  # fmt: skip
     """How often each cross-attention head attends most to a word's translation, over `texts.translated_words`.
 
     predicting: `l h`, at the query whose next token is the word's first one; reading: `l h`, at the query that has just
     read that token. random_baseline: the mean fraction of source tokens that are right. pairs: words compared.
     """
+    languages = as_texts(languages, "languages")
     by_concept: dict[str, list[TranslatedWord]] = {}
     for word in translated_words():
         if word.language in languages:
@@ -210,6 +239,8 @@ def word_alignment(
                 reading = reading + torch.isin(weights[:, :, query].argmax(-1), right).float()
                 baseline += len(right) / weights.shape[-1]
                 count += 1
+    if not count:
+        raise ValueError(f"there are no translated words for {', '.join(languages)}: name two languages or more.")
     found = {"predicting": (predicting / count).tolist(), "reading": (reading / count).tolist()}
     return {**found, "random_baseline": baseline / count, "pairs": count}
 

@@ -8,6 +8,7 @@ from statistics import correlation, fmean, median
 from typing import Any
 
 from ..inference.predict import answer, choose, classify, tag
+from ..inputs import as_sequence
 from ..model import (
     XLMRobertaXLForMultipleChoice,
     XLMRobertaXLForQuestionAnswering,
@@ -15,6 +16,7 @@ from ..model import (
     XLMRobertaXLForTokenClassification,
 )
 from ..tokenizer import XLMRobertaTokenizer
+from ..utils import check_size
 from .batching import IGNORE_INDEX, EncodedExample
 from .tasks import Example, Task, passage_spans
 
@@ -28,8 +30,15 @@ def encode_examples(
 
     max_length: in tokens; longer texts are truncated. A class becomes its id, several classes a list of 1.0 and 0.0; a
     number stays. Multiple choice has a list of input_ids for each choice. Raises ValueError for an unknown label, for a
-    span outside the text, and for a truncated answer.
+    span outside the text, for a truncated answer, and for what is no task, tokenizer or example.
     """
+    examples = check_task(task, examples)
+    check_size("max_length", max_length)
+    if not isinstance(tokenizer, XLMRobertaTokenizer):
+        kind = type(tokenizer).__name__
+        raise ValueError(
+            f"tokenizer is of type {kind}, but must be an XLMRobertaTokenizer: load one by from_pretrained."
+        )
     functions: dict[Any, Callable[..., EncodedExample]] = {
         XLMRobertaXLForSequenceClassification: encode_classification,
         XLMRobertaXLForTokenClassification: encode_tagging,
@@ -38,6 +47,29 @@ def encode_examples(
     }
     encode = functions[task.model_class]
     return [encode(task, tokenizer, example, max_length) for example in examples]
+
+
+def check_task(task: Any, examples: Any) -> list[Example]:
+    """The examples as a list. Raise ValueError for what is no task, and for what are no examples."""
+    if not isinstance(task, Task):
+        raise ValueError(
+            f'task is of type {type(task).__name__}, but must be a Task: tasks.task("language_tagging", …).'
+        )
+    if isinstance(examples, Example):
+        raise ValueError("examples is a single Example: put it into a list, [example].")
+    examples = as_sequence(examples, "examples", f"examples, such as tasks.{task.name} makes")
+    for i, example in enumerate(examples):
+        if not isinstance(example, Example):
+            raise ValueError(f"examples[{i}] is of type {type(example).__name__}, but must be an Example of tasks.py.")
+    return examples
+
+
+def check_examples(task: Any, examples: Any) -> list[Example]:
+    """As `check_task`; ValueError if there are none, too."""
+    examples = check_task(task, examples)
+    if not examples:
+        raise ValueError("there is nothing to score: give one example or more.")
+    return examples
 
 
 def label_id(task: Task, label: Any) -> int:
@@ -123,6 +155,7 @@ def evaluate(task: Task, model: Any, tokenizer: XLMRobertaTokenizer, examples: S
     both ends of the answer; label_accuracy: of single labels; f1: of the answer's characters (Rajpurkar et al. 2016,
     arXiv:1606.05250, count words). mean_absolute_error; correlation: Pearson's, 0 if all predictions are equal.
     """
+    examples = check_examples(task, examples)
     return compute_metrics(task, predict(task, model, tokenizer, examples), examples)
 
 
@@ -131,6 +164,7 @@ def majority_baseline(task: Task, examples: Sequence[Example]) -> dict[str, floa
 
     It is the most frequent class, set or choice, the median number; of a passage its n-th text, or all of it.
     """
+    examples = check_examples(task, examples)
     labels = [example.label for example in examples]
     guesses: list[list[Any]]
     if task.model_class is XLMRobertaXLForTokenClassification:
@@ -171,8 +205,9 @@ def predict(task: Task, model: Any, tokenizer: XLMRobertaTokenizer, examples: Se
 
 def compute_metrics(task: Task, predictions: Sequence[Any], examples: Sequence[Example]) -> dict[str, float]:
     """The metrics of `evaluate` for predictions in the form of labels. ValueError if there are no examples."""
-    if not examples:
-        raise ValueError("there is nothing to score: give one example or more.")
+    examples = check_examples(task, examples)
+    if len(predictions) != len(examples):
+        raise ValueError(f"there are {len(predictions)} predictions for {len(examples)} examples: give one for each.")
     pairs = list(zip(predictions, (example.label for example in examples), strict=True))
     if task.model_class is XLMRobertaXLForTokenClassification:
         characters: list[tuple[str | None, str | None]] = []

@@ -6,13 +6,11 @@ epoch.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..base.scored import ScoredModel
 from ..model import PreTrainedModel, XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM
 from ..utils import atomic_write, to_path
 from .epochs import Batch, Batches, batches_of_epoch, check_batch, check_batches
+from .settings import check_arguments, check_settings
 
 Transform = Callable[[Batch, torch.Generator], Batch]
 LossFunction = Callable[[PreTrainedModel, Batch], Tensor]
@@ -60,15 +58,21 @@ def fit(
     grad_norm NaN, and leaves the model as it is. Parameters with requires_grad=False are not trained. The model ends in
     evaluation mode. Raises ValueError for impossible settings and batches, and for the saved state of another run.
     """
-    settings = {"steps": steps, "learning_rate": learning_rate, "warmup_steps": warmup_steps, "dtype": dtype}
+    settings: dict[str, Any] = {"steps": steps, "learning_rate": learning_rate, "warmup_steps": warmup_steps}
     settings |= {"decay_fraction": decay_fraction, "weight_decay": weight_decay, "max_grad_norm": max_grad_norm}
-    settings |= {"gradient_accumulation_steps": gradient_accumulation_steps, "seed": seed}
+    settings |= {"gradient_accumulation_steps": gradient_accumulation_steps, "dtype": dtype, "seed": seed}
     settings = check_settings(settings, metadata or {}) | dict(metadata or {})
-    check_arguments(model, optimizers, transform, loss_function, folder, minutes_between_saves)
+    check_arguments(model, optimizers, transform, loss_function, minutes_between_saves)
     check_batches(batches)
-    run = Run(model, optimizers or [adamw(model, learning_rate, weight_decay)], settings, loss_function)
-    if folder is not None:
-        run.resume(to_path(folder, "folder"))
+    run = Run(
+        model,
+        optimizers or [adamw(model, settings["learning_rate"], settings["weight_decay"])],
+        settings,
+        loss_function,
+    )
+    path = None if folder is None else to_path(folder, "folder")
+    if path is not None:
+        run.resume(path)
     model.train()
     last_save = time.monotonic()
     try:
@@ -78,72 +82,12 @@ def fit(
                 bar.update()
                 bar.set_postfix(loss=f"{entry['loss']:.3f}", refresh=False)
                 is_due = time.monotonic() - last_save > 60 * minutes_between_saves
-                if folder is not None and (run.step == steps or is_due):
+                if path is not None and (run.step == steps or is_due):
                     last_save = time.monotonic()
-                    run.save(Path(folder))
+                    run.save(path)
     finally:
         model.eval()
     return run.history
-
-
-def is_integer(value: Any, low: float = -math.inf) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= low
-
-
-def is_number(value: Any, low: float, high: float = math.inf) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and low <= float(value) <= high
-
-
-LEAST, MOST = 5e-324, 1.7e308  # the smallest number above 0, and one that is not infinite
-# Names of settings; whether a value is possible; what is allowed.
-SETTING_RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("steps gradient_accumulation_steps", lambda x: is_integer(x, 1), "an integer, 1 or more"),
-    ("warmup_steps", lambda x: is_integer(x, 0), "an integer, 0 or more"),
-    ("seed", lambda x: is_integer(x) and abs(x) < 2**40, "an integer below 2 ** 40"),
-    ("learning_rate", lambda x: is_number(x, LEAST, MOST), "a number above 0"),
-    ("max_grad_norm", lambda x: is_number(x, LEAST), "a number above 0"),
-    ("weight_decay", lambda x: is_number(x, 0, MOST), "a number, 0 or more"),
-    ("decay_fraction", lambda x: is_number(x, 0, 1), "a number from 0 to 1"),
-    ("dtype", lambda x: x in ("float32", "bfloat16", "float16"), "float32, bfloat16 or float16"),
-)
-
-
-def check_settings(settings: Mapping[str, Any], metadata: Any) -> dict[str, Any]:
-    """The settings as Python's own numbers, which can be saved. ValueError for one that is impossible."""
-    for names, is_possible, allowed in SETTING_RULES:
-        for name in names.split():
-            if not is_possible(settings[name]):
-                raise ValueError(f"{name}={settings[name]!r} is impossible: it must be {allowed}.")
-    try:
-        json.dumps(dict(metadata))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"metadata must be a dict of numbers, texts, lists and dicts: {error}.") from None
-    return {
-        name: int(x) if isinstance(x, Integral) else float(x) if isinstance(x, Real) else x
-        for name, x in settings.items()
-    }
-
-
-def check_arguments(
-    model: Any, optimizers: Any, transform: Any, loss_function: Any, folder: Any, minutes_between_saves: Any
-) -> None:
-    """Raise ValueError, in one sentence, for what `fit` cannot use."""
-    if not isinstance(model, PreTrainedModel) or model.device.type == "meta":
-        what = "has no weights" if isinstance(model, PreTrainedModel) else f"is of type {type(model).__name__}"
-        raise ValueError(f"model {what}, but must be a model of this package: build one, or use from_pretrained.")
-    if loss_function is None and not isinstance(model, ScoredModel):
-        remedy = "take a model with a head, or pass a loss_function"
-        raise ValueError(f"{type(model).__name__} has no loss of its own: {remedy}.")
-    for name, function in (("transform", transform), ("loss_function", loss_function)):
-        if function is not None and not callable(function):
-            raise ValueError(f"{name} is of type {type(function).__name__}, but must be a function.")
-    is_list = isinstance(optimizers, Sequence) and len(optimizers) > 0
-    if optimizers is not None and not (is_list and all(isinstance(x, torch.optim.Optimizer) for x in optimizers)):
-        raise ValueError(f"optimizers={optimizers!r} is impossible: it must be a list of PyTorch's optimizers.")
-    if folder is not None and not isinstance(folder, (str, os.PathLike)):
-        raise ValueError(f"folder={folder!r} is impossible: it must be a path.")
-    if not is_number(minutes_between_saves, 0):
-        raise ValueError(f"minutes_between_saves={minutes_between_saves!r} is impossible: it must be 0 or more.")
 
 
 class Run:
@@ -185,7 +129,8 @@ class Run:
         return transformed
 
     def check(self, batch: Any, name: str) -> None:
-        check_batch(self.model, batch, name, own_loss=self.loss_function is None)
+        model = getattr(self.model, "_orig_mod", self.model)  # what torch.compile wraps
+        check_batch(model, batch, name, own_loss=self.loss_function is None)
 
     def train_step(self, batches: Sequence[Batch]) -> dict[str, float]:
         """Take one optimizer step. Without any label the loss is NaN and the model stays as it is."""
@@ -255,8 +200,7 @@ class Run:
             different = [name for name in sorted({**settings, **saved}) if settings.get(name) != saved.get(name)]
             sizes, own_sizes = sizes_of(state), sizes_of(own)
         except (RuntimeError, EOFError, pickle.UnpicklingError, LookupError, TypeError, AttributeError) as error:
-            reason = str(error).partition("\n")[0].rstrip(".")
-            raise ValueError(f"{path} is damaged, or no state of a training run ({reason}): {remedy}.") from error
+            raise ValueError(f"{path} is damaged, or no state of a training run: {remedy}.") from error
         if different:
             raise ValueError(f"{folder} holds a run with other settings ({', '.join(different)}): {remedy}.")
         if sizes != own_sizes:
@@ -302,11 +246,10 @@ def count_labels(model: PreTrainedModel, batch: Batch) -> Tensor:
 
     For a loss_function: where the batch has no labels that the model's own loss could score, the rows.
     """
-    names = model.label_names if isinstance(model, ScoredModel) else ("rows",)
     try:
         targets = model.targets(**batch)  # type: ignore[operator]
     except (AttributeError, LookupError, TypeError, ValueError):
-        return torch.tensor([len(next(iter(batch.values())))] * len(names))
+        return torch.tensor([len(next(iter(batch.values())))] * len(getattr(model, "label_names", ["rows"])))
     return torch.tensor([x.numel() if x.is_floating_point() else int((x != -100).sum()) for x in targets])
 
 
@@ -319,13 +262,12 @@ def label_weights(counts: Tensor) -> list[list[float]]:
     return (counts / totals.clamp(min=1) / (totals > 0).sum().clamp(min=1)).tolist()
 
 
-def compute_loss(model: PreTrainedModel, batch: Batch, weights: Sequence[float] | None = None) -> Tensor:
+def compute_loss(model: Any, batch: Batch, weights: Sequence[float] | None = None) -> Tensor:
     """The model's own loss, in language models with logits at the labelled positions only; 0 without a label.
 
     The logits `b t v` of all positions would be most of the memory and of the work. weights: `label_weights` of this
     batch among others. ValueError for labels that the model cannot score.
     """
-    assert isinstance(model, ScoredModel)
     weights = label_weights(count_labels(model, batch)[None])[0] if weights is None else weights
     targets = model.targets(**batch)
     inputs: dict[str, Any] = {name: values for name, values in batch.items() if name not in model.label_names}

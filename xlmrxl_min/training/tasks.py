@@ -26,8 +26,10 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from numbers import Integral
 from typing import Any, NamedTuple
 
+from ..inputs import as_sequence, as_texts
 from ..model import (
     PreTrainedModel,
     XLMRobertaXLForMultipleChoice,
@@ -36,6 +38,7 @@ from ..model import (
     XLMRobertaXLForTokenClassification,
 )
 from ..tokenizer import word_spans
+from ..utils import check_size
 from .texts import Paragraph, udhr
 
 ARTICLES = range(1, 31)
@@ -80,11 +83,11 @@ FIXED_LABELS = {"language_fraction": ("fraction",), "translation_choice": (), "t
 def task(name: str, labels: Iterable[str] = ()) -> Task:
     """The task `name`. labels: the languages or the names of the articles, for tasks that classify them.
 
-    Raises ValueError for an unknown name, and for labels that are missing, repeated or not needed.
+    Raises ValueError for an unknown name, and for labels that are missing, repeated, no texts or not needed.
     """
-    if name not in TASKS:
+    if not isinstance(name, str) or name not in TASKS:
         raise ValueError(f"{name!r} is no task: there are {', '.join(TASKS)}.")
-    given = tuple(labels)
+    given = tuple(as_texts(labels, "labels"))
     if (name in FIXED_LABELS) == bool(given) or len(set(given)) != len(given):
         needs = "no labels" if name in FIXED_LABELS else "its labels, each once"
         raise ValueError(f"{name} was given the labels {given}, but takes {needs}.")
@@ -107,14 +110,20 @@ def train_test_split(articles: Iterable[int] = ARTICLES) -> tuple[list[int], lis
 
 
 def check_articles(articles: Iterable[int]) -> list[int]:
-    given = list(dict.fromkeys(articles))
-    if not given or not set(given) <= set(ARTICLES):
+    given = as_sequence(articles, "articles", "numbers, 1 to 30")
+    if not given or not all(isinstance(number, Integral) and int(number) in ARTICLES for number in given):
         raise ValueError(f"articles {given} are not possible: take some of 1 to 30 (the preamble is not parallel).")
-    return given
+    return [int(number) for number in dict.fromkeys(given)]
+
+
+def make_rng(seed: Any) -> random.Random:
+    if not isinstance(seed, Integral):
+        raise ValueError(f"seed={seed!r} is impossible: it must be an integer.")
+    return random.Random(int(seed))
 
 
 def check_languages(languages: Languages, at_least: int = 1) -> list[str]:
-    given = [languages] if isinstance(languages, str) else list(dict.fromkeys(languages))
+    given = list(dict.fromkeys(as_texts(languages, "languages")))
     if len(given) < at_least:
         raise ValueError(f"{given} are too few languages here: name {at_least} or more.")
     return given
@@ -123,8 +132,7 @@ def check_languages(languages: Languages, at_least: int = 1) -> list[str]:
 def select_paragraphs(languages: Languages, articles: Iterable[int], rounds: int = 1) -> list[Paragraph]:
     """The paragraphs of these articles and languages, in the file's order, repeated `rounds` times."""
     wanted = set(check_articles(articles))
-    if rounds < 1:
-        raise ValueError(f"rounds={rounds} is impossible: take 1 or more.")
+    check_size("rounds", rounds)
     return [row for row in udhr(check_languages(languages)) if row.article in wanted] * rounds
 
 
@@ -136,6 +144,7 @@ def first_words(text: str, count: int) -> str:
 
 def excerpt(text: str, count: int, rng: random.Random) -> str:
     """A random run of `count` words, or all of them."""
+    check_size("words", count)
     spans = word_spans(text)
     first = rng.randrange(max(1, len(spans) - count + 1))
     return text if len(spans) <= count else first_words(text[spans[first][0] :], count)
@@ -148,7 +157,7 @@ def language_identification(
     languages: Languages, articles: Iterable[int], *, words: int = 5, rounds: int = 1, seed: int = 0
 ) -> list[Example]:
     """An excerpt of `words` words from each paragraph -> its language."""
-    rng, rows = random.Random(seed), select_paragraphs(languages, articles, rounds)
+    rng, rows = make_rng(seed), select_paragraphs(languages, articles, rounds)
     return [Example(excerpt(row.text, words, rng), row.language, row.language) for row in rows]
 
 
@@ -159,7 +168,7 @@ def article_identification(
 
     Each article is a class, so train it in some languages and test it in others.
     """
-    rng, rows = random.Random(seed), select_paragraphs(languages, articles, rounds)
+    rng, rows = make_rng(seed), select_paragraphs(languages, articles, rounds)
     return [Example(excerpt(row.text, words, rng), article_name(row.article), row.language) for row in rows]
 
 
@@ -172,7 +181,7 @@ def article_name(number: int) -> str:
 
 def language_tagging(languages: Languages, articles: Iterable[int], *, rounds: int = 1, seed: int = 0) -> list[Example]:
     """Words in 2 or 3 languages -> (start, end, language) of each excerpt, in characters."""
-    languages, rng = check_languages(languages), random.Random(seed)
+    languages, rng = check_languages(languages), make_rng(seed)
     counts = (2, 3) if len(languages) > 2 else (2,)
     texts = [concatenate(parts) for parts in mixed_excerpts(languages, articles, counts, rounds, rng)]
     return [Example(text, spans, "+".join(name for *_, name in spans)) for text, spans in texts]
@@ -183,7 +192,7 @@ def languages_present(
 ) -> list[Example]:
     """Words in 1, 2 or 3 languages -> these languages."""
     examples = []
-    for parts in mixed_excerpts(languages, articles, (1, 2, 3), rounds, random.Random(seed)):
+    for parts in mixed_excerpts(languages, articles, (1, 2, 3), rounds, make_rng(seed)):
         names = tuple(part.language for part in parts)
         examples.append(Example(concatenate(parts)[0], names, "+".join(names)))
     return examples
@@ -196,7 +205,8 @@ def language_fraction(
 
     A number that can be counted by hand and that depends on all of the text.
     """
-    (first, *_), rng, examples = check_languages(languages, 2), random.Random(seed), []
+    (first, *_), rng, examples = check_languages(languages, 2), make_rng(seed), []
+    check_size("words", words)
     if words < 2:
         raise ValueError(f"{words} words cannot be in two languages: take 2 or more.")
     rows = select_paragraphs(languages, articles, rounds)
@@ -254,7 +264,7 @@ def translation_choice(
 
     into: None means another one of `languages`.
     """
-    samples = with_candidates(languages, into, articles, words, choices, rounds, random.Random(seed))
+    samples = with_candidates(languages, into, articles, words, choices, rounds, make_rng(seed))
     return [Example(row.text, at, row.language, tuple(x.text for x in candidates)) for row, candidates, at in samples]
 
 
@@ -267,7 +277,7 @@ def translation_finding(
     into: None means another one of `languages`.
     """
     examples = []
-    for row, candidates, at in with_candidates(languages, into, articles, words, parts, rounds, random.Random(seed)):
+    for row, candidates, at in with_candidates(languages, into, articles, words, parts, rounds, make_rng(seed)):
         passage = SEPARATOR.join(candidate.text for candidate in candidates)
         examples.append(Example(row.text, passage_spans(passage)[at], row.language, (passage,)))
     return examples
@@ -291,7 +301,9 @@ def with_candidates(
     The other candidates are of other articles. All have the same number of words, so that length reveals nothing.
     """
     targets, numbers = check_languages(languages if into is None else into), check_articles(articles)
-    if not 2 <= count <= len(numbers) or words < 1 or rounds < 1:
+    for name, value in (("words", words), ("rounds", rounds), ("texts", count)):
+        check_size(name, value)
+    if not 2 <= count <= len(numbers):
         wanted = f"{count} texts of {words} words in {rounds} rounds"
         raise ValueError(f"{wanted} cannot be had of articles {numbers}: take 2 texts or more, or more articles.")
     in_targets = unique_beginnings(targets, articles, words)

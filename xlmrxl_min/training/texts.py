@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from ..checkpoints.locate import PRETRAINED
+from ..inputs import as_texts
 
 
 class Paragraph(NamedTuple):
@@ -28,7 +29,7 @@ def udhr(languages: str | Iterable[str] | None = None) -> list[Paragraph]:
     """The Declaration in one or several languages (None: all 50), in the file's order. ValueError for any other."""
     text = [Paragraph(code, int(article), int(number), text) for code, article, number, text in read_tsv("udhr.tsv")]
     known = dict.fromkeys(row.language for row in text)
-    wanted = [languages] if isinstance(languages, str) else list(known if languages is None else languages)
+    wanted = list(known) if languages is None else as_texts(languages, "languages")
     unknown = [language for language in wanted if language not in known]
     if unknown:
         raise ValueError(f"the Declaration is not here in {', '.join(unknown)}: there are {', '.join(known)}.")

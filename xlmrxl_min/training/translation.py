@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..model import XLMRobertaXLForCausalLM, XLMRobertaXLModel
+from ..inference.predict import check_model_type, check_tokenizer
+from ..inputs import check_text
+from ..model import PreTrainedModel, XLMRobertaXLForCausalLM, XLMRobertaXLModel
 from ..tokenizer import XLMRobertaTokenizer
 from ..utils import eval_mode, group_by_length, pad_rows
 from .alignment import Phrase, align, expand_to_tokens, extract_phrases, split_into_words, subtract_mean_state
@@ -37,7 +39,12 @@ def translate(
     model: XLMRobertaXLForCausalLM, encoder: XLMRobertaXLModel, tokenizer: XLMRobertaTokenizer, text: str,
     language: str, **options: Any,
 ) -> str:  # fmt: skip
-    """Translate `text` into `language`. options: those of `model.generate`."""
+    """Translate `text`, one text, into `language`, a code such as "fr". options: those of `model.generate`."""
+    check_model_type(model, XLMRobertaXLForCausalLM)
+    check_model_type(encoder, PreTrainedModel, "a model as encoder")
+    check_tokenizer(model, tokenizer)
+    for name, value in (("text", text), ("language", language)):
+        check_text(value, name)
     states = encode_source(encoder, torch.tensor([tokenizer.encode(text)], device=encoder.device))
     prompt = torch.tensor([language_prompt(tokenizer, language)], device=model.device)
     out = model.generate(prompt, encoder_hidden_states=states, **{"max_new_tokens": 200, **options})
