@@ -84,20 +84,50 @@ def test_a_resumed_run_ends_in_the_same_weights(recipe, tmp_path, interrupted):
 
 
 def test_a_recipe_file_needs_the_right_fields(tmp_path):
-    fields = json.loads((PRETRAINED / "tiny" / "recipe.json").read_text())
+    fields, decoder = (json.loads((PRETRAINED / name / "recipe.json").read_text()) for name in ("tiny", "tiny-decoder"))
     for wrong, why in (
         (json.dumps({**fields, "stpes": 3}), "stpes"),
         (json.dumps({"config": fields["config"]}), "languages"),
         ("{}", "config"),
-        ('{"config": 3}', "int"),
+        (json.dumps({**fields, "config": 3}), "config=3 is impossible"),
         ("[]", "list"),
         ("{", "line 1 column 2"),
         (json.dumps({**fields, "steps": "many"}), "steps='many' is impossible: it must be of type int"),
         (json.dumps({**fields, "languages": "en"}), "languages='en' is impossible"),
+        (json.dumps({**fields, "languages": ["en", "xx"]}), "the Declaration is not here in xx"),
+        (json.dumps({**fields, "languages": []}), r"languages=\[\] is impossible: name one or more"),
+        (json.dumps({**fields, "languages": [1]}), r"languages\[0\] is of type int"),
+        (json.dumps({**fields, "steps": 0}), "steps=0 is impossible"),
+        (json.dumps({**fields, "steps": True}), "steps=True is impossible"),
+        (json.dumps({**fields, "learning_rate": float("nan")}), "learning_rate=nan is impossible"),
+        (json.dumps({**fields, "warmup_steps": -1}), "warmup_steps=-1 is impossible"),
+        (json.dumps({**fields, "tokens_per_batch": 0}), "tokens_per_batch=0 is impossible"),
+        (json.dumps({**fields, "held_out_article": 99}), "held_out_article=99 is impossible"),
+        (json.dumps({**fields, "mask_prob": 15}), "mask_prob=15 is impossible"),
+        (json.dumps({**fields, "pair_prob": -1}), "pair_prob=-1 is impossible"),
+        (json.dumps({**fields, "matrix_learning_rate": -1}), "matrix_learning_rate=-1 is impossible"),
+        (json.dumps({**fields, "dtype": "int8"}), "dtype='int8' is impossible"),
+        (json.dumps({**fields, "config": {"hiden_size": 8}}), "config has 'hiden_size', but takes"),
+        (json.dumps({**fields, "config": {"vocab_size": 8}}), "config has 'vocab_size', but takes"),
+        (json.dumps({**fields, "config": {"hidden_size": 7, "num_attention_heads": 2}}), "hidden_size=7 is impossible"),
+        (json.dumps({**fields, "config": {"is_decoder": True}}), "it lacks random_start_prob, noise_prob"),
+        (json.dumps({**decoder, "encoder": "tiny"}), "a translator needs two languages or more, and a config with"),
+        (json.dumps({**decoder, "noise_prob": 2}), "noise_prob=2 is impossible"),
+        (json.dumps({**decoder, "alignment_loss_weight": -1}), "alignment_loss_weight=-1 is impossible"),
     ):
         (tmp_path / "recipe.json").write_text(wrong)
-        with pytest.raises(ValueError, match=f"is no recipe: .*{why}"):
+        with pytest.raises(ValueError, match=f"is no recipe: .*{why}") as caught:
             load_recipe(tmp_path / "recipe.json")
+        assert str(caught.value).endswith(".")
+        assert "\n" not in str(caught.value)
+    (tmp_path / "recipe.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="is no recipe"):
+        load_recipe(tmp_path / "recipe.json")
+    for wrong in (3, None, ["recipe.json"]):
+        with pytest.raises(TypeError, match="the name of a file is a str or a Path"):
+            pretrain(wrong, tmp_path)
+        with pytest.raises(TypeError, match="the name of a folder is a str or a Path"):
+            pretrain(tmp_path / "recipe.json", wrong)
 
 
 def test_the_checkpoints_differ_in_their_positions_only():

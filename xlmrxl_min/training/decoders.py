@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..inputs import check_number
 from ..model import XLMRobertaXLConfig, XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM, XLMRobertaXLModel
 from ..tokenizer import XLMRobertaTokenizer
 from .batching import batch_by_length
@@ -29,6 +30,12 @@ class DecoderRecipe(Recipe):
     encoder: str | None = None  # for a translator: the checkpoint to attend to, and to start from
     phrase_prob: float = 0.0  # of a translator's example to consist of phrases
     alignment_loss_weight: float = 0.0  # of a translator
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("alignment_loss_weight", self.alignment_loss_weight, 0, 1e9)
+        if self.encoder is not None and (len(set(self.languages)) < 2 or not self.config.get("add_cross_attention")):
+            raise ValueError("a translator needs two languages or more, and a config with add_cross_attention=True.")
 
     def pretrain(self, folder: Path, **options: Any) -> dict[str, Any]:
         return pretrain_decoder(self, folder, **options)

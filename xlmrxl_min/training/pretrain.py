@@ -9,20 +9,22 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..inputs import check_index, check_number
 from ..model import PreTrainedModel, XLMRobertaXLConfig, XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM
 from ..tokenizer import XLMRobertaTokenizer
-from ..utils import atomic_write
+from ..utils import atomic_write, check_size, explain_errors, make_folder, to_path
 from .batching import batch_by_length
 from .evaluation import masked_accuracy, without_positions
 from .loop import STATE_FILE, Batch, fit
 from .masking import dynamic_masking
+from .settings import check_settings
 from .texts import Paragraph, udhr
 
 RECORD_FILE = "record.json"
@@ -30,6 +32,7 @@ FIELD_KINDS: dict[str, Any] = {
     "int": int, "float": (int, float), "str": str, "str | None": (str, type(None)), "list[str]": (list, tuple),
     "dict[str, Any]": dict,
 }  # fmt: skip
+FIT_DEFAULTS = {"gradient_accumulation_steps": 1, "weight_decay": 0.0, "max_grad_norm": 1.0}
 
 
 @dataclass(kw_only=True)
@@ -54,6 +57,19 @@ class Recipe:
         for field in fields(self):
             if not isinstance(value := getattr(self, field.name), FIELD_KINDS[str(field.type)]):
                 raise ValueError(f"{field.name}={value!r} is impossible: it must be of type {field.type}.")
+        for name in [field.name for field in fields(self) if field.name.endswith("_prob")]:
+            check_number(name, getattr(self, name), 0, 1)
+        for name in ("matrix_learning_rate", "matrix_weight_decay"):
+            check_number(name, getattr(self, name), 0, 1e9)
+        check_settings({**FIT_DEFAULTS, **vars(self)})
+        check_size("tokens_per_batch", self.tokens_per_batch)
+        check_index("held_out_article", self.held_out_article, 31, "articles")
+        if not udhr(self.languages):
+            raise ValueError("languages=[] is impossible: name one or more.")
+        known = {field.name for field in fields(XLMRobertaXLConfig)} - {"vocab_size"}  # the vocabulary determines it
+        if unknown := [name for name in self.config if name not in known]:
+            raise ValueError(f"config has {', '.join(map(repr, unknown))}, but takes {', '.join(sorted(known))}.")
+        XLMRobertaXLConfig(**self.config)  # ValueError if impossible
 
     def generator(self, epoch: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed_of_epoch(epoch))
@@ -81,17 +97,31 @@ def pretrain(recipe: Recipe | str | os.PathLike[str], folder: str | os.PathLike[
     options: minutes_between_saves and progress, as in `fit`. After an interruption, the same call resumes, to the same
     result.
     """
-    return (recipe if isinstance(recipe, Recipe) else load_recipe(recipe)).pretrain(Path(folder), **options)
+    into = to_path(folder, "folder")
+    return (recipe if isinstance(recipe, Recipe) else load_recipe(recipe)).pretrain(into, **options)
 
 
 def load_recipe(file: str | os.PathLike[str]) -> Recipe:
-    """Read a recipe.json: a DecoderRecipe if its config has is_decoder. ValueError for missing and unknown fields."""
+    """Read a recipe.json: a DecoderRecipe if its config has is_decoder.
+
+    ValueError for missing and unknown fields, for impossible ones, and for what is no JSON.
+    """
     from .decoders import DecoderRecipe  # which imports this file
 
+    path = to_path(file)
     try:
-        values = json.loads(Path(file).read_text(encoding="utf-8"))
-        return (DecoderRecipe if values["config"].get("is_decoder") else EncoderRecipe)(**values)
-    except (KeyError, ValueError, TypeError, AttributeError) as error:  # of JSON or of its values, too
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError(f"it holds a {type(values).__name__}, but must hold a dict of fields")
+        config = values.get("config")
+        kind = DecoderRecipe if isinstance(config, dict) and config.get("is_decoder") else EncoderRecipe
+        missing = [field.name for field in fields(kind) if field.default is MISSING and field.name not in values]
+        unknown = [name for name in values if name not in {field.name for field in fields(kind)}]
+        for what, names in (("lacks", missing), ("has unknown fields:", unknown)):
+            if names:
+                raise ValueError(f"it {what} {', '.join(names)}")
+        return kind(**values)
+    except ValueError as error:  # of JSON, too
         raise ValueError(f"{file} is no recipe: {str(error).rstrip('.')}.") from error
 
 
@@ -107,7 +137,8 @@ def train(
 
     options: those of `fit`. The record holds the metrics that `evaluate` returns for the saved checkpoint.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with explain_errors(folder):  # before the training
+        make_folder(folder)
     history = fit(
         model, batches, steps=recipe.steps, learning_rate=recipe.learning_rate, warmup_steps=recipe.warmup_steps,
         decay_fraction=recipe.decay_fraction, weight_decay=0.0, dtype=recipe.dtype, seed=recipe.seed,

@@ -36,7 +36,7 @@ SETTING_RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 )
 
 
-def check_settings(settings: Mapping[str, Any], metadata: Any) -> dict[str, Any]:
+def check_settings(settings: Mapping[str, Any], metadata: Any = ()) -> dict[str, Any]:
     """The settings as Python's own numbers, which can be saved. ValueError for one that is impossible."""
     for names, is_possible, allowed in SETTING_RULES:
         for name in names.split():
