@@ -22,6 +22,7 @@ from xlmrxl_min.checkpoints.locate import PRETRAINED
 from xlmrxl_min.interpret import plot
 from xlmrxl_min.interpret.explore import explore
 from xlmrxl_min.training.loop import STATE_FILE, Run
+from xlmrxl_min.training.pretrain import pretrain
 from xlmrxl_min.utils import atomic_write, lock_folder
 
 posix = pytest.mark.skipif(os.name != "posix", reason="of POSIX systems only")
@@ -92,8 +93,15 @@ def largest_file(size):
 
 
 @pytest.fixture
-def user_folder():
+def reading():
+    return pytest.importorskip("xlmrxl_min.course.reading", reason="needs nbconvert and latex2mathml")
+
+
+@pytest.fixture
+def user_folder(tmp_path):
     """A folder of a user who is not root, and the test as this user, since permissions do not bind root."""
+    for write, _ in WRITERS.values():  # what they import may be root's
+        write(tmp_path)
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o777)
     if os.geteuid() == 0:
@@ -273,7 +281,7 @@ def test_the_command_line_writes_to_devices(output, tmp_path):
     assert (after.st_mode, after.st_ino, after.st_rdev) == (before.st_mode, before.st_ino, before.st_rdev)
     text = log.read_text(encoding="utf-8")
     assert text.startswith("old\n")
-    assert ("</html>" in text) == (output == "/dev/stdout")
+    assert text.endswith("</html>\n" if output == "/dev/stdout" else " kB\n")
 
 
 @pytest.mark.parametrize("name", ["x" * 250 + ".html", "语" * 83 + ".html"])
@@ -522,3 +530,39 @@ def test_an_unpickled_tokenizer_can_be_saved(tmp_path):
     (tmp_path / "sentencepiece.bpe.model").unlink()
     tokenizer.save_pretrained(tmp_path / "new")
     assert XLMRobertaTokenizer.from_pretrained(tmp_path / "new").encode("Hello") == tokenizer.encode("Hello")
+
+
+# ---- folders
+
+
+@posix
+def test_the_reading_version_stays_if_the_new_one_cannot_replace_it(reading, user_folder, monkeypatch):
+    monkeypatch.setattr(reading, "list_notebooks", list)
+    monkeypatch.setattr(reading.Site, "__init__", lambda site: site.__dict__.update(pages={}, files=[]))
+    monkeypatch.setattr(
+        reading.Site, "add_index", lambda site: site.pages.update({"index.html": f"<title>{reading.NAME}</title>"})
+    )
+    site, rename = user_folder / "site", Path.rename
+    reading.read(site)
+
+    def fails(path, target):
+        if target == site and path.name == "new":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fails)
+        with pytest.raises(KeyboardInterrupt):
+            reading.read(site)
+    assert [path.name for path in user_folder.rglob("*")] == ["site", "index.html"]
+    user_folder.chmod(0o555)
+    with refused(user_folder, user_folder / "other", kind=PermissionError):
+        reading.read(user_folder / "other")
+
+
+@posix
+def test_a_training_run_names_the_folder_that_it_cannot_make(tmp_path):
+    (tmp_path / "file").write_text("old")
+    recipe = PRETRAINED / "tiny" / "recipe.json"
+    with refused(tmp_path, tmp_path / "file", kind=NotADirectoryError):
+        pretrain(recipe, tmp_path / "file")

@@ -65,7 +65,7 @@ def attend(options: argparse.Namespace) -> None:
     page = explore(attentions, tokens, heads=heads, title=f"Attention of {as_utf8(Path(options.model).name)}")
     path = page.save(options.output)
     summary = f"{path}: {len(attentions)} layers on {len(tokens)} tokens, {len(page.html.encode()) / 1000:,.0f} kB"
-    print(summary, file=sys.stdout if find_stream(path) is None else sys.stderr)  # /dev/stdout holds the page alone
+    print(summary, file=sys.stderr if find_stream(path) == 1 else sys.stdout)  # /dev/stdout gets the page alone
 
 
 def config_and_head(location: Location) -> tuple[XLMRobertaXLConfig, str]:

@@ -9,11 +9,11 @@ import base64
 import html
 import os
 import re
-import tempfile
 import textwrap
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import unquote
 
@@ -22,6 +22,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from pygments import formatters, highlight, lexers, util  # type: ignore[import-untyped]
 from tqdm import tqdm
 
+from ..utils import explain_errors, make_folder
 from .notebooks import (
     FOLDER,
     GLOSSARY,
@@ -231,8 +232,7 @@ def read(folder: Path) -> None:
     site.add_index()
     for file in tqdm(site.files, unit=" pages"):
         (site.add_notebook if file.suffix == ".ipynb" else site.add_source)(file)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as draft:  # the old version stays until the new one is complete
+    with explain_errors(folder), TemporaryDirectory(dir=make_folder(folder.parent), suffix=".draft") as draft:
         for page, text in site.pages.items():
             path = Path(draft, "new", page)
             path.parent.mkdir(parents=True, exist_ok=True)
