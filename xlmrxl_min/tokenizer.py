@@ -89,7 +89,7 @@ class XLMRobertaTokenizer:
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the vocabulary file into `folder`, where from_pretrained finds it."""
         target, vocabulary = to_path(folder, "folder") / VOCABULARY_FILE, self.sp_model.serialized_model_proto()
-        if not (target.is_file() and target.read_bytes() == vocabulary):
+        if not (os.path.isfile(target) and target.read_bytes() == vocabulary):
             with atomic_write(target) as (draft,):
                 draft.write_bytes(vocabulary)
 
@@ -161,7 +161,9 @@ class XLMRobertaTokenizer:
 
     def convert_id_to_token(self, i: Any) -> str:
         try:
-            token_id = operator.index(None if isinstance(i, bool) else i)  # True would be 1; it is from a mask
+            if isinstance(i, bool):  # from a mask; as an index it would be 0 or 1
+                raise TypeError
+            token_id = operator.index(i)
         except TypeError:
             got, remedy = f"got one of type {type(i).__name__}", "for several sequences, use batch_decode"
             raise ValueError(f"a token id is an integer, but {got}: {remedy}.") from None
@@ -172,8 +174,8 @@ class XLMRobertaTokenizer:
     @overload
     def convert_tokens_to_ids(self, tokens: str) -> int: ...
     @overload
-    def convert_tokens_to_ids(self, tokens: Iterable[str]) -> list[int]: ...
-    def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> int | list[int]:
+    def convert_tokens_to_ids(self, tokens: list[str] | tuple[str, ...]) -> list[int]: ...
+    def convert_tokens_to_ids(self, tokens: str | list[str] | tuple[str, ...]) -> int | list[int]:
         """Look up ids; that of `<unk>` for a token that is not in the vocabulary."""
         if not is_single_text(tokens):
             return [self.convert_token_to_id(token) for token in as_sequence(tokens, "tokens", "tokens")]
@@ -220,17 +222,18 @@ class XLMRobertaTokenizer:
     # ---- many texts: templates, truncation, padding
 
     def __call__(
-        self, text: str | Sequence[str] | Sequence[tuple[str, str]], text_pair: str | Sequence[str] | None = None, *,
+        self, text: str | Iterable[str | tuple[str, str]], text_pair: str | Iterable[str] | None = None, *,
         add_special_tokens: bool = True, padding: bool | str = False, truncation: bool | str | None = None,
         max_length: int | None = None, padding_side: str = "right", return_tensors: str | None = None,
         return_offsets_mapping: bool = False,
     ) -> Encoding:  # fmt: skip
         """Texts -> input_ids and attention_mask (1 = token, 0 = padding): lists, or with return_tensors="pt" `b t`.
 
-        A list gives a batch, and so does a list of (text, text_pair). padding: True or "longest", "max_length".
-        truncation: True or "longest_first", "only_first", "only_second", to max_length (default 512), including special
-        tokens; also where only max_length is given. return_offsets_mapping adds offset_mapping: the [start, end) of
-        each token in its own text, (0, 0) for added special tokens. ValueError for any other value of an option.
+        A list, array or generator gives a batch, and so does one of pairs (text, text_pair). padding: True or
+        "longest", "max_length". truncation: True or "longest_first", "only_first", "only_second", to max_length
+        (default 512), including special tokens; also where only max_length is given. return_offsets_mapping adds
+        offset_mapping: the [start, end) of each token in its own text, (0, 0) for added special tokens. ValueError for
+        any other value of an option.
         """
         check_option("padding", padding, PADDINGS)
         check_option("truncation", truncation, TRUNCATIONS)

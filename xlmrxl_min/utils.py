@@ -35,9 +35,11 @@ def to_path(name: str | bytes | os.PathLike[Any], what: str = "file") -> Path:
         text = os.fsdecode(name)
         os.fsencode(text)
     except TypeError as error:
-        raise TypeError(f"the name of a {what} is a str or a Path, but got a {type(name).__name__}.") from error
+        raise TypeError(
+            f"the name of a {what} is a str or a Path, but this one is of type {type(name).__name__}."
+        ) from error
     except UnicodeError as error:
-        raise ValueError(f"{name!r} cannot be the name of a {what}: it holds half a character.") from error
+        raise ValueError(f"{name!r} cannot be the name of a {what}: it holds a lone surrogate.") from error
     if not text or "\0" in text:
         problem = "holds the character \\0" if text else "is empty, which would mean the working folder"
         raise ValueError(f"{name!r} cannot be the name of a {what}: it {problem}.")
@@ -260,7 +262,7 @@ def eval_mode(model: nn.Module, *, gradients: bool = False) -> Iterator[None]:
 def check_size(name: str, value: Any, largest: int | None = None) -> None:
     """Raise ValueError unless `value` is an integer from 1 to `largest` (None: without a limit)."""
     limit = value if largest is None else largest
-    if not isinstance(value, Integral) or isinstance(value, bool) or not 1 <= value <= limit:
+    if not isinstance(value, Integral) or isinstance(value, bool) or not 1 <= int(value) <= limit:
         allowed = "1 or more" if largest is None else f"1 to {largest}"
         raise ValueError(f"{name}={shown(value)} is impossible: take {allowed}.")
 
