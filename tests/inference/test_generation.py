@@ -8,7 +8,7 @@ import torch
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers_reference import error, twins
 
-from xlmrxl_min import XLMRobertaXLForCausalLM
+from xlmrxl_min import XLMRobertaTokenizer, XLMRobertaXLForCausalLM
 from xlmrxl_min.inference.generation import Beam, GenerationState, beam_search, sampling_probs
 
 POSITION_TYPES = ("absolute", "relative_key", "relative_key_query")
@@ -306,6 +306,7 @@ def test_where_the_positions_end():
             assert model.generate(ids, max_new_tokens=most - 5, eos_token_id=-1, **options).tolist() == out.tolist()
 
 
+NAN = float("nan")
 BAD = {
     "too long a prompt": (torch.full((1, 39), 5), {}, "the prompt has 39 tokens, but this model has room for 38"),
     "no prompt": (torch.ones(1, 0, dtype=torch.long), {}, r"the prompt in row \[0\] is empty: begin with .*<s> \(0\)"),
@@ -326,6 +327,27 @@ BAD = {
     "temperature without drawing": (None, {"temperature": 0.5}, "temperature=0.5 is for sampling: add do_sample"),
     "no temperature": (None, {"do_sample": True, "temperature": 0}, "temperature=0 is impossible"),
     "top_k of none": (None, {"do_sample": True, "top_k": 0}, "top_k=0 is impossible: take 1 or more"),
+    "a negative temperature": (None, {"do_sample": True, "temperature": -1.0}, "temperature=-1.0 is impossible"),
+    "a tiny temperature": (None, {"do_sample": True, "temperature": 1e-40}, "temperature=1e-40 is .* at least 1e-06"),
+    "a temperature that is no number": (None, {"do_sample": True, "temperature": NAN}, "temperature=nan is impossible"),
+    "a temperature as a text": (None, {"do_sample": True, "temperature": "1"}, "temperature='1' is impossible"),
+    "no top_p": (None, {"do_sample": True, "top_p": 0}, "top_p=0 is impossible"),
+    "a top_p that is no number": (None, {"do_sample": True, "top_p": NAN}, "top_p=nan is impossible"),
+    "a top_p as a text": (None, {"do_sample": True, "top_p": "0.5"}, "top_p='0.5' is impossible"),
+    "a top_p of None": (None, {"top_p": None}, "top_p=None is impossible"),
+    "top_k as a number with a point": (None, {"do_sample": True, "top_k": 5.0}, "top_k=5.0 is impossible"),
+    "a seed as generator": (None, {"do_sample": True, "generator": 0}, "generator=0 is impossible: .*manual_seed"),
+    "a penalty as a text": (None, {"num_beams": 2, "length_penalty": "2"}, "length_penalty='2' is impossible"),
+    "a penalty that is no number": (None, {"num_beams": 2, "length_penalty": NAN}, "length_penalty=nan is impossible"),
+    "a huge penalty": (None, {"num_beams": 2, "length_penalty": 1e308}, "it must be a number from -50 to 50"),
+    "beams as a number with a point": (None, {"num_beams": 2.0}, "num_beams=2.0 is impossible"),
+    "a negative number of tokens": (None, {"max_new_tokens": -1}, "max_new_tokens=-1 is impossible"),
+    "half a token": (None, {"max_new_tokens": 1.5}, "max_new_tokens=1.5 is impossible"),
+    "tokens as a text": (None, {"max_new_tokens": "5"}, "max_new_tokens='5' is impossible"),
+    "a prompt as a text": ("Hello", {}, "input_ids is a str, but must be a tensor: tokenize with"),
+    "no input": (None, {"input_ids": None}, "input_ids is a NoneType, but must be a tensor"),
+    "ids as floats": (torch.tensor([[5.0, 6.0]]), {}, "input_ids must be integers"),
+    "a list as the encoder's mask": (None, {"encoder_attention_mask": [[1]]}, "encoder_attention_mask is a list"),
     "top_p above 1": (None, {"do_sample": True, "top_p": 1.5}, "top_p=1.5 is impossible"),
     "an additive mask": (None, {"attention_mask": torch.full((3, 6), -1e9)}, "attention_mask takes only 1 .* and 0"),
     "a list as mask": (None, {"attention_mask": [[1] * 6] * 3}, "attention_mask is a list, but must be a tensor"),
@@ -339,8 +361,33 @@ def test_errors_teach(case):
     ids, options, sentence = BAD[case]
     _, model = decoder()
     with pytest.raises(ValueError, match=sentence) as caught:
-        model.generate(prompts()[0] if ids is None else ids, **options)
+        model.generate(**{"input_ids": prompts()[0] if ids is None else ids, **options})
     assert "\n" not in str(caught.value)
+    if not {"num_beams", "length_penalty"} & {*options}:
+        with pytest.raises(ValueError, match=sentence):
+            next(model.stream(**{"input_ids": prompts()[0] if ids is None else ids, **options}))
+
+
+def test_extreme_settings_of_sampling_give_tokens():
+    """The most probable one where the temperature or top_p is as good as 0; any at an infinite temperature."""
+    _, model = decoder()
+    ids, _, _ = prompts()
+    greedy = model.generate(ids, max_new_tokens=5, eos_token_id=-1)
+    for options in ({"temperature": 1e-6}, {"top_p": 5e-324}, {"top_k": 1}):
+        assert torch.equal(model.generate(ids, max_new_tokens=5, eos_token_id=-1, do_sample=True, **options), greedy)
+    assert model.generate(ids, max_new_tokens=5, do_sample=True, temperature=float("inf")).max() < 61
+
+
+def test_a_stream_decodes_to_the_text_of_generate():
+    tokenizer = XLMRobertaTokenizer.from_pretrained("tiny-decoder")
+    model = XLMRobertaXLForCausalLM.from_pretrained("tiny-decoder")
+    prompt = tokenizer("Alle Menschen sind frei", return_tensors="pt").input_ids[:, :-1]
+    parts = list(tokenizer.decode_stream(model.stream(prompt, max_new_tokens=12)))
+    new = model.generate(prompt, max_new_tokens=12)[0, prompt.shape[1] :]
+    assert "".join(parts) == tokenizer.decode(new)
+    assert " " in "".join(parts)
+    with pytest.raises(ValueError, match="a token id is an integer, but got one of type Tensor"):
+        list(tokenizer.decode_stream(model.stream(prompt.repeat(2, 1), max_new_tokens=2)))
 
 
 def test_errors_of_the_encoder_s_states():

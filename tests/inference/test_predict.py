@@ -5,11 +5,13 @@ import re
 import subprocess
 import sys
 
+import numpy
 import pytest
 import torch
 import transformers
 from transformers_reference import error, twins
 
+import xlmrxl_min
 from xlmrxl_min import (
     XLMRobertaTokenizer,
     XLMRobertaXLConfig,
@@ -24,6 +26,7 @@ from xlmrxl_min import (
 )
 from xlmrxl_min.__main__ import main
 from xlmrxl_min.checkpoints.locate import PRETRAINED
+from xlmrxl_min.tokenizer import is_visible, trim
 from xlmrxl_min.training.evaluation import masked_accuracy
 from xlmrxl_min.training.texts import udhr
 
@@ -255,7 +258,7 @@ def test_answer(batch_size, max_answer_len, tokenizer):
         for start in range(len(at)):
             for end in range(start, min(start + max_answer_len, len(at))):
                 logit = out.start_logits[0, first + start] + out.end_logits[0, first + end]
-                spans.append((logit.exp().item(), at[start][0], at[end][1]))
+                spans.append((logit.exp().item(), *trim(passage, at[start][0], at[end][1])))
         total, best = sum(span[0] for span in spans), sorted(spans, reverse=True)[:7]
         assert [(a.start, a.end) for a in got] == [(start, end) for _, start, end in best]
         assert [a.text for a in got] == [passage[start:end] for _, start, end in best]
@@ -406,11 +409,19 @@ def test_all_take_truncation(task, tokenizer):
     [
         ("nothing hidden", {}, "nothing to fill in 'nothing hidden': put <mask>"),
         (["<mask>", ""], {}, "nothing to fill in ''"),
-        ([3], {}, "nothing to fill in 3"),
+        ([3], {}, r"texts\[0\] is of type int, but must be a text, a str"),
         ("<mask>", {"top_k": 0}, "top_k=0 is impossible: take 1 to 8002"),
         ("<mask>", {"top_k": 9000}, "top_k=9000 is impossible"),
         ("<mask>", {"top_k": "3"}, "top_k='3' is impossible"),
-        (None, {}, "nothing to fill in None"),
+        (None, {}, "texts is of type NoneType, but must be a list of texts, or one text"),
+        ("a <mask> \udce9", {}, r"'\\udce9' at index 9, a lone surrogate"),
+        ("<mask>", {"top_k": 2.0}, "top_k=2.0 is impossible"),
+        ("<mask>", {"top_k": True}, "top_k=True is impossible"),
+        ("<mask>", {"top_k": None}, "top_k=None is impossible"),
+        ("<mask>", {"batch_size": True}, "batch_size=True is impossible"),
+        ("<mask>", {"batch_size": 1.0}, "batch_size=1.0 is impossible"),
+        ("<mask>", {"truncation": "yes"}, "truncation='yes' is unknown: take one of False, True"),
+        ("<mask>", {"truncation": None}, "truncation=None is unknown"),
         ("<mask>", {"batch_size": 0}, "batch_size=0 is impossible: take 1 or more"),
         ("<mask>" * 600, {}, "602 tokens are too many: there is room for 512"),
     ],
@@ -423,29 +434,206 @@ def test_impossible_arguments_of_fill_mask(text, options, words, random_model, t
 @pytest.mark.parametrize(
     ("task", "call", "words"),
     [
-        ("Model", lambda *m: embed(*m, "a", pooling="max"), "pooling='max' is unknown: take 'mean' or 'first'"),
-        ("Model", lambda *m: embed(*m, 3), "3 is not a text: pass a str, or a list of them"),
-        ("Model", lambda *m: embed(*m, [("a", "b")]), r"\('a', 'b'\) is not a text"),
+        ("Model", lambda *m: embed(*m, "a", pooling="max"), "pooling='max' is unknown: take one of 'mean', 'first'"),
+        ("Model", lambda *m: embed(*m, "a", pooling=["mean"]), r"pooling=\['mean'\] is unknown"),
+        ("Model", lambda *m: embed(*m, 3), "texts is of type int, but must be a list of texts, or one text"),
+        ("Model", lambda *m: embed(*m, [("a", "b")]), r"texts\[0\] is of type tuple, but must be a text, a str"),
+        ("Model", lambda *m: embed(*m, ["a", "\ud800"]), r"texts\[1\] has '\\ud800' at index 0, a lone surrogate"),
         ("Model", lambda *m: embed(*m, "a", batch_size=-1), "batch_size=-1 is impossible: take 1 or more"),
-        ("ForTokenClassification", lambda *m: tag(*m, ["a", None]), "None is not a text"),
+        ("Model", lambda *m: embed(*m, "a", truncation="yes"), "truncation='yes' is unknown"),
+        ("ForTokenClassification", lambda *m: tag(*m, ["a", None]), r"texts\[1\] is of type NoneType"),
         ("ForSequenceClassification", lambda *m: classify(*m, "a", top_k=3), "top_k=3 is impossible: take 1 to 2"),
-        ("ForSequenceClassification", lambda *m: classify(*m, ("a", "b", "c")), "3 texts for one input"),
-        ("ForSequenceClassification", lambda *m: classify(*m, [3]), "text of type int"),
+        (
+            "ForSequenceClassification",
+            lambda *m: classify(*m, ("a", "b", "c")),
+            r"texts\[0\] has 3 texts, but one input",
+        ),
+        ("ForSequenceClassification", lambda *m: classify(*m, ("a", 3)), r"texts\[0\] is of type int"),
+        ("ForSequenceClassification", lambda *m: classify(*m, [3]), r"texts\[0\] is of type int"),
+        ("ForSequenceClassification", lambda *m: classify(*m, [("a", ["b"])]), r"texts\[0\] is of type list"),
+        ("ForSequenceClassification", lambda *m: classify(*m, ["a", ()]), r"texts\[1\] has 0 texts"),
         ("ForMultipleChoice", lambda *m: choose(*m, "a", []), r"the options of 'a' are \[\], but must be a list of"),
         ("ForMultipleChoice", lambda *m: choose(*m, "a", "b"), "the options of 'a' are 'b', but must be a list of"),
         ("ForMultipleChoice", lambda *m: choose(*m, ["a", "b"], ["c", "d"]), "the options of 'a' are 'c', but must"),
         ("ForMultipleChoice", lambda *m: choose(*m, ["a", "b"], [["c"]]), "2 questions but 1 lists of options: each"),
-        ("ForMultipleChoice", lambda *m: choose(*m, "a", [3]), "text of type int"),
+        ("ForMultipleChoice", lambda *m: choose(*m, "a", [3]), r"options\[0\] is of type int"),
+        ("ForMultipleChoice", lambda *m: choose(*m, "a", [["b", "c"]]), r"options\[0\] is of type list"),
+        (
+            "ForMultipleChoice",
+            lambda *m: choose(*m, ["a", "b"], [["c"], ["d", None]]),
+            r"options\[1\]\[1\] is of type None",
+        ),
+        ("ForMultipleChoice", lambda *m: choose(*m, ["a"], None), "options is of type NoneType, but must be a list of"),
+        ("ForMultipleChoice", lambda *m: choose(*m, None, ["c"]), "question is of type NoneType"),
+        ("ForMultipleChoice", lambda *m: choose(*m, ["a", "b"], {"a": ["c"]}), "options is of type dict"),
         ("ForQuestionAnswering", lambda *m: answer(*m, ["a", "b"], "c"), "2 questions but 1 passages: each question"),
         ("ForQuestionAnswering", lambda *m: answer(*m, "a", ["b", "c"]), "1 questions but 2 passages"),
+        ("ForQuestionAnswering", lambda *m: answer(*m, [["a"]], [["b"]]), r"question\[0\] is of type list"),
+        ("ForQuestionAnswering", lambda *m: answer(*m, "a", None), "passage is of type NoneType"),
+        ("ForQuestionAnswering", lambda *m: answer(*m, "a", "\udfff"), r"passage\[0\] has '\\udfff' at index 0"),
         ("ForQuestionAnswering", lambda *m: answer(*m, "a", "b", top_k=0), "top_k=0 is impossible: take 1 or more"),
         ("ForQuestionAnswering", lambda *m: answer(*m, "a", "b", max_answer_len=0), "max_answer_len=0 is impossible"),
+        (
+            "ForQuestionAnswering",
+            lambda *m: answer(*m, "a", "b", max_answer_len=2.5),
+            "max_answer_len=2.5 is impossible",
+        ),
+        ("ForQuestionAnswering", lambda *m: answer(*m, "a", "b", truncation="only_first"), "'only_first' is unknown"),
     ],
 )
 def test_impossible_arguments_of_the_others(task, call, words, tokenizer):
     _, ours = twins_for(tokenizer, task)
     with pytest.raises(ValueError, match=words):
         call(ours, tokenizer)
+
+
+class Series:
+    """As pandas' Series: iterable and with `tolist`, but no sequence."""
+
+    ndim = 1
+
+    def __init__(self, values):
+        self.values = list(values)
+
+    def __iter__(self):
+        return iter(self.values)
+
+    def tolist(self):
+        return self.values
+
+
+FORMS = {
+    "list": list,
+    "array": lambda values: numpy.array([*values, None], dtype=object)[:-1],
+    "Series": Series,
+    "generator": lambda values: (value for value in values),
+}
+TASKS = {
+    "ForMaskedLM": lambda m, form: fill_mask(*m, form(["<mask> a", "", "<mask> b"][::2])),
+    "Model": lambda m, form: embed(*m, form(["a", "b c"])).tolist(),
+    "ForSequenceClassification": lambda m, form: classify(*m, form(["a", ("b", "c")])),
+    "ForTokenClassification": lambda m, form: tag(*m, form(["a", "b c"])),
+    "ForMultipleChoice": lambda m, form: choose(*m, form(["a", "b"]), form([form(["c", "d"]), form(["e"])])),
+    "ForQuestionAnswering": lambda m, form: answer(*m, form(["a", "b"]), form(["c", "d"])),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("task", TASKS)
+def test_any_sequence_of_texts_is_as_a_list(task, form, tokenizer):
+    _, ours = twins_for(tokenizer, task)
+    expected = TASKS[task]((ours, tokenizer), list)
+    assert len(expected) == 2
+    assert TASKS[task]((ours, tokenizer), FORMS[form]) == expected
+    if task != "ForSequenceClassification":  # to which a tuple is a pair
+        assert TASKS[task]((ours, tokenizer), tuple) == expected
+
+
+def test_one_text_as_an_array_and_numbers_as_numpy_s(tiny, tokenizer):
+    expected = fill_mask(tiny, tokenizer, "a <mask>", top_k=3)
+    for text in (numpy.array("a <mask>"), numpy.str_("a <mask>")):
+        assert fill_mask(tiny, tokenizer, text, top_k=numpy.int64(3), batch_size=numpy.int32(2)) == expected
+    assert fill_mask(tiny, tokenizer, numpy.array(["a <mask>"]), top_k=3) == [expected]
+    _, ours = twins_for(tokenizer, "ForQuestionAnswering")
+    assert answer(ours, tokenizer, "a", "b c", top_k=numpy.int64(2), max_answer_len=numpy.int64(2)) == answer(
+        ours, tokenizer, "a", "b c", top_k=2, max_answer_len=2
+    )
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        (None, "is of type NoneType, but must be a list"),
+        (7, "is of type int, but must be a list"),
+        (b"a <mask>", "is of type bytes, but must be a list"),
+        ({"a <mask>": 1}, "is of type dict, but must be a list"),
+        ({"a <mask>"}, "is of type set, but must be a list"),
+        (numpy.array([["a <mask>", "b <mask>"]]), "is of type ndarray with 2 axes, but must have one"),
+        (["a <mask>", float("nan")], r"\[1\] is of type float"),
+        (["a <mask>", b"b <mask>"], r"\[1\] is of type bytes"),
+        (torch.tensor([5, 6]), r"\[0\] is of type int"),
+    ],
+)
+def test_what_is_no_text_raises_one_sentence(task, texts, words, tokenizer):
+    _, ours = twins_for(tokenizer, task)
+    calls = {
+        "ForMultipleChoice": lambda: choose(ours, tokenizer, texts, [["a"], ["b"]]),
+        "ForQuestionAnswering": lambda: answer(ours, tokenizer, texts, ["a", "b"]),
+    }
+    by_name = {"ForMaskedLM": fill_mask, "Model": embed, "ForSequenceClassification": classify}
+    with pytest.raises(ValueError, match=words) as caught:
+        calls.get(task, lambda: by_name.get(task, tag)(ours, tokenizer, texts))()
+    assert "\n" not in str(caught.value)
+    assert re.match("(texts|question)", str(caught.value))
+
+
+@pytest.mark.parametrize("task", CALLS)
+def test_what_is_no_tokenizer_or_no_model_raises_one_sentence(task, tokenizer):
+    theirs, ours = twins_for(tokenizer, task)
+    their_tokenizer = transformers.XLMRobertaTokenizer(str(PRETRAINED / "tiny" / "sentencepiece.bpe.model"))
+    for other in ("tiny", None, their_tokenizer, PRETRAINED / "tiny", XLMRobertaTokenizer):
+        words = f"tokenizer is of type {type(other).__name__}, but must be an XLMRobertaTokenizer: load one with"
+        with pytest.raises(ValueError, match=words):
+            CALLS[task](ours, other)
+    for other in ("tiny", None, theirs, type(ours), tokenizer):
+        with pytest.raises(ValueError, match=f"the model is of class {type(other).__name__}: load it with"):
+            CALLS[task](other, tokenizer)
+
+
+@pytest.mark.parametrize("task", CALLS)
+def test_a_tokenizer_with_more_tokens_than_the_model_raises_one_sentence(task, tokenizer):
+    _, ours = twins_for(tokenizer, task)
+    words = f"the tokenizer has 250002 tokens, but the model has embeddings for {len(tokenizer)}: load both from"
+    with pytest.raises(ValueError, match=words):
+        CALLS[task](ours, XLMRobertaTokenizer.from_pretrained("xlm-roberta-xl"))
+
+
+@pytest.mark.parametrize("name", ["tiny", "xlm-roberta-xl"])
+def test_spans_begin_and_end_at_visible_characters(name):
+    """Of words, tokens and answers, around what normalization removes or changes; test_tokenizer.py has more of it."""
+    tokenizer = XLMRobertaTokenizer.from_pretrained(name)
+    small = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8}
+    sizes = {"vocab_size": len(tokenizer), "initializer_range": 0.4, **small}
+    tagger, reader = (
+        getattr(xlmrxl_min, f"XLMRobertaXLFor{task}")(XLMRobertaXLConfig(**sizes))
+        for task in ("TokenClassification", "QuestionAnswering")
+    )
+    changed = "\u200f\u200b\u200d\u00ad\ufe0f\ufeff\x01\x85\u0301\u2028\u3000\xa0\t\U000e0067\u2060\u3164\u115f \0ﷺ…"
+    texts = [
+        text
+        for c in changed
+        for text in (
+            f"abc{c} def",
+            f"abc {c}def",
+            f"{c}abc{c}def{c}",
+            f"a{c}<mask>{c}b {c} e\u0301{c}",
+            f"{c}{c} a {c}",
+        )
+    ]
+    found = [
+        tag(tagger, tokenizer, texts), tag(tagger, tokenizer, texts, by_word=False),
+        answer(reader, tokenizer, ["a"] * len(texts), texts, top_k=50),
+    ]  # fmt: skip
+    for results in found:
+        for text, spans in zip(texts, results, strict=True):
+            for span in spans:
+                assert span.text == text[span.start : span.end]
+                ends = (is_visible(c) for c in (span.text[:1], span.text[-1:]) if c)
+                assert all(ends) or not any(map(is_visible, span.text)), (text, span)
+    for text, spans in zip(texts[::5], found[0][::5], strict=True):
+        if not is_visible(text[3]):
+            words = [span.text for span in spans if any(map(is_visible, span.text))]
+            assert words == ["abc", "def"], (text, words)
+
+
+def test_the_end_of_an_answer_is_no_space():
+    """Though a lone ▁, whose place is after the space, may be its last token."""
+    tokenizer = XLMRobertaTokenizer.from_pretrained("tiny")
+    _, ours = twins_for(tokenizer, "ForQuestionAnswering")
+    found = answer(ours, tokenizer, "a", "x y", top_k=99)
+    assert "▁" in tokenizer.tokenize("x y")
+    assert {span.text for span in found} == {"", "x", "y", "x y"}
 
 
 def test_no_texts_no_results(tokenizer):

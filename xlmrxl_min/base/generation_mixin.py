@@ -44,7 +44,8 @@ class GenerationMixin:
     ) -> Iterator[Tensor]:  # fmt: skip
         """The new tokens of `generate` as they come: one id per sequence, `b`, each time; padding after its end.
 
-        Not for beam search, which decides on its first token last.
+        `tokenizer.decode_stream` turns them into parts of a text, with their spaces, if there is one sequence. Not for
+        beam search, which decides on its first token last.
         """
         settings = {name: value for name, value in locals().items() if name != "self"}
         from ..inference.generation import stream

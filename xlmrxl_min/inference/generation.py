@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import torch
@@ -20,8 +20,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..base.input_checks import check_binary_mask, check_tensor
+from ..inputs import check_number, shown
 from ..model import Cache, XLMRobertaXLForCausalLM
 from ..utils import check_size, eval_mode
+
+MIN_TEMPERATURE = 1e-6  # float32 logits divided by less may be infinite
+MAX_LENGTH_PENALTY = 50  # a length to a higher power may be more than a float holds
 
 
 class Beam(NamedTuple):
@@ -45,6 +49,7 @@ def generate(
 ) -> Tensor:  # b t -> b t  # fmt: skip
     """The work of GenerationMixin.generate. shared: what `stream` and `beam_search` both take."""
     check_size("num_beams", num_beams)
+    check_number("length_penalty", length_penalty, -MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY)
     if num_beams == 1:
         if length_penalty != 1:
             raise ValueError("length_penalty is for beam search: ask for num_beams above 1 with it.")
@@ -119,6 +124,7 @@ def beam_search(
     unfinished one is not above the worst of them. Raises ValueError as `generate` does.
     """
     check_size("num_beams", num_beams, model.config.vocab_size // 2)
+    check_number("length_penalty", length_penalty, -MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY)
     check_size("max_new_tokens", max_new_tokens)
     state = GenerationState(
         model, input_ids, attention_mask, encoder_hidden_states, encoder_attention_mask, use_cache, eos_token_id
@@ -192,6 +198,7 @@ def sampling_probs(logits: Tensor, temperature: float = 1.0, top_k: int | None =
     if top_p < 1:
         ordered, indices = probabilities.sort(descending=True)
         is_outside = ordered.cumsum(-1) - ordered >= top_p  # the more probable ones are enough without it
+        is_outside[..., 0] = False  # however small top_p is
         is_outside = torch.zeros_like(is_outside).scatter(-1, indices, is_outside)
         probabilities = logits.masked_fill(is_outside, -torch.inf).softmax(-1)
     return probabilities
@@ -202,19 +209,25 @@ def validate_sampling(
     top_k: int | None, top_p: float,
 ) -> None:  # fmt: skip
     """Raise ValueError, in one sentence, for settings that are impossible or would have no effect."""
-    for name, value, default in (("temperature", temperature, 1), ("top_k", top_k, None), ("top_p", top_p, 1)):
-        if value != default and not do_sample:
-            raise ValueError(f"{name}={value!r} is for sampling: add do_sample=True.")
-    if generator is not None and not do_sample:
-        raise ValueError("a generator is for sampling: add do_sample=True.")
-    if num_return_sequences > 1 and not do_sample:
-        raise ValueError(f"all {num_return_sequences} sequences would be the same: add do_sample=True, or num_beams.")
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature!r} is impossible: take a number above 0.")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p={top_p!r} is impossible: take a probability above 0, up to 1.")
+    if not (isinstance(temperature, Real) and temperature >= MIN_TEMPERATURE):
+        remedy = f"take a number of at least {MIN_TEMPERATURE}; for the most probable token, leave out do_sample"
+        raise ValueError(f"temperature={shown(temperature)} is impossible: {remedy}.")
+    if not (isinstance(top_p, Real) and 0 < top_p <= 1):
+        raise ValueError(f"top_p={shown(top_p)} is impossible: take a probability above 0, up to 1.")
     if top_k is not None:
         check_size("top_k", top_k)
+    if not isinstance(generator, torch.Generator | None):
+        remedy = "take None, or a torch.Generator, such as torch.Generator().manual_seed(0)"
+        raise ValueError(f"generator={shown(generator)} is impossible: {remedy}.")
+    if do_sample:
+        return
+    for name, value, default in (("temperature", temperature, 1), ("top_k", top_k, None), ("top_p", top_p, 1)):
+        if value != default:
+            raise ValueError(f"{name}={value} is for sampling: add do_sample=True.")
+    if generator is not None:
+        raise ValueError("a generator is for sampling: add do_sample=True.")
+    if num_return_sequences > 1:
+        raise ValueError(f"all {num_return_sequences} sequences would be the same: add do_sample=True, or num_beams.")
 
 
 class GenerationState:
@@ -233,10 +246,12 @@ class GenerationState:
         if not config.is_decoder:
             raise ValueError("this model is an encoder, and sees what it is to predict: build it with is_decoder=True.")
         if not isinstance(eos_token_id, Integral):
-            raise ValueError(f"eos_token_id={eos_token_id!r} is impossible: take one id, or -1.")
-        if encoder_attention_mask is not None and encoder_attention_mask.dim() != 2:
-            needed = "(batch, tokens of the encoder): all new tokens share it"
-            raise ValueError(f"encoder_attention_mask must be {needed}.")
+            raise ValueError(f"eos_token_id={shown(eos_token_id)} is impossible: take one id, or -1.")
+        if encoder_attention_mask is not None:
+            check_tensor("encoder_attention_mask", encoder_attention_mask)
+            if encoder_attention_mask.dim() != 2:
+                needed = "(batch, tokens of the encoder): all new tokens share it"
+                raise ValueError(f"encoder_attention_mask must be {needed}.")
         length, mask = check_prompts(model, input_ids, attention_mask)
         self.model: XLMRobertaXLForCausalLM = model
         self.next_input_ids: Tensor = input_ids

@@ -1,6 +1,7 @@
 """Predictions for texts: fill_mask, embed, classify, tag, choose, answer.
 
-Each takes one text, or a list of texts in any order, and returns one result, or a list of results. Texts of similar
+Each takes one text, or a sequence of texts in any order, and returns one result, or a list of results. A sequence is
+a list, a tuple (for `classify` a tuple is a pair), a numpy array, a pandas Series or a generator. Texts of similar
 length are batched together, so that there is little padding; `embed` packs them instead, without padding. The model
 runs in evaluation mode. A text that is longer than the model allows is a ValueError; truncation=True cuts its end off.
 `batch_size` is the largest number of texts in a batch; `progress` shows a bar if a call takes over two seconds.
@@ -17,6 +18,7 @@ from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
 
+from ..inputs import as_sequence, as_texts, as_texts_or_pairs, check_option, is_single_text, shown
 from ..model import (
     PreTrainedModel,
     XLMRobertaXLForMaskedLM,
@@ -25,7 +27,7 @@ from ..model import (
     XLMRobertaXLForSequenceClassification,
     XLMRobertaXLForTokenClassification,
 )
-from ..tokenizer import CONTROL_TOKENS, Encoding, Token, XLMRobertaTokenizer, group_words
+from ..tokenizer import CONTROL_TOKENS, Encoding, Token, XLMRobertaTokenizer, group_words, trim
 from ..utils import check_size, eval_mode, group_by_length, pad_rows
 
 TextOrPair = str | tuple[str, str]
@@ -73,7 +75,7 @@ class Answer(NamedTuple):
 
 
 def fill_mask(
-    model: XLMRobertaXLForMaskedLM, tokenizer: XLMRobertaTokenizer, texts: str | Sequence[str], *,
+    model: XLMRobertaXLForMaskedLM, tokenizer: XLMRobertaTokenizer, texts: str | Iterable[str], *,
     top_k: int = 5, batch_size: int = 16, progress: bool = True, truncation: bool = False,
 ) -> list[Any]:  # fmt: skip
     """Predict each masked token -> for each `<mask>`, a list of `top_k` Predictions, most probable first; for several
@@ -84,13 +86,14 @@ def fill_mask(
     `top_k`.
     """
     check_model_type(model, XLMRobertaXLForMaskedLM)
+    check_tokenizer(model, tokenizer)
     vocab_size = min(len(tokenizer), model.config.vocab_size)
     check_size("top_k", top_k, vocab_size)
-    for text in as_list(texts):
-        if not isinstance(text, str) or tokenizer.mask_token not in text:
-            raise ValueError(
-                f"there is nothing to fill in {text!r}: put {tokenizer.mask_token} where a word is missing."
-            )
+    is_single, inputs = is_single_text(texts), as_texts(texts)
+    for text in inputs:
+        if tokenizer.mask_token not in text:
+            remedy = f"put {tokenizer.mask_token} where a word is missing"
+            raise ValueError(f"there is nothing to fill in {shown(text)}: {remedy}.")
 
     def run(batch: Encoding) -> Iterable[Any]:  # b t -> for each text, values and ids of its masks
         is_mask = batch["input_ids"] == tokenizer.mask_token_id
@@ -102,13 +105,13 @@ def fill_mask(
     def read(values: list[float], ids: list[int]) -> list[Prediction]:
         return [Prediction(tokenizer.decode(i) or " ", i, value) for value, i in zip(values, ids, strict=True)]
 
-    outputs = run_batched(model, tokenizer, as_list(texts), run, batch_size, progress, truncation)
+    outputs = run_batched(model, tokenizer, inputs, run, batch_size, progress, truncation)
     results = [list(map(read, values.tolist(), ids.tolist())) for _, (values, ids) in outputs]
-    return results if is_list(texts) else results[0]
+    return results[0] if is_single else results
 
 
 def embed(
-    model: PreTrainedModel, tokenizer: XLMRobertaTokenizer, texts: str | Sequence[str], *,
+    model: PreTrainedModel, tokenizer: XLMRobertaTokenizer, texts: str | Iterable[str], *,
     pooling: str = "mean", batch_size: int = 16, progress: bool = True, truncation: bool = False,
 ) -> Tensor:  # b e  # fmt: skip
     """Pool the last hidden states of each text -> one vector per text, `b e` in float32, also for a single text.
@@ -117,10 +120,9 @@ def embed(
     result is an ordinary tensor without gradients, on the model's device. ValueError for a text that is too long.
     """
     check_model_type(model, PreTrainedModel, "a model of this library, such as XLMRobertaXLModel")
-    if pooling not in ("mean", "first"):
-        raise ValueError(f"pooling={pooling!r} is unknown: take 'mean' or 'first'.")
+    check_option("pooling", pooling, ("mean", "first"))
     check_size("batch_size", batch_size)
-    tokens = tokenize(model, tokenizer, check_texts(texts), progress, truncation)
+    tokens = tokenize(model, tokenizer, as_texts(texts), progress, truncation)
     rows = [torch.tensor([token.id for token in row]) for row in tokens]
     room = min(MAX_PACKED, model.config.max_seq_len)
     batches = group_by_length([len(row) for row in rows], batch_size=batch_size, max_tokens=room, packed=True)
@@ -136,7 +138,7 @@ def embed(
 
 def classify(
     model: XLMRobertaXLForSequenceClassification, tokenizer: XLMRobertaTokenizer,
-    texts: TextOrPair | list[TextOrPair], *,
+    texts: TextOrPair | Iterable[TextOrPair], *,
     top_k: int | None = None, batch_size: int = 16, progress: bool = True, truncation: bool = False,
 ) -> list[Any]:  # fmt: skip
     """Score the labels of a text, or of a pair of texts (a tuple) -> `top_k` Labels (None: all), highest score first.
@@ -150,18 +152,19 @@ def classify(
     k = len(names) if top_k is None else top_k
     check_size("top_k", k, len(names))
     score = SCORES[model.config.problem_type or ("regression" if len(names) == 1 else "single_label_classification")]
-    inputs = texts if isinstance(texts, list) else [texts]  # a tuple is a pair
+    is_single = is_single_text(texts) or isinstance(texts, tuple)  # a tuple is a pair
+    inputs = as_texts_or_pairs([texts] if is_single else texts, "texts")
 
     def run(batch: Encoding) -> Tensor:  # b t -> b c
         return score(model(**batch).logits.float()).cpu()
 
     outputs = run_batched(model, tokenizer, inputs, run, batch_size, progress, truncation)
     results = [[Label(names[i], value) for i, value in top_scores(scores, k)] for _, scores in outputs]
-    return results if isinstance(texts, list) else results[0]
+    return results[0] if is_single else results
 
 
 def tag(
-    model: XLMRobertaXLForTokenClassification, tokenizer: XLMRobertaTokenizer, texts: str | Sequence[str], *,
+    model: XLMRobertaXLForTokenClassification, tokenizer: XLMRobertaTokenizer, texts: str | Iterable[str], *,
     by_word: bool = True, batch_size: int = 16, progress: bool = True, truncation: bool = False,
 ) -> list[Any]:  # fmt: skip
     """Token classification: label each word, or with by_word=False each token -> Spans in the order of the text.
@@ -171,7 +174,8 @@ def tag(
     is a token whose span is empty. ValueError for a text that is too long.
     """
     check_model_type(model, XLMRobertaXLForTokenClassification)
-    names, inputs, results = model.config.id2label or {}, check_texts(texts), []
+    is_single, inputs = is_single_text(texts), as_texts(texts)
+    names, results = model.config.id2label or {}, []
 
     def run(batch: Encoding) -> Tensor:  # b t -> b t c
         return model(**batch).logits.float().softmax(-1).cpu()
@@ -183,15 +187,15 @@ def tag(
         for group in group_words(subwords) if by_word else [range(i, i + 1) for i in range(len(tokens))]:
             if subwords[group.start] not in CONTROL_TOKENS:
                 [(label, score)] = top_scores(probabilities[group.start : group.stop].mean(0), 1)
-                start, end = tokens[group.start].start, tokens[group.stop - 1].end
+                start, end = trim(text, tokens[group.start].start, tokens[group.stop - 1].end)
                 spans.append(Span(text[start:end], start, end, names[label], score))
         results.append(spans)
-    return results if is_list(texts) else results[0]
+    return results[0] if is_single else results
 
 
 def choose(
     model: XLMRobertaXLForMultipleChoice, tokenizer: XLMRobertaTokenizer,
-    question: str | Sequence[str], options: Sequence[str] | Sequence[Sequence[str]], *,
+    question: str | Iterable[str], options: Iterable[str] | Iterable[Iterable[str]], *,
     batch_size: int = 16, progress: bool = True, truncation: bool = False,
 ) -> list[Any]:  # fmt: skip
     """Multiple choice: rank the options of a question -> Choices, best first; their probabilities sum to 1. For a list
@@ -201,11 +205,16 @@ def choose(
     ValueError for a question without options, too many or too few lists of options, or a pair that is too long.
     """
     check_model_type(model, XLMRobertaXLForMultipleChoice)
-    questions, choices = as_list(question), as_list(options) if is_list(question) else [options]
-    check_same_number(questions, choices, "lists of options")
-    for text, texts in zip(questions, choices, strict=True):
-        if not is_list(texts) or not texts:
-            raise ValueError(f"the options of {text!r} are {texts!r}, but must be a list of texts, one or more.")
+    is_single, questions = is_single_text(question), as_texts(question, "question")
+    given = [options] if is_single else as_sequence(options, "options", "lists of options")
+    check_same_number(questions, given, "lists of options")
+    choices: list[list[str]] = []
+    for i, (text, texts) in enumerate(zip(questions, given, strict=True)):
+        choices.append([] if is_single_text(texts) else as_texts(texts, "options" if is_single else f"options[{i}]"))
+        if not choices[-1]:
+            raise ValueError(
+                f"the options of {shown(text)} are {shown(texts)}, but must be a list of texts, one or more."
+            )
     pairs = [(text, option) for text, texts in zip(questions, choices, strict=True) for option in texts]
 
     def run(batch: Encoding) -> Tensor:  # b t -> b
@@ -217,12 +226,12 @@ def choose(
         [Choice(i, texts[i], score) for i, score in top_scores(scores.softmax(0), len(texts))]
         for texts, scores in zip(choices, logits, strict=True)
     ]
-    return results if is_list(question) else results[0]
+    return results[0] if is_single else results
 
 
 def answer(
     model: XLMRobertaXLForQuestionAnswering, tokenizer: XLMRobertaTokenizer,
-    question: str | Sequence[str], passage: str | Sequence[str], *,
+    question: str | Iterable[str], passage: str | Iterable[str], *,
     top_k: int = 1, max_answer_len: int = 64, batch_size: int = 16, progress: bool = True, truncation: bool = False,
 ) -> list[Any]:  # fmt: skip
     """Question answering: extract spans of a passage -> `top_k` Answers, or fewer, best first. For lists of questions
@@ -236,24 +245,25 @@ def answer(
     check_model_type(model, XLMRobertaXLForQuestionAnswering)
     check_size("top_k", top_k)
     check_size("max_answer_len", max_answer_len)
-    questions, passages, results = as_list(question), as_list(passage), []
+    is_single, questions = is_single_text(question), as_texts(question, "question")
+    passages = as_texts(passage, "passage")
     check_same_number(questions, passages, "passages")
-    pairs = list(zip(questions, passages, strict=True))
+    pairs, results = list(zip(questions, passages, strict=True)), []
 
     def run(batch: Encoding) -> Tensor:  # b t -> b 2 t
         out = model(**batch)
         return torch.stack([out.start_logits, out.end_logits], dim=1).float().cpu()
 
-    outputs = run_batched(model, tokenizer, pairs, run, batch_size, progress, "only_second" if truncation else False)
+    outputs = run_batched(model, tokenizer, pairs, run, batch_size, progress, truncation, "only_second")
     for (first, text), (tokens, logits) in zip(pairs, outputs, strict=True):
         inside = slice(len(tokenizer.encode(first)) + 1, len(tokens) - 1)  # <s> question </s></s> passage </s>
         tokens, (start_logits, end_logits) = tokens[inside], logits[:, inside]
         logits = rearrange(start_logits, "q -> q 1") + end_logits
         allowed = torch.ones_like(logits, dtype=torch.bool).triu().tril(max_answer_len - 1)
         candidates = [(tokens[i].start, tokens[j].end) for i, j in allowed.nonzero().tolist()]
-        best = [(*candidates[i], score) for i, score in top_scores(logits[allowed].softmax(0), top_k)]
+        best = [(*trim(text, *candidates[i]), score) for i, score in top_scores(logits[allowed].softmax(0), top_k)]
         results.append([Answer(text[start:end], start, end, score) for start, end, score in best])
-    return results if is_list(question) else results[0]
+    return results[0] if is_single else results
 
 
 # ---- helpers
@@ -272,19 +282,15 @@ def check_same_number(questions: list, others: list, name: str) -> None:
         raise ValueError(f"got {len(questions)} questions but {len(others)} {name}: each question needs its own.")
 
 
-def check_texts(texts: Any) -> list[str]:
-    for text in as_list(texts):
-        if not isinstance(text, str):
-            raise ValueError(f"{text!r} is not a text: pass a str, or a list of them.")
-    return as_list(texts)
-
-
-def is_list(texts: Any) -> bool:
-    return isinstance(texts, (list, tuple))
-
-
-def as_list(texts: Any) -> list:
-    return list(texts) if is_list(texts) else [texts]
+def check_tokenizer(model: PreTrainedModel, tokenizer: Any) -> None:
+    if not isinstance(tokenizer, XLMRobertaTokenizer):
+        remedy = 'load one with XLMRobertaTokenizer.from_pretrained("tiny"), or what the model was loaded from'
+        raise ValueError(
+            f"the tokenizer is of type {type(tokenizer).__name__}, but must be an XLMRobertaTokenizer: {remedy}."
+        )
+    if len(tokenizer) > model.config.vocab_size:
+        sizes = f"{len(tokenizer)} tokens, but the model has embeddings for {model.config.vocab_size}"
+        raise ValueError(f"the tokenizer has {sizes}: load both from the same checkpoint.")
 
 
 def top_scores(scores: Tensor, k: int) -> list[tuple[int, float]]:
@@ -294,24 +300,28 @@ def top_scores(scores: Tensor, k: int) -> list[tuple[int, float]]:
 
 
 def tokenize(
-    model: PreTrainedModel, tokenizer: XLMRobertaTokenizer, inputs: Sequence[TextOrPair],
-    progress: bool, truncation: bool | str,
+    model: PreTrainedModel, tokenizer: XLMRobertaTokenizer, inputs: Sequence[TextOrPair], progress: bool,
+    truncation: bool, strategy: str = "longest_first",
 ) -> list[list[Token]]:  # fmt: skip
+    """strategy: what truncation cuts; as in a call of the tokenizer."""
+    check_tokenizer(model, tokenizer)
+    check_option("truncation", truncation, (False, True))
     max_length = model.config.max_seq_len if truncation else None  # else the model itself raises for what is too long
     bar = tqdm(inputs, unit="text", disable=not progress, delay=2)
-    return [tokenizer.encode_with_offsets(item, max_length, truncation) for item in bar]
+    return [tokenizer.encode_with_offsets(item, max_length, strategy) for item in bar]
 
 
 def run_batched(
     model: PreTrainedModel, tokenizer: XLMRobertaTokenizer, inputs: Sequence[TextOrPair],
-    run: Callable[[Encoding], Iterable[Any]], batch_size: int, progress: bool, truncation: bool | str = False,
+    run: Callable[[Encoding], Iterable[Any]], batch_size: int, progress: bool, truncation: bool = False,
+    strategy: str = "longest_first",
 ) -> list[tuple[list[Token], Any]]:  # fmt: skip
     """Apply `run` to padded batches of similar length -> the tokens of each text or pair, and the result for it.
 
     run: takes input_ids and attention_mask, `b t`, and returns one result per row; called in inference mode.
     """
     check_size("batch_size", batch_size)
-    rows = tokenize(model, tokenizer, inputs, progress, truncation)
+    rows = tokenize(model, tokenizer, inputs, progress, truncation, strategy)
     results: list[Any] = [None] * len(rows)
     batches = group_by_length([len(row) for row in rows], batch_size=batch_size, max_padding=MAX_PADDING)
     with eval_mode(model):
