@@ -22,6 +22,7 @@ from .checkpoints.names import hugging_face_tensors
 from .checkpoints.readers import open_checkpoint
 from .inference.predict import Prediction, fill_mask
 from .interpret.explore import explore
+from .interpret.hooks import self_attentions
 from .model import XLMRobertaXLConfig, XLMRobertaXLForMaskedLM
 from .scale import planner
 from .tokenizer import XLMRobertaTokenizer
@@ -61,7 +62,7 @@ def attend(options: argparse.Namespace) -> None:
     with torch.no_grad():
         attentions = model(**encoding, output_attentions=True).attentions
     tokens = tokenizer.convert_ids_to_tokens(encoding.input_ids[0])
-    heads = [layer.attention.heads for layer in model.backbone.layers]  # fewer in a pruned model
+    heads = [attention.heads for attention in self_attentions(model)]  # fewer in a pruned model
     page = explore(attentions, tokens, heads=heads, title=f"Attention of {as_utf8(Path(options.model).name)}")
     path = page.save(options.output)
     summary = f"{path}: {len(attentions)} layers on {len(tokens)} tokens, {len(page.html.encode()) / 1000:,.0f} kB"

@@ -82,9 +82,9 @@ def check_option(name: str, value: Any, allowed: Sequence[Any]) -> None:
 def as_tokens(values: Any, count: int, name: str = "tokens") -> list[str]:
     """The strings of `count` tokens, as a list."""
     tokens = as_sequence(values, name, "strings, such as tokenizer.convert_ids_to_tokens(input_ids[0])")
-    wrong = next((token for token in tokens if not isinstance(token, str)), None)
-    if wrong is not None:
-        raise ValueError(f"{name} holds {shown(wrong)}, but must be strings: try tokenizer.convert_ids_to_tokens.")
+    wrong = [token for token in tokens if not isinstance(token, str)]
+    if wrong:
+        raise ValueError(f"{name} holds {shown(wrong[0])}, but must be strings: try tokenizer.convert_ids_to_tokens.")
     if len(tokens) != count:
         raise ValueError(f"{name} has {len(tokens)} strings, but there are {count} tokens: pass one for each.")
     return tokens

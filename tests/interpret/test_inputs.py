@@ -136,9 +136,9 @@ OF_INPUTS = {
 def test_inputs_in_every_form_and_wrong_ones(model, name):
     function, ids = OF_INPUTS[name], torch.tensor([A])
     usual = function(model, {"input_ids": ids})
-    mask = torch.ones_like(ids)
+    both = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     for form in ({"input_ids": [A]}, {"input_ids": A, "attention_mask": [1] * 5}, {"input_ids": ids.numpy()},
-                 BatchEncoding({"input_ids": ids, "attention_mask": mask}), {"input_ids": ids, "labels": None}):  # fmt: skip
+                 BatchEncoding(both), {"input_ids": ids, "labels": None}):  # fmt: skip
         same(function(model, form), usual)
     for wrong, words in (
         (ids, "is of type Tensor: pass tokenizer(text, return_tensors="),
@@ -318,7 +318,7 @@ def test_values(model, out):
     usual = value_norms(attention, hidden)
     same(value_norms(attention, hidden.numpy()), usual)
     same(value_norms(attention, hidden.tolist()), usual)
-    for wrong in (None, "ab", hidden[0], hidden[..., :-1], hidden[:, :0]):
+    for wrong in (None, "ab", hidden[0], hidden[..., :-1], hidden[:, :0], hidden * math.nan):
         refused(lambda wrong=wrong: value_norms(attention, wrong), "hidden ")
     refused(lambda: value_norms(model, hidden), "attention is of type XLMRobertaXLForMaskedLM")
     same(value_weighted(out.attentions[1].numpy(), usual.numpy()), value_weighted(out.attentions[1], usual))
@@ -438,7 +438,7 @@ def test_the_explorer_takes_every_form(out):
         assert explore(form, tokens).html == usual
     for form in (tuple(tokens), (x for x in tokens), numpy.array(tokens)):
         assert explore(out.attentions, form).html == usual
-    for wrong in ("abcde", tokens[:4], [*tokens, "f"], [1] * 5, None, dict.fromkeys(tokens)):
+    for wrong in ("abcde", tokens[:4], [*tokens, "f"], [1] * 5, [None, *tokens[1:]], None, dict.fromkeys(tokens)):
         refused(lambda wrong=wrong: explore(out.attentions, wrong), "tokens")
     for wrong in (None, 3, b"a"):
         refused(lambda wrong=wrong: explore(out.attentions, tokens, title=wrong), "title")

@@ -224,6 +224,8 @@ def value_norms(attention: Attention, hidden: Tensor) -> Tensor:  # b t e -> b h
     hidden = as_tensor(hidden, "hidden", "hidden states `b t e`").to(attention.norm.weight.device, dtype)
     if hidden.dim() != 3 or hidden.shape[-1] != width or not hidden.numel():
         raise ValueError(f"hidden has the shape {tuple(hidden.shape)}, but must be `b t e`, where e is {width}.")
+    if not hidden.isfinite().all():
+        raise ValueError("hidden holds nan or inf, but must hold finite hidden states.")
     value = attention.split_heads(attention.value(hidden if attention.is_cross else attention.norm(hidden)))
     weight = attention.out.weight.to(dtype)
     if hasattr(attention.out, "scale"):  # int8

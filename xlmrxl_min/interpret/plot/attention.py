@@ -209,9 +209,9 @@ def class_map(classes: Sequence[Sequence[str]], *, title: str = "Head classes") 
     names = [*HEAD_CLASSES, OTHER, PRUNED]
     rows = as_sequence(classes.tolist() if hasattr(classes, "tolist") else classes, "classes", "lists of names")
     rows = [as_sequence(row, f"classes[{layer}]", "names") for layer, row in enumerate(rows)]
-    wrong = next((name for row in rows for name in row if name not in names), None)
-    if not rows or not rows[0] or len({len(row) for row in rows}) > 1 or wrong is not None:
-        what = shown(wrong) if wrong is not None else f"{[len(row) for row in rows]} names in each layer"
+    wrong = [name for row in rows for name in row if name not in names]
+    if not rows or not rows[0] or len({len(row) for row in rows}) > 1 or wrong:
+        what = shown(wrong[0]) if wrong else f"{[len(row) for row in rows]} names in each layer"
         allowed = f"as many for each layer, of {', '.join(names)}: use interpret.head_classes"
         raise ValueError(f"classes has {what}, but must have one or more names, {allowed}.")
     numbers = torch.tensor([[names.index(name) for name in row] for row in rows])

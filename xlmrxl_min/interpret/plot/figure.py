@@ -161,7 +161,7 @@ def script_of(character: str) -> str:
     """The script of a letter, from its Unicode name; "symbols" for anything else, such as emoji."""
     kind = "(?:CAPITAL |SMALL |FINAL )?(?:LETTER|SYLLABLE|SYLLABICS|LIGATURE|HIEROGLYPH|SIGN|VOWEL|CHARACTER)"
     name = unicodedata.name(character, "") if unicodedata.category(character) in ("Lu", "Ll", "Lo", "Mn", "Mc") else ""
-    match = re.match(f"(CJK|TANGUT|NUSHU|.+?(?= {kind}))", name)
+    match = re.match(f"(CJK|HANGUL|TANGUT|NUSHU|.+?(?= {kind}))", name)
     found = match[0] if match and not match[0].startswith(("COMBINING", "VARIATION", "MUSICAL")) else "symbols"
     return found if found in ("CJK", "symbols") else found.title()
 
@@ -287,9 +287,9 @@ def set_suptitle(figure: Figure, title: str) -> None:
 
 
 def is_constant(values: Tensor) -> bool:
-    """Whether no value is the largest: all known ones are equal."""
+    """Whether no value is the largest, as all known ones are equal."""
     known = values[~values.isnan()]
-    return not known.numel() or bool((known == known[0]).all())
+    return known.numel() != 1 and bool((known == known[:1]).all())
 
 
 def check_known(values: Tensor, name: str) -> None:

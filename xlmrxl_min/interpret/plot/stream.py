@@ -57,10 +57,11 @@ def residual_norms(parts: Contributions, *, title: str = "The residual stream") 
     right.bar(at, fractions.mean(1).tolist(), color=[colors[kind] for kind in kinds])
     right.axhline(0, color="black", linewidth=0.5)
     right.set(ylabel="fraction of the final stream")
-    right.legend([Patch(color=color) for color in colors.values()], colors, frameon=False, fontsize=8)
+    patches = [Patch(color=color) for color in colors.values()]
+    right.legend(patches, [wrapped(kind, 3) for kind in colors], frameon=False, fontsize=8)
     every = 1 if len(names) < 20 else 6
     for axis in (left, right):
-        label_ticks(axis, [name if i % every == 0 else "" for i, name in enumerate(names)])
+        label_ticks(axis, [wrapped(name, 2) if i % every == 0 else "" for i, name in enumerate(names)])
     set_suptitle(figure, title)
     by_kind = {kind: float(fractions[[k == kind for k in kinds]].sum(0).mean()) for kind in colors}
     caption = f"{title}: its mean L2 norm goes from {means[0]:.1f} to {means[-1]:.1f}; of the final stream, "

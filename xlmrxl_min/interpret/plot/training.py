@@ -115,10 +115,10 @@ def distributions(
 def beam_tree(steps: Sequence[Beams], vocabulary: Sequence[str], *, title: str = "Beam search") -> Parts:
     """generation.beams of one prompt, step by step: a tree of all hypotheses, from left to right."""
     steps = as_sequence(steps, "steps", "Beams, those of one prompt at each step")
-    wrong = next((step for step in steps if not isinstance(step, Beams)), None)
-    kept = {beam.tokens for step in steps if wrong is None for beam in (*step.running, *step.finished)}
-    if wrong is not None or not any(kept):
-        what = "no new token" if wrong is None else f"a {type(wrong).__name__}"
+    wrong = [step for step in steps if not isinstance(step, Beams)]
+    kept = {beam.tokens for step in steps if not wrong for beam in (*step.running, *step.finished)}
+    if wrong or not any(kept):
+        what = f"a {type(wrong[0]).__name__}" if wrong else "no new token"
         raise ValueError(
             f"steps holds {what}, but must hold Beams of one prompt: take [beams[0] for beams in beam_search]."
         )
