@@ -112,7 +112,7 @@ def locate(
     if os.path.isdir(path) and (bundled is None or holds_checkpoint(path)):
         if bundled is not None and not path.samefile(bundled):
             what = f"{name!r} is the folder {path.absolute()} here, not the checkpoint of that name in this package"
-            warnings.warn(f"{what}: for that one, pass {str(bundled)!r}.", stacklevel=2)
+            warnings.warn(f"{what}: for that one, pass {str(bundled)!r}.", stacklevel=3)
         return Location(name, path)
     if bundled is not None:
         return Location(name, bundled)
