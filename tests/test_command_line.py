@@ -134,7 +134,7 @@ def test_called_from_python(folder):
     with contextlib.redirect_stdout(memory):
         assert main(["fill", TEXT, "--top-k", "1"]) == 0
         assert main(["plan", "--help"]) == 0
-        assert main(["plan", "xl"]) == 0
+        assert main(["plan", "xl", "--ranks", 2]) == 0
     assert "usage: " in memory.getvalue()
     assert "3,482,741,760" in memory.getvalue()
     for encoding in ("utf-16", "utf-8", "ascii"):
@@ -256,6 +256,7 @@ def test_a_folder_of_the_user_comes_before_a_bundled_name_and_a_size(folder, cap
         ("pretrain notes.txt --into out", "notes.txt is no recipe"),
         ("pretrain list.json --into out", "list.json is no recipe"),
         ("pretrain recipe.json --into notes.txt", "notes.txt"),
+        ("pretrain recipe.json --into ''", "it is empty, which would mean the working folder"),
         ("pretrain unknown.json --into out", "unknown.json is no recipe: languages='en' is impossible"),
         ("course run nope", "There is no notebook 'nope'"),
         ("course run 99 00", "There is no notebook '99'"),

@@ -138,7 +138,7 @@ def convert(options: argparse.Namespace) -> None:
 def pretrain(options: argparse.Namespace) -> None:
     from .training.pretrain import pretrain
 
-    record = pretrain(options.recipe, options.into)
+    record = pretrain(options.recipe, to_path(options.into, "folder"))
     print(json.dumps({name: value for name, value in record.items() if name != "history"}))
 
 
@@ -157,7 +157,8 @@ def distributed_train(options: argparse.Namespace) -> None:
 
     commands.train(
         options.model, language=options.language, tensor=options.tensor, dtype=options.dtype, steps=options.steps,
-        batch_size=options.batch, learning_rate=options.lr, folder=options.into, timeout_s=options.timeout,
+        batch_size=options.batch, learning_rate=options.lr, timeout_s=options.timeout,
+        folder=None if options.into is None else to_path(options.into, "folder"),
     )  # fmt: skip
 
 
@@ -225,7 +226,7 @@ def make_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("pretrain", help="train a model from a recipe, as the bundled checkpoints were")
     command.add_argument("recipe", type=Path, help="a recipe.json")
     into = "for the state and the result; a run that was stopped resumes from it"
-    command.add_argument("--into", type=Path, required=True, metavar="FOLDER", help=into)
+    command.add_argument("--into", required=True, metavar="FOLDER", help=into)
     command.set_defaults(run=pretrain)
 
     command = commands.add_parser("course", help="link, execute and render the notebooks of the course")
@@ -252,7 +253,7 @@ def make_parser() -> argparse.ArgumentParser:
     task.add_argument("--batch", type=int, default=8, metavar="N", help="texts per rank and step (default: 8)")
     rate = "initial learning rate (default: 1e-3, for tiny; 1e-5 suits XL)"
     task.add_argument("--lr", type=float, default=1e-3, metavar="X", help=rate)
-    task.add_argument("--into", type=Path, metavar="FOLDER", help="where to save the result")
+    task.add_argument("--into", metavar="FOLDER", help="where to save the result")
     task.set_defaults(run=distributed_train)
     for task in tasks.choices.values():
         add_model(task)
@@ -311,18 +312,19 @@ def complain(message: object, *_: object, **__: object) -> None:
         print(message, file=sys.stderr, flush=True)
 
 
-def run(arguments: Sequence[str]) -> int:
-    for argument in arguments:
+def run(arguments: Sequence[Any]) -> int:
+    given = [str(argument) for argument in arguments]  # from Python, also numbers and paths
+    for argument in given:
         as_utf8(argument)
     try:
-        options = make_parser().parse_args(arguments)
+        options = make_parser().parse_args(given)
     except SystemExit as done:  # --help, or a mistake that argparse has explained
         return int(done.code or 0)
     options.run(options)
     return 0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[Any] | None = None) -> int:
     """Run one command. Returns the exit status: 2 after a mistake, 130 after Ctrl-C, 141 if nobody reads the output."""
     with utf8_stdout(), warnings.catch_warnings():
         warnings.showwarning = complain

@@ -147,6 +147,15 @@ def test_command_reports_errors(one_rank, capsys, monkeypatch):
     assert "texts are too few" in capsys.readouterr().err
     assert main(["distributed", "fill", "<mask>", "--model", "no such model"]) == 2
     assert "no such model" in capsys.readouterr().err
+    for options, words in (
+        (["--steps", "0"], "steps=0 is impossible: take 1 or more"),
+        (["--batch", "-3"], "batch_size=-3 is impossible: take 1 or more"),
+        (["--timeout", "0"], "timeout_s=0.0 is impossible"),
+        (["--timeout", "nan"], "timeout_s=nan is impossible"),
+        (["--into", ""], "it is empty, which would mean the working folder"),
+    ):
+        assert main(["distributed", "train", *options]) == 2
+        assert words in capsys.readouterr().err
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["distributed", "fill", "<mask>", "--tensor", "3"]) == 2
     assert "tensor=3 does not divide the number of ranks, 2" in capsys.readouterr().err

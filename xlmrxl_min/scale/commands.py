@@ -17,6 +17,7 @@ from ..tokenizer import XLMRobertaTokenizer
 from ..training.loop import adamw, lr_schedule
 from ..training.masking import mask_tokens
 from ..training.texts import udhr
+from ..utils import check_size
 from .mesh import init_mesh
 from .parallel import call_unsharded, num_local_parameters
 from .sharded_checkpoint import load, save
@@ -45,8 +46,10 @@ def train(
 
     tensor: as in `fill`. batch_size: texts per step and rank along "data". learning_rate: of the first step; it falls
     linearly. folder: where to save model and tokenizer. Raises what `init_mesh`, `load` and `save` raise, and
-    ValueError if the texts are too few for a step.
+    ValueError for steps and batch_size below 1, and if the texts are too few for a step.
     """
+    check_size("steps", steps)
+    check_size("batch_size", batch_size)
     texts, losses = [row.text for row in udhr(language)], []
     with init_mesh(tensor, timeout_s=timeout_s) as mesh:
         model, tokenizer = load_all(source, mesh, dtype)

@@ -38,6 +38,8 @@ def init_mesh(tensor: int | None = 1, *, timeout_s: float = 600) -> Iterator[Dev
         raise ValueError(f"torch {torch.__version__} is too old for several ranks: install 2.12 or newer.")
     if "RANK" not in os.environ:
         raise ValueError("there are no ranks: start this with torchrun --nproc-per-node N.")
+    if not timeout_s > 0:
+        raise ValueError(f"timeout_s={timeout_s} is impossible: take a number of seconds above 0.")
     rank, count = os.environ["RANK"], int(os.environ["WORLD_SIZE"])
     tensor = count if tensor is None else tensor
     if tensor < 1 or count % tensor > 0:
