@@ -102,6 +102,7 @@ def test_impossible_arguments_of_masking(model, tokenizer):
         (lambda: mask_tokens(ids, 2, tokenizer, generator), "mask_prob=2 is impossible"),
         (lambda: mask_tokens(ids, None, tokenizer, generator), "mask_prob=None is impossible"),
         (lambda: mask_tokens(ids, 0.1, "tiny", generator), "tokenizer is of type str, but must be a tokenizer"),
+        (lambda: mask_tokens(ids, 0.1, tokenizer, 0), "generator is of type int, but must be a torch.Generator: pass"),
         (lambda: dynamic_masking(None), "tokenizer is of type NoneType"),
         (lambda: dynamic_masking(tokenizer, 15), "mask_prob=15 is impossible"),
         (lambda: token_noise(-1, tokenizer), "noise_prob=-1 is impossible"),
@@ -181,6 +182,27 @@ def test_impossible_examples(tokenizer, language_task):
     assert encode_examples(language_task, tokenizer, (one for one in [example]))[0]["labels"] == 0
 
 
+LABELS = {
+    "language_identification": (None, 3, ["en"], torch.zeros(2)),
+    "languages_present": (None, 3, "en", [3], {"en"}),
+    "language_fraction": (None, "a", [0.5], float("nan"), float("inf"), torch.zeros(2)),
+    "language_tagging": (None, 3, "en", ["en"], [(0, 3)], [("a", "b", "en")], [(0, 0.5, "en")], [0, 3, "en"]),
+    "translation_choice": (None, "a", 4, -1, 1.0, [1], torch.zeros(2)),
+    "translation_finding": (None, 3, "ab", (0,), (0, 1, 2), (0.0, 3.0), ("a", "b"), (3, 1), torch.zeros(2)),
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_impossible_labels_of_examples(name, tokenizer):
+    task = tasks.task(name, () if name in tasks.FIXED_LABELS else ["en", "fr"])
+    others = ("abc", "def", "ghi", "jkl")[: {"translation_choice": 4, "translation_finding": 1}.get(name, 0)]
+    words = "is no label|is of type|must be a number|is no span|no text|the answer is choice"
+    for label in LABELS[name]:
+        refused(lambda label=label: encode_examples(task, tokenizer, [Example(TEXT, label, "en", others)]), words)
+    refused(lambda: encode_examples(task, tokenizer, [Example(3, None, "en", others)]), "the text of examples.0. is of")
+    refused(lambda: encode_examples(task, tokenizer, [Example(TEXT, None, "en", "abc")]), "others of examples.0. is of")
+
+
 def test_impossible_rows():
     row = {"input_ids": [0, 5, 2], "labels": 1}
     for rows, words in (
@@ -192,6 +214,13 @@ def test_impossible_rows():
         ([{"input_ids": [[0, 2], []], "labels": 1}], "but must have a list of one id or more, for each text"),
         ([{"input_ids": "abc", "labels": 1}], "input_ids 'abc'"),
         ([{"input_ids": 3, "labels": 1}], "input_ids 3"),
+        ([{"input_ids": [None, 3], "labels": 1}], "but must have a list of one id or more"),
+        ([{"input_ids": [0.5], "labels": 1}], "but must have a list of one id or more"),
+        ([{"input_ids": torch.tensor(3), "labels": 1}], "but must have a list of one id or more"),
+        ([{**row, "labels": "a"}], "labels .*'a'.* are not possible: give numbers, or lists of them"),
+        ([{**row, "labels": None}], "labels .*None.* are not possible"),
+        ([{**row, "labels": [1, "a", 2]}], "labels .* are not possible"),
+        ([{**row, "labels": [0.5]}, {**row, "labels": 0.5}], "labels of a row are 0.5, but those of another"),
         ([{"input_ids": None, "labels": 1}], "input_ids None"),
         ([row, {"input_ids": [0, 2]}], r"rows\[1\] has input_ids, but rows\[0\] has input_ids, labels: give"),
     ):  # fmt: skip

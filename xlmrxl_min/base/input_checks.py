@@ -86,6 +86,9 @@ def check_inputs(
             check_tensor(name, value)
     if input_ids is not None:
         check_range("input_ids", input_ids, config.vocab_size, "tokenize with this model's own vocabulary")
+    for name, ids in (("input_ids", input_ids), ("token_type_ids", token_type_ids), ("position_ids", position_ids)):
+        if ids is not None and ids.dtype in (torch.uint8, torch.int8, torch.int16):
+            raise ValueError(f"{name} must be integers of 32 or 64 bits, not {ids.dtype}: use .long().")
     by_token = (
         ("token_type_ids", token_type_ids, config.type_vocab_size),
         ("position_ids", position_ids, config.max_position_embeddings),
@@ -156,7 +159,7 @@ def num_tokens(input_ids: Tensor | None = None, inputs_embeds: Tensor | None = N
 def as_classes(name: str, labels: Any) -> Tensor:
     """Labels as integers of 64 bits. Raise ValueError unless they are a tensor of integers."""
     check_tensor(name, labels)
-    if labels.is_floating_point() or labels.dtype == torch.bool:
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"{name} must be integers, not {labels.dtype}: use .long().")
     return labels.long()
 

@@ -48,6 +48,8 @@ class ScoredModel(PreTrainedModel):
 def infer_problem_type(config: PreTrainedConfig, labels: Tensor) -> str:
     """The config's problem_type; without one, by num_labels and the labels' dtype, as in Hugging Face."""
     input_checks.check_tensor("labels", labels)
+    if labels.is_complex():
+        raise ValueError(f"labels must be integers or floats, not {labels.dtype}.")
     is_class = labels.dtype in (torch.long, torch.int)
     inferred = "single_label_classification" if is_class else "multi_label_classification"
     return config.problem_type or ("regression" if config.num_labels == 1 else inferred)

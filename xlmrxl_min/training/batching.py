@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -52,12 +53,18 @@ def check_row(row: Any, name: str, first: EncodedExample) -> None:
         )
         raise ValueError(f"{name} {what}, but must be a dict with input_ids and labels, as encode_examples makes them.")
     ids = row["input_ids"]
-    has_ids = hasattr(ids, "__len__") and not isinstance(ids, (str, bytes, Mapping)) and len(ids)
-    if not has_ids or any(isinstance(text, (str, list)) and not (isinstance(text, list) and text) for text in ids):
+    if not is_text(ids) and not (isinstance(ids, list) and ids and all(map(is_text, ids))):
         raise ValueError(f"{name} has input_ids {shown(ids)}, but must have a list of one id or more, for each text.")
     if set(row) != set(first):
         names = f"{', '.join(sorted(row))}, but rows[0] has {', '.join(sorted(first))}"
         raise ValueError(f"{name} has {names}: give all rows the same.")
+
+
+def is_text(ids: Any) -> bool:
+    """Whether these are the ids of one text: a list, tuple, array or tensor of one integer or more."""
+    if not hasattr(ids, "__len__") or isinstance(ids, (str, bytes, Mapping)) or getattr(ids, "ndim", 1) != 1:
+        return False
+    return len(ids) > 0 and all(isinstance(i, Integral) for i in (ids.tolist() if hasattr(ids, "tolist") else ids))
 
 
 def texts_of(row: EncodedExample) -> list[list[int]]:
@@ -79,10 +86,19 @@ def collate(rows: Sequence[EncodedExample], padding: int) -> dict[str, Tensor]:
 def label_tensor(labels: list[Any], lengths: list[int]) -> Tensor:
     """Numbers -> `b`; lists of floats, one for each class -> `b c`; lists of integers, one for each token -> `b t`."""
     if not isinstance(labels[0], list):
-        return torch.tensor(labels)
-    by_token = isinstance(labels[0][0], int)
+        return as_numbers(labels)
+    by_token = bool(labels[0]) and isinstance(labels[0][0], int)
     for row, length in zip(labels, lengths, strict=True):
+        if not isinstance(row, list):
+            raise ValueError(f"the labels of a row are {shown(row)}, but those of another one are a list.")
         wanted = length if by_token else len(labels[0])
         if len(row) != wanted:
             raise ValueError(f"a row has {len(row)} labels, but must have {wanted}: one for each token, or class.")
-    return pad_rows(labels, IGNORE_INDEX) if by_token else torch.tensor(labels)
+    return pad_rows([as_numbers(row).tolist() for row in labels], IGNORE_INDEX) if by_token else as_numbers(labels)
+
+
+def as_numbers(labels: list[Any]) -> Tensor:
+    try:
+        return torch.tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"labels {shown(labels)} are not possible: give numbers, or lists of them.") from None

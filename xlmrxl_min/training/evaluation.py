@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..inference.predict import check_model_type, check_tokenizer
-from ..inputs import as_sequence, as_texts
+from ..inputs import as_sequence, as_texts, shown
 from ..model import PreTrainedModel, XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM, XLMRobertaXLModel
 from ..tokenizer import XLMRobertaTokenizer
 from ..utils import check_size, eval_mode, group_by_length, pad_rows
@@ -60,7 +60,7 @@ def masked_accuracy(
 
 def make_generator(seed: Any) -> torch.Generator:
     if not isinstance(seed, Integral) or abs(int(seed)) >= 2**63:
-        raise ValueError(f"seed={seed!r} is impossible: it must be an integer of 64 bits.")
+        raise ValueError(f"seed={shown(seed)} is impossible: it must be an integer of 64 bits.")
     return torch.Generator().manual_seed(int(seed))
 
 

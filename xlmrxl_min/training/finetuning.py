@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
 from statistics import correlation, fmean, median
 from typing import Any
 
 from ..inference.predict import answer, choose, classify, tag
-from ..inputs import as_sequence
+from ..inputs import as_sequence, check_number, check_text, shown
 from ..model import (
     XLMRobertaXLForMultipleChoice,
     XLMRobertaXLForQuestionAnswering,
@@ -61,6 +62,9 @@ def check_task(task: Any, examples: Any) -> list[Example]:
     for i, example in enumerate(examples):
         if not isinstance(example, Example):
             raise ValueError(f"examples[{i}] is of type {type(example).__name__}, but must be an Example of tasks.py.")
+        check_text(example.text, f"the text of examples[{i}]")
+        for text in as_sequence(example.others, f"others of examples[{i}]", "texts"):
+            check_text(text, f"a text in others of examples[{i}]")
     return examples
 
 
@@ -73,8 +77,8 @@ def check_examples(task: Any, examples: Any) -> list[Example]:
 
 
 def label_id(task: Task, label: Any) -> int:
-    if label not in task.labels:
-        raise ValueError(f"{label!r} is no label of {task.name}, which has {', '.join(task.labels)}.")
+    if not isinstance(label, str) or label not in task.labels:
+        raise ValueError(f"{shown(label)} is no label of {task.name}, which has {', '.join(task.labels)}.")
     return task.labels.index(label)
 
 
@@ -83,9 +87,11 @@ def encode_classification(
 ) -> EncodedExample:
     ids = tokenizer.encode(example.text, max_length=max_length, truncation=True)
     if task.problem_type == "multi_label_classification":
-        present = {label_id(task, label) for label in example.label}
+        present = {label_id(task, label) for label in as_sequence(example.label, "the label", "names")}
         return {"input_ids": ids, "labels": [float(i in present) for i in range(len(task.labels))]}
     is_number = task.problem_type == "regression"
+    if is_number:
+        check_number("label", example.label, -1e9, 1e9)
     return {"input_ids": ids, "labels": float(example.label) if is_number else label_id(task, example.label)}
 
 
@@ -95,8 +101,8 @@ def encode_tagging(task: Task, tokenizer: XLMRobertaTokenizer, example: Example,
     Not only the first token of each word, as is usual: a text in Chinese or Japanese would have a single label.
     """
     encoding = tokenizer(example.text, max_length=max_length, truncation=True, return_offsets_mapping=True)
-    for start, end, _ in example.label:
-        check_span(start, end, example.text)
+    for span in as_sequence(example.label, "the label", "spans, (start, end, name)"):
+        check_span(span, 3, example.text)
     characters = character_labels(len(example.text), example.label)
     labels = [
         IGNORE_INDEX if start == end or characters[start] is None else label_id(task, characters[start])
@@ -116,8 +122,8 @@ def character_labels(size: int, spans: Iterable[tuple[int, int, str]]) -> list[s
 def encode_choice(task: Task, tokenizer: XLMRobertaTokenizer, example: Example, max_length: int) -> EncodedExample:
     """The text paired with each choice, and the number of the right one."""
     count = len(example.others)
-    if example.label not in range(count):
-        raise ValueError(f"the answer is choice {example.label!r} of {count}: give its number, counted from 0.")
+    if not isinstance(example.label, Integral) or int(example.label) not in range(count):
+        raise ValueError(f"the answer is choice {shown(example.label)} of {count}: give its number, counted from 0.")
     pairs = [(example.text, other) for other in example.others]
     ids = [tokenizer.encode(*pair, max_length=max_length, truncation=True) for pair in pairs]
     return {"input_ids": ids, "labels": example.label}
@@ -127,8 +133,8 @@ def encode_question(task: Task, tokenizer: XLMRobertaTokenizer, example: Example
     """The text paired with the passage, and the first and the last token of the answer."""
     if len(example.others) != 1:
         raise ValueError(f"{task.name} looks for an answer in one passage, and this example has {len(example.others)}.")
+    check_span(example.label, 2, example.others[0])
     [passage], (start, end) = example.others, example.label
-    check_span(start, end, passage)
     encoding = tokenizer(example.text, passage, return_offsets_mapping=True)
     ids, offsets = encoding.input_ids, encoding.offset_mapping
     first = len(tokenizer.encode(example.text)) + 1  # of the passage: after <s> question </s></s>
@@ -140,7 +146,14 @@ def encode_question(task: Task, tokenizer: XLMRobertaTokenizer, example: Example
     return {"input_ids": ids, "start_positions": answer_tokens[0], "end_positions": last}
 
 
-def check_span(start: int, end: int, text: str) -> None:
+def check_span(span: Any, size: int, text: str) -> None:
+    """Raise ValueError unless `span`, (start, end) or (start, end, name), is of some characters of `text`."""
+    is_span = isinstance(span, (tuple, list)) and len(span) == size
+    if not is_span or not all(isinstance(place, Integral) for place in span[:2]):
+        raise ValueError(
+            f"{shown(span)} is no span: give {('start, end', 'start, end, name')[size - 2]}, in characters."
+        )
+    start, end = span[:2]
     if not 0 <= start < end <= len(text) or not text[start:end].strip():
         raise ValueError(f"characters {start} to {end} hold no text: there are {len(text)}, counted from 0.")
 

@@ -61,7 +61,8 @@ def fit(
     settings: dict[str, Any] = {"steps": steps, "learning_rate": learning_rate, "warmup_steps": warmup_steps}
     settings |= {"decay_fraction": decay_fraction, "weight_decay": weight_decay, "max_grad_norm": max_grad_norm}
     settings |= {"gradient_accumulation_steps": gradient_accumulation_steps, "dtype": dtype, "seed": seed}
-    settings = check_settings(settings, metadata or {}) | dict(metadata or {})
+    metadata = {} if metadata is None else metadata
+    settings = check_settings(settings, metadata) | dict(metadata)
     check_arguments(model, optimizers, transform, loss_function, minutes_between_saves)
     check_batches(batches)
     run = Run(

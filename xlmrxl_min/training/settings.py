@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..base.scored import ScoredModel
+from ..inputs import shown
 from ..model import PreTrainedModel
 
 
@@ -32,7 +33,7 @@ SETTING_RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("max_grad_norm", lambda x: is_number(x, LEAST), "a number above 0"),
     ("weight_decay", lambda x: is_number(x, 0, MOST), "a number, 0 or more"),
     ("decay_fraction", lambda x: is_number(x, 0, 1), "a number from 0 to 1"),
-    ("dtype", lambda x: x in ("float32", "bfloat16", "float16"), "float32, bfloat16 or float16"),
+    ("dtype", lambda x: isinstance(x, str) and x in ("float32", "bfloat16", "float16"), "float32, bfloat16 or float16"),
 )
 
 
@@ -41,7 +42,7 @@ def check_settings(settings: Mapping[str, Any], metadata: Any = ()) -> dict[str,
     for names, is_possible, allowed in SETTING_RULES:
         for name in names.split():
             if not is_possible(settings[name]):
-                raise ValueError(f"{name}={settings[name]!r} is impossible: it must be {allowed}.")
+                raise ValueError(f"{name}={shown(settings[name])} is impossible: it must be {allowed}.")
     try:
         json.dumps(dict(metadata))
     except (TypeError, ValueError) as error:
@@ -68,6 +69,6 @@ def check_arguments(
             raise ValueError(f"{name} is of type {type(function).__name__}, but must be a function.")
     is_list = isinstance(optimizers, Sequence) and len(optimizers) > 0
     if optimizers is not None and not (is_list and all(isinstance(x, torch.optim.Optimizer) for x in optimizers)):
-        raise ValueError(f"optimizers={optimizers!r} is impossible: it must be a list of PyTorch's optimizers.")
+        raise ValueError(f"optimizers={shown(optimizers)} is impossible: it must be a list of PyTorch's optimizers.")
     if not is_number(minutes_between_saves, 0):
-        raise ValueError(f"minutes_between_saves={minutes_between_saves!r} is impossible: it must be 0 or more.")
+        raise ValueError(f"minutes_between_saves={shown(minutes_between_saves)} is impossible: it must be 0 or more.")

@@ -29,7 +29,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral
 from typing import Any, NamedTuple
 
-from ..inputs import as_sequence, as_texts
+from ..inputs import as_sequence, as_texts, shown
 from ..model import (
     PreTrainedModel,
     XLMRobertaXLForMultipleChoice,
@@ -86,7 +86,7 @@ def task(name: str, labels: Iterable[str] = ()) -> Task:
     Raises ValueError for an unknown name, and for labels that are missing, repeated, no texts or not needed.
     """
     if not isinstance(name, str) or name not in TASKS:
-        raise ValueError(f"{name!r} is no task: there are {', '.join(TASKS)}.")
+        raise ValueError(f"{shown(name)} is no task: there are {', '.join(TASKS)}.")
     given = tuple(as_texts(labels, "labels"))
     if (name in FIXED_LABELS) == bool(given) or len(set(given)) != len(given):
         needs = "no labels" if name in FIXED_LABELS else "its labels, each once"
@@ -112,13 +112,15 @@ def train_test_split(articles: Iterable[int] = ARTICLES) -> tuple[list[int], lis
 def check_articles(articles: Iterable[int]) -> list[int]:
     given = as_sequence(articles, "articles", "numbers, 1 to 30")
     if not given or not all(isinstance(number, Integral) and int(number) in ARTICLES for number in given):
-        raise ValueError(f"articles {given} are not possible: take some of 1 to 30 (the preamble is not parallel).")
+        raise ValueError(
+            f"articles {shown(given)} are not possible: take some of 1 to 30 (the preamble is not parallel)."
+        )
     return [int(number) for number in dict.fromkeys(given)]
 
 
 def make_rng(seed: Any) -> random.Random:
     if not isinstance(seed, Integral):
-        raise ValueError(f"seed={seed!r} is impossible: it must be an integer.")
+        raise ValueError(f"seed={shown(seed)} is impossible: it must be an integer.")
     return random.Random(int(seed))
 
 
