@@ -93,6 +93,7 @@ def client(url, home, *loads, offline=False):
     command = [sys.executable, "-c", CLIENT, json.dumps(loads)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+    assert "Retrying" not in done.stderr, "nobody waits for that"
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
@@ -27,6 +28,7 @@ WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".index.json")
 FILE_SUFFIXES = (*WEIGHT_SUFFIXES, ".json", ".model", ".pth", ".ckpt", ".h5", ".txt", ".zip")  # never of a hub id
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 ANSWER_TIME = 3.0  # seconds that the hub has for an answer before its cached files are taken as they are
+LOOK_UP = "look-up on the hub"  # the name of the thread that waits for the answer
 SILENT_TIME = 60.0  # seconds until it is asked again
 silent_until = 0.0
 
@@ -175,12 +177,18 @@ def hub_answers(source: str, revision: str | None, token: str | bool | None) -> 
             response = getattr(error, "response", None)
             answers.append(getattr(response, "status_code", None) in (401, 403, 404))  # an answer, unlike 503
 
-    thread = Thread(target=ask, daemon=True)
+    thread = Thread(target=ask, daemon=True, name=LOOK_UP)
+    logging.getLogger("huggingface_hub.utils._http").addFilter(is_needed)
     thread.start()
     thread.join(ANSWER_TIME)
     if answers != [True]:
         silent_until = time.monotonic() + SILENT_TIME
     return answers == [True]
+
+
+def is_needed(record: logging.LogRecord) -> bool:
+    """Whether a message of huggingface_hub is needed: not that it tries again, where the cache is taken meanwhile."""
+    return record.threadName != LOOK_UP
 
 
 def is_absent(error: BaseException | None) -> bool:
