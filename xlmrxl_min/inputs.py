@@ -231,7 +231,7 @@ def as_input_ids(texts: Any, model: PreTrainedModel, *, at_least: int = 1) -> li
     texts: ids, a list of ids of each text, or a tensor or array `b t` without padding; or an encoding, whose
     attention_mask says what is padding.
     """
-    advice = f"pass a list of texts, input_ids `t` each with {at_least} tokens or more"
+    advice = f"pass a list of texts, input_ids `t` each, of {at_least} or more tokens"
     rows = texts
     if isinstance(texts, Mapping):
         if texts.get("input_ids") is None:

@@ -116,7 +116,7 @@ def test_wrong_texts(model, texts, words):
 
 
 def test_texts_of_one_token_have_no_metrics(model):
-    refused(lambda: head_metrics(model, [A, [0]]), "pass a list of texts, input_ids `t` each with 2 tokens or more")
+    refused(lambda: head_metrics(model, [A, [0]]), "pass a list of texts, input_ids `t` each, of 2 or more tokens")
     assert head_means(model, [[0]]).shape == (2, 3, 8)
 
 

@@ -194,8 +194,8 @@ def test_training_curves_with_little_to_show():
     one, unknown = HISTORY[:1], [{**entry, "loss": math.nan} for entry in HISTORY]
     some = [*unknown, {**HISTORY[0], "loss": math.inf}, *one]
     plotted = plot.training_curves({"one": one, "none": unknown, "some": some})
-    assert "one from 4.00 to 4.00 in 0 s; none unknown in 2 s, without 3 steps whose loss is not" in plotted.caption
-    assert "some from 4.00 to 4.00 in 0 s, without 4 steps whose loss is not finite" in plotted.caption
+    assert "one from 4.00 to 4.00 in 0 s; none unknown in 2 s (loss not finite in 3 of 3 steps)" in plotted.caption
+    assert "some from 4.00 to 4.00 in 0 s (loss not finite in 4 of 5 steps)" in plotted.caption
     assert [line.get_marker() for line in plotted.figure.axes[0].lines][1] == "o", "a single step can be seen"
     laid_out(plotted)
     for wrong in ({}, {"one": []}, HISTORY, {"one": HISTORY[0]}, {"one": [{"step": 1}]}, {"one": None}, {1: HISTORY},

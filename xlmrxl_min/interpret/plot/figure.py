@@ -279,7 +279,7 @@ def heatmap(
 def set_title(axis: Axes, title: str, note: str = "") -> None:
     figure, grid = axis.get_figure(), axis.get_subplotspec().get_gridspec()  # type: ignore[union-attr]
     inches = figure.get_figwidth() / grid.ncols  # type: ignore[union-attr]
-    axis.set_title("\n".join(filter(None, (wrapped(title, inches), note and f"({note})"))), fontsize=9)
+    axis.set_title("\n".join(filter(None, (wrapped(title, inches), note and f"({note})"))), fontsize=9, wrap=True)
 
 
 def set_suptitle(figure: Figure, title: str) -> None:

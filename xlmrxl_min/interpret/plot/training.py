@@ -51,7 +51,9 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]], *, t
         missing = len(history) - len(known)
         phrase = f"from {smoothed[0]:.2f} to {smoothed[-1]:.2f}" if known else "unknown"
         phrase += f" in {history[-1]['seconds']:.0f} s"
-        phrases.append(f"{name} {phrase}" + (f", without {missing} steps whose loss is not finite" if missing else ""))
+        phrases.append(
+            f"{name} {phrase}" + (f" (loss not finite in {missing} of {len(history)} steps)" if missing else "")
+        )
     left.set(xlabel="step", ylabel="loss (nats)", ylim=(0, None))
     right.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
     left.legend(frameon=False, fontsize=8)
