@@ -196,6 +196,9 @@ class XLMRobertaTokenizer:
 
     def decode_stream(self, ids: Iterable[int], skip_special_tokens: bool = False) -> Iterator[str]:
         """Decode ids one by one, as `model.stream` yields them for one prompt; joined, the parts are decode(ids)."""
+        check_option("skip_special_tokens", skip_special_tokens, (False, True))
+        if not isinstance(ids, Iterable) or getattr(ids, "ndim", 1) == 0:
+            raise ValueError(f"ids is of type {type(ids).__name__}, but must be a list of token ids, or an iterator.")
         gap, is_start, is_first = "", True, True  # gap: white space that is only written if something follows
         for i in ids:
             token = self.convert_id_to_token(i)
@@ -239,6 +242,8 @@ class XLMRobertaTokenizer:
         check_option("truncation", truncation, TRUNCATIONS)
         check_option("padding_side", padding_side, ("right", "left"))
         check_option("return_tensors", return_tensors, (None, "pt"))
+        check_option("add_special_tokens", add_special_tokens, (False, True))
+        check_option("return_offsets_mapping", return_offsets_mapping, (False, True))
         if max_length is not None:
             check_size("max_length", max_length)
         is_single = is_single_text(text)

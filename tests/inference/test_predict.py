@@ -441,6 +441,8 @@ def test_impossible_arguments_of_fill_mask(text, options, words, random_model, t
         ("Model", lambda *m: embed(*m, ["a", "\ud800"]), r"texts\[1\] has '\\ud800' at index 0, a lone surrogate"),
         ("Model", lambda *m: embed(*m, "a", batch_size=-1), "batch_size=-1 is impossible: take 1 or more"),
         ("Model", lambda *m: embed(*m, "a", truncation="yes"), "truncation='yes' is unknown"),
+        ("Model", lambda *m: embed(*m, "a", progress=torch.ones(2)), "progress=tensor.* is unknown: take one of False"),
+        ("ForTokenClassification", lambda *m: tag(*m, "a", by_word="no"), "by_word='no' is unknown"),
         ("ForTokenClassification", lambda *m: tag(*m, ["a", None]), r"texts\[1\] is of type NoneType"),
         ("ForSequenceClassification", lambda *m: classify(*m, "a", top_k=3), "top_k=3 is impossible: take 1 to 2"),
         (

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..base.input_checks import check_binary_mask, check_tensor
-from ..inputs import check_number, shown
+from ..inputs import check_number, check_option, shown
 from ..model import Cache, XLMRobertaXLForCausalLM
 from ..utils import check_size, eval_mode
 
@@ -209,8 +209,10 @@ def validate_sampling(
     top_k: int | None, top_p: float,
 ) -> None:  # fmt: skip
     """Raise ValueError, in one sentence, for settings that are impossible or would have no effect."""
-    if not (isinstance(temperature, Real) and temperature >= MIN_TEMPERATURE):
-        remedy = f"take a number of at least {MIN_TEMPERATURE}; for the most probable token, leave out do_sample"
+    check_option("do_sample", do_sample, (False, True))
+    if not (isinstance(temperature, Real) and MIN_TEMPERATURE <= temperature <= 1 / MIN_TEMPERATURE):
+        allowed = f"from {MIN_TEMPERATURE} to {1 / MIN_TEMPERATURE:.0f}"
+        remedy = f"take a number {allowed}; for the most probable token, leave out do_sample"
         raise ValueError(f"temperature={shown(temperature)} is impossible: {remedy}.")
     if not (isinstance(top_p, Real) and 0 < top_p <= 1):
         raise ValueError(f"top_p={shown(top_p)} is impossible: take a probability above 0, up to 1.")
@@ -245,8 +247,9 @@ class GenerationState:
         eos_token_id = config.eos_token_id if eos_token_id is None else eos_token_id
         if not config.is_decoder:
             raise ValueError("this model is an encoder, and sees what it is to predict: build it with is_decoder=True.")
-        if not isinstance(eos_token_id, Integral):
-            raise ValueError(f"eos_token_id={shown(eos_token_id)} is impossible: take one id, or -1.")
+        check_option("use_cache", use_cache, (False, True))
+        if not isinstance(eos_token_id, Integral) or not -1 <= int(eos_token_id) < config.vocab_size:
+            raise ValueError(f"eos_token_id={shown(eos_token_id)} is impossible: take one id of the vocabulary, or -1.")
         if encoder_attention_mask is not None:
             check_tensor("encoder_attention_mask", encoder_attention_mask)
             if encoder_attention_mask.dim() != 2:

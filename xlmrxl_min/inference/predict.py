@@ -174,6 +174,7 @@ def tag(
     is a token whose span is empty. ValueError for a text that is too long.
     """
     check_model_type(model, XLMRobertaXLForTokenClassification)
+    check_option("by_word", by_word, (False, True))
     is_single, inputs = is_single_text(texts), as_texts(texts)
     names, results = model.config.id2label or {}, []
 
@@ -259,7 +260,7 @@ def answer(
         inside = slice(len(tokenizer.encode(first)) + 1, len(tokens) - 1)  # <s> question </s></s> passage </s>
         tokens, (start_logits, end_logits) = tokens[inside], logits[:, inside]
         logits = rearrange(start_logits, "q -> q 1") + end_logits
-        allowed = torch.ones_like(logits, dtype=torch.bool).triu().tril(max_answer_len - 1)
+        allowed = torch.ones_like(logits, dtype=torch.bool).triu().tril(min(max_answer_len, len(tokens)) - 1)
         candidates = [(tokens[i].start, tokens[j].end) for i, j in allowed.nonzero().tolist()]
         best = [(*trim(text, *candidates[i]), score) for i, score in top_scores(logits[allowed].softmax(0), top_k)]
         results.append([Answer(text[start:end], start, end, score) for start, end, score in best])
@@ -306,6 +307,7 @@ def tokenize(
     """strategy: what truncation cuts; as in a call of the tokenizer."""
     check_tokenizer(model, tokenizer)
     check_option("truncation", truncation, (False, True))
+    check_option("progress", progress, (False, True))
     max_length = model.config.max_seq_len if truncation else None  # else the model itself raises for what is too long
     bar = tqdm(inputs, unit="text", disable=not progress, delay=2)
     return [tokenizer.encode_with_offsets(item, max_length, strategy) for item in bar]
