@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, NamedTuple, overload
 from unicodedata import category
 
@@ -61,7 +60,7 @@ class XLMRobertaTokenizer:
     model_max_length = 512
 
     def __init__(self, vocab_file: str | os.PathLike[str]) -> None:
-        self.vocab_file = Path(vocab_file)
+        self.vocab_file = to_path(vocab_file)
         if not self.vocab_file.is_file():
             raise FileNotFoundError(f"{vocab_file} is not a file: a tokenizer is loaded from {VOCABULARY_FILE}.")
         try:
