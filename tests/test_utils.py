@@ -5,7 +5,8 @@ import random
 import pytest
 import torch
 
-from xlmrxl_min.utils import atomic_write, eval_mode, group_by_length, pad_rows
+from xlmrxl_min.files import atomic_write
+from xlmrxl_min.utils import eval_mode, group_by_length, pad_rows
 
 
 def generator(seed):

@@ -20,13 +20,13 @@ from .checkpoints.load import locate_weights, resolve_config
 from .checkpoints.locate import CONFIG_FILE, Location, holds_checkpoint, locate
 from .checkpoints.names import hugging_face_tensors
 from .checkpoints.readers import open_checkpoint
+from .files import find_stream, to_path
 from .inference.predict import Prediction, fill_mask
 from .interpret.explore import explore
 from .interpret.hooks import self_attentions
 from .model import XLMRobertaXLConfig, XLMRobertaXLForMaskedLM
 from .scale import planner
 from .tokenizer import XLMRobertaTokenizer
-from .utils import find_stream, to_path
 
 SIZES = {"xl": XLMRobertaXLConfig.xl, "xxl": XLMRobertaXLConfig.xxl}
 

@@ -296,6 +296,14 @@ def as_model_inputs(inputs: Any, model: PreTrainedModel, name: str = "inputs") -
 # ---- other arguments
 
 
+def check_size(name: str, value: Any, largest: int | None = None) -> None:
+    """Raise ValueError unless `value` is an integer from 1 to `largest` (None: without a limit)."""
+    limit = value if largest is None else largest
+    if not isinstance(value, Integral) or isinstance(value, bool) or not 1 <= int(value) <= limit:
+        allowed = "1 or more" if largest is None else f"1 to {largest}"
+        raise ValueError(f"{name}={shown(value)} is impossible: take {allowed}.")
+
+
 def check_number(name: str, value: Any, low: float, high: float) -> None:
     """Raise ValueError unless `value` is a number from `low` to `high`."""
     if not isinstance(value, Real) or not low <= float(value) <= high:

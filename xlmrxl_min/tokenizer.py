@@ -16,11 +16,10 @@ from typing import Any, NamedTuple, overload
 from unicodedata import category
 
 import sentencepiece
-import torch
 
 from .checkpoints.locate import VOCABULARY_FILE, locate
-from .inputs import as_sequence, as_texts, as_texts_or_pairs, check_option, check_text, is_single_text
-from .utils import atomic_write, check_size, to_path
+from .files import atomic_write, to_path
+from .inputs import as_sequence, as_texts, as_texts_or_pairs, check_option, check_size, check_text, is_single_text
 
 FAIRSEQ_OFFSET = 1
 TRUNCATIONS = (None, False, True, "longest_first", "only_first", "only_second")
@@ -274,6 +273,8 @@ class XLMRobertaTokenizer:
             return Encoding({name: rows[0] if is_single else rows for name, rows in encoding.items()})
         if len({len(row) for row in encoding.input_ids}) > 1:
             raise ValueError("the texts have different lengths, and a tensor is rectangular: pass padding=True.")
+        import torch  # only for those who ask for tensors
+
         return Encoding(
             {name: torch.tensor(rows or [[]], dtype=torch.long)[: len(rows)] for name, rows in encoding.items()}
         )

@@ -7,8 +7,8 @@ import os
 from dataclasses import fields
 from typing import Any
 
+from ..files import atomic_write, to_path
 from ..model import XLMRobertaXLConfig
-from ..utils import atomic_write, to_path
 from . import CheckpointError
 from .locate import CONFIG_FILE, Location
 

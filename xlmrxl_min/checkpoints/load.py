@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..files import lock_folder
 from ..model import PreTrainedModel, XLMRobertaXLConfig
-from ..utils import lock_folder
 from . import CheckpointError, MissingFileError
 from .config import build_config, config_dict, load_config
 from .int8 import convert_to_int8, quantize_rows

@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..files import atomic_write, to_path
 from ..model import PreTrainedModel
-from ..utils import atomic_write, to_path
 from . import CheckpointError
 from .config import CONFIG_FILE, config_to_json
 from .locate import import_hub

@@ -22,7 +22,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from pygments import formatters, highlight, lexers, util  # type: ignore[import-untyped]
 from tqdm import tqdm
 
-from ..utils import explain_errors, make_folder
+from ..files import explain_errors, make_folder
 from .notebooks import (
     FOLDER,
     GLOSSARY,

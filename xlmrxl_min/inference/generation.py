@@ -20,9 +20,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..base.input_checks import check_binary_mask, check_tensor
-from ..inputs import check_number, check_option, shown
+from ..inputs import check_number, check_option, check_size, shown
 from ..model import Cache, XLMRobertaXLForCausalLM
-from ..utils import check_size, eval_mode
+from ..utils import eval_mode
 
 MIN_TEMPERATURE = 1e-6  # float32 logits divided by less may be infinite
 MAX_LENGTH_PENALTY = 50  # a length to a higher power may be more than a float holds

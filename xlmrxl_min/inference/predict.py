@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
 
-from ..inputs import as_sequence, as_texts, as_texts_or_pairs, check_option, is_single_text, shown
+from ..inputs import as_sequence, as_texts, as_texts_or_pairs, check_option, check_size, is_single_text, shown
 from ..model import (
     PreTrainedModel,
     XLMRobertaXLForMaskedLM,
@@ -28,7 +28,7 @@ from ..model import (
     XLMRobertaXLForTokenClassification,
 )
 from ..tokenizer import CONTROL_TOKENS, Encoding, Token, XLMRobertaTokenizer, group_words, trim
-from ..utils import check_size, eval_mode, group_by_length, pad_rows
+from ..utils import eval_mode, group_by_length, pad_rows
 
 TextOrPair = str | tuple[str, str]
 MAX_PADDING = 64  # padding tokens per batch: more cost as much as one more batch

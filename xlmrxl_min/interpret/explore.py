@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..files import atomic_write, to_path
 from ..inputs import as_attentions, as_head_numbers, as_tokens, check_weights
-from ..utils import atomic_write, to_path
 
 TEMPLATE = Path(__file__).with_name("explore.html")
 MAX_WEIGHTS = 24_000_000  # per page, one byte each; base64 makes them a third larger

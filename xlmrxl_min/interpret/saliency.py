@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..inputs import as_model_inputs, check_id
+from ..inputs import as_model_inputs, check_id, check_size
 from ..model import PreTrainedModel
-from ..utils import check_size, eval_mode
+from ..utils import eval_mode
 from .hooks import check_model, hooked
 from .interventions import Score, compute_score
 

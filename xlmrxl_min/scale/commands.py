@@ -12,12 +12,12 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from ..checkpoints.locate import locate
 from ..inference.predict import Prediction, fill_mask
+from ..inputs import check_size
 from ..model import PreTrainedModel, XLMRobertaXLForMaskedLM
 from ..tokenizer import XLMRobertaTokenizer
 from ..training.loop import adamw, lr_schedule
 from ..training.masking import mask_tokens
 from ..training.texts import udhr
-from ..utils import check_size
 from .mesh import init_mesh
 from .parallel import call_unsharded, num_local_parameters
 from .sharded_checkpoint import load, save

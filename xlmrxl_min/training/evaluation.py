@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..inference.predict import check_model_type, check_tokenizer
-from ..inputs import as_sequence, as_texts, shown
+from ..inputs import as_sequence, as_texts, check_size, shown
 from ..model import PreTrainedModel, XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM, XLMRobertaXLModel
 from ..tokenizer import XLMRobertaTokenizer
-from ..utils import check_size, eval_mode, group_by_length, pad_rows
+from ..utils import eval_mode, group_by_length, pad_rows
 from .batching import batch_by_length
 from .masking import check_masking, mask_tokens
 from .texts import Paragraph, TranslatedWord, translated_words, udhr

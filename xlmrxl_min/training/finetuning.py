@@ -9,7 +9,7 @@ from statistics import correlation, fmean, median
 from typing import Any
 
 from ..inference.predict import answer, choose, classify, tag
-from ..inputs import as_sequence, check_number, check_text, shown
+from ..inputs import as_sequence, check_number, check_size, check_text, shown
 from ..model import (
     XLMRobertaXLForMultipleChoice,
     XLMRobertaXLForQuestionAnswering,
@@ -17,7 +17,6 @@ from ..model import (
     XLMRobertaXLForTokenClassification,
 )
 from ..tokenizer import XLMRobertaTokenizer
-from ..utils import check_size
 from .batching import IGNORE_INDEX, EncodedExample
 from .tasks import Example, Task, passage_spans
 

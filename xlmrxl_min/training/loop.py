@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..files import atomic_write, to_path
 from ..model import PreTrainedModel, XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM
-from ..utils import atomic_write, to_path
 from .epochs import Batch, Batches, batches_of_epoch, check_batch, check_batches
 from .settings import check_arguments, check_settings
 

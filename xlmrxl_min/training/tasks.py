@@ -29,7 +29,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral
 from typing import Any, NamedTuple
 
-from ..inputs import as_sequence, as_texts, shown
+from ..inputs import as_sequence, as_texts, check_size, shown
 from ..model import (
     PreTrainedModel,
     XLMRobertaXLForMultipleChoice,
@@ -38,7 +38,6 @@ from ..model import (
     XLMRobertaXLForTokenClassification,
 )
 from ..tokenizer import word_spans
-from ..utils import check_size
 from .texts import Paragraph, udhr
 
 ARTICLES = range(1, 31)

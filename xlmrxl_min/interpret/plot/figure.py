@@ -25,8 +25,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from ...files import atomic_write, to_path
 from ...inputs import as_weights
-from ...utils import atomic_write, to_path
 from ..metrics import pool
 
 DPI = 90

@@ -10,8 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ...inference.generation import Beams
-from ...inputs import as_named, as_sequence, as_tokens, as_values, shown
-from ...utils import check_size
+from ...inputs import as_named, as_sequence, as_tokens, as_values, check_size, shown
 from .figure import (
     COLORS,
     MAX_LABELS,

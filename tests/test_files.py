@@ -16,14 +16,14 @@ import concurrent_writers
 import pytest
 import torch
 
-from xlmrxl_min import XLMRobertaTokenizer, XLMRobertaXLConfig, XLMRobertaXLModel, utils
+from xlmrxl_min import XLMRobertaTokenizer, XLMRobertaXLConfig, XLMRobertaXLModel, files
 from xlmrxl_min.checkpoints import CheckpointError
 from xlmrxl_min.checkpoints.locate import PRETRAINED
+from xlmrxl_min.files import atomic_write, lock_folder
 from xlmrxl_min.interpret import plot
 from xlmrxl_min.interpret.explore import explore
 from xlmrxl_min.training.loop import STATE_FILE, Run
 from xlmrxl_min.training.pretrain import pretrain
-from xlmrxl_min.utils import atomic_write, lock_folder
 
 posix = pytest.mark.skipif(os.name != "posix", reason="of POSIX systems only")
 SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -500,7 +500,7 @@ def test_loading_waits_until_a_save_is_complete(tmp_path):
 
 
 def test_saving_and_loading_without_locks(tmp_path, monkeypatch):
-    monkeypatch.setattr(utils, "fcntl", None)  # as on Windows
+    monkeypatch.setattr(files, "fcntl", None)  # as on Windows
     save_checkpoint(tmp_path)
     XLMRobertaXLModel.from_pretrained(tmp_path)
 
@@ -510,7 +510,7 @@ def test_folders_that_cannot_be_locked(tmp_path, monkeypatch):
     def flock(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(utils.fcntl, "flock", flock)  # as on some network drives
+    monkeypatch.setattr(files.fcntl, "flock", flock)  # as on some network drives
     save_checkpoint(tmp_path)
     XLMRobertaXLModel.from_pretrained(tmp_path)
     with lock_folder(tmp_path / "missing"):
