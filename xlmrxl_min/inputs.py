@@ -11,19 +11,17 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import numpy
+import torch
+from torch import Tensor
 
-    from .base import PreTrainedModel
+from .base import PreTrainedModel
+from .base.config import shown
+from .base.input_checks import check_range
 
 NOT_SEQUENCES = (str, bytes, bytearray, Mapping, AbstractSet)  # iterable, but without an order, or of something else
-
-
-def shown(value: Any) -> str:
-    """A value for a message: on one line, and not long."""
-    return " ".join(f"{value!r:.80}".split())
 
 
 def is_single_text(value: Any) -> bool:
@@ -90,7 +88,7 @@ def as_tokens(values: Any, count: int, name: str = "tokens") -> list[str]:
     return tokens
 
 
-# ---- tensors; torch and numpy are imported where they are needed, as the tokenizer does without them
+# ---- tensors
 
 BY_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 MAX_WEIGHT = 1 + 1e-3  # of attention: rounding in a row with a single weight
@@ -98,9 +96,6 @@ MAX_WEIGHT = 1 + 1e-3  # of attention: rounding in a row with a single weight
 
 def as_tensor(values: Any, name: str, of: str = "numbers") -> Tensor:
     """A tensor as it is; an array, a Series, a number, or a list of these, as a new tensor."""
-    import numpy
-    import torch
-
     if isinstance(values, torch.Tensor) and not values.is_complex():
         return values
     try:
@@ -259,8 +254,6 @@ def as_input_ids(texts: Any, model: PreTrainedModel, *, at_least: int = 1) -> li
 
 
 def check_ids(name: str, ids: Tensor, model: PreTrainedModel) -> None:
-    from .base.input_checks import check_range
-
     check_range(name, ids, model.config.vocab_size, "tokenize with this model's own vocabulary")
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, overload
 from unicodedata import category
 
 import sentencepiece
+import torch
 
 from .checkpoints.locate import VOCABULARY_FILE, locate
 from .files import atomic_write, to_path
@@ -273,8 +274,6 @@ class XLMRobertaTokenizer:
             return Encoding({name: rows[0] if is_single else rows for name, rows in encoding.items()})
         if len({len(row) for row in encoding.input_ids}) > 1:
             raise ValueError("the texts have different lengths, and a tensor is rectangular: pass padding=True.")
-        import torch  # only for those who ask for tensors
-
         return Encoding(
             {name: torch.tensor(rows or [[]], dtype=torch.long)[: len(rows)] for name, rows in encoding.items()}
         )

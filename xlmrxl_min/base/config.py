@@ -132,7 +132,12 @@ class PreTrainedConfig:
             for name in names.split():
                 if not is_possible(values[name], self):
                     allowed = allowed.format_map(values)
-                    raise ValueError(f"{name}={values[name]!r} is impossible: it must be {allowed}.")
+                    raise ValueError(f"{name}={shown(values[name])} is impossible: it must be {allowed}.")
+
+
+def shown(value: Any) -> str:
+    """A value for a message: on one line, and not long."""
+    return " ".join(f"{value!r:.80}".split())
 
 
 def as_heads(heads: Any, name: str) -> dict[int, list[int]]:
@@ -144,8 +149,7 @@ def as_heads(heads: Any, name: str) -> dict[int, list[int]]:
             found.setdefault(layer, set()).update(map(as_integer, list(numbers)))
     except (AttributeError, TypeError, ValueError):
         allowed = "{layer: [heads]} with integers, such as {0: [1, 2]}"
-        shown = " ".join(f"{heads!r:.80}".split())
-        raise ValueError(f"{name}={shown} is impossible: it must be {allowed}.") from None
+        raise ValueError(f"{name}={shown(heads)} is impossible: it must be {allowed}.") from None
     return {layer: sorted(numbers) for layer, numbers in found.items()}
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
 from torch import nn
 
-from .config import as_heads
+from .config import as_heads, shown
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -132,11 +133,12 @@ class PreTrainedModel(nn.Module):
     def resize_token_embeddings(self, n: int) -> nn.Embedding:
         """Cut or grow the vocabulary to `n` ids; old rows keep their values, new ones are initialised. Returns it.
 
-        Raises ValueError if the special tokens would be cut off.
+        Raises ValueError if `n` is no integer, or the special tokens would be cut off.
         """
         special = max(self.config.pad_token_id, self.config.bos_token_id, self.config.eos_token_id)
-        if n <= special:
-            raise ValueError(f"a vocabulary of {n} is too small: the special tokens have ids up to {special}.")
+        if isinstance(n, bool) or not isinstance(n, Integral) or n <= special:
+            allowed = f"an integer above {special}, the largest id of a special token"
+            raise ValueError(f"a vocabulary cannot have {shown(n)} ids: it needs {allowed}.")
         for table in filter(None, (self.get_input_embeddings(), self.get_output_embeddings())):
             old = dict(table.named_parameters())
             for name, parameter in old.items():

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..files import lock_folder
+from ..inputs import shown
 from ..model import PreTrainedModel, XLMRobertaXLConfig
 from . import CheckpointError, MissingFileError
 from .config import build_config, config_dict, load_config
@@ -74,7 +75,7 @@ def load(
     sharding, device = sharding or Sharding(), as_device(device)
     dtype = as_dtype(config_overrides.pop("torch_dtype", None) if dtype is None else dtype)
     if quantize not in (None, "int8"):
-        raise ValueError(f"quantize={quantize!r} is unknown: take 'int8' or None.")
+        raise ValueError(f"quantize={shown(quantize)} is unknown: take 'int8' or None.")
     if not (config is None or isinstance(config, XLMRobertaXLConfig)):
         raise TypeError(f"config is a {type(config).__name__}, but must be an XLMRobertaXLConfig of this package.")
     pooling = config_overrides.pop("add_pooling_layer", None)
@@ -302,7 +303,7 @@ def initialize_weights(
 def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
     found = torch.float32 if dtype is None else getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"dtype={dtype!r} is unknown: take float32, bfloat16 or float16.")
+        raise ValueError(f"dtype={shown(dtype)} is unknown: take float32, bfloat16 or float16.")
     return found
 
 
@@ -312,4 +313,4 @@ def as_device(device: torch.device | str) -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError) as error:
         why = str(error).splitlines()[0]
-        raise ValueError(f"device={device!r} cannot be used here ({why}): take 'cpu' or another.") from error
+        raise ValueError(f"device={shown(device)} cannot be used here ({why}): take 'cpu' or another.") from error

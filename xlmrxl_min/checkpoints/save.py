@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..files import atomic_write, to_path
+from ..inputs import shown
 from ..model import PreTrainedModel
 from . import CheckpointError
 from .config import CONFIG_FILE, config_to_json
@@ -71,5 +72,5 @@ def parse_size(size: int | str) -> int:
     """5_000_000 or "5MB" -> 5000000. Raises ValueError for anything else."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", str(size).strip().upper())
     if not found or float(found[1]) <= 0:
-        raise ValueError(f"max_shard_size={size!r} is no size: take a number of bytes, or a text such as '5GB'.")
+        raise ValueError(f"max_shard_size={shown(size)} is no size: take a number of bytes, or a text such as '5GB'.")
     return int(float(found[1]) * 1000 ** " KMGT".index(found[2] or " "))

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..checkpoints.int8 import DEQUANTIZE_CHUNK
+from ..inputs import shown
 from ..model import QUERY_BLOCK_SIZE, XLMRobertaXLConfig
 
 ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -40,7 +41,7 @@ def matrices(config: XLMRobertaXLConfig, head: str) -> dict[str, list[tuple[int,
     A tied matrix counts once, as word embeddings. Raises ValueError for an unknown head.
     """
     if head not in MODEL_HEADS:
-        raise ValueError(f"head={head!r} is unknown: take one of {', '.join(MODEL_HEADS)}.")
+        raise ValueError(f"head={shown(head)} is unknown: take one of {', '.join(MODEL_HEADS)}.")
     config.validate()
     e, f, v, layers = config.hidden_size, config.intermediate_size, config.vocab_size, config.num_hidden_layers
     lm_head = [(e, e)] if config.tie_word_embeddings else [(e, e), (v, e)]
@@ -96,7 +97,7 @@ def weight_bytes(
     for the float32 scale of each row; all others stay in `dtype`. Raises ValueError for anything else.
     """
     if quantize not in (None, "int8"):
-        raise ValueError(f"quantize={quantize!r} is unknown: take int8 or None.")
+        raise ValueError(f"quantize={shown(quantize)} is unknown: take int8 or None.")
     total, shapes = sum(parameters(config, head).values()), matrices(config, head)
     is_quantized = {name: quantize is not None and name != "pooler" for name in shapes}
     is_quantized["head"] &= "LM" in head
@@ -108,7 +109,7 @@ def weight_bytes(
 def itemsize(dtype: str | torch.dtype) -> int:
     name = str(dtype).removeprefix("torch.")
     if name not in ITEMSIZES:
-        raise ValueError(f"dtype={name!r} is unknown: take {', '.join(ITEMSIZES)}.")
+        raise ValueError(f"dtype={shown(name)} is unknown: take {', '.join(ITEMSIZES)}.")
     return ITEMSIZES[name]
 
 

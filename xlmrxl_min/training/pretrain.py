@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ..files import atomic_write, explain_errors, make_folder, to_path
-from ..inputs import check_index, check_number, check_size
+from ..inputs import check_index, check_number, check_size, shown
 from ..model import PreTrainedModel, XLMRobertaXLConfig, XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM
 from ..tokenizer import XLMRobertaTokenizer
 from .batching import batch_by_length
@@ -56,7 +56,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for field in fields(self):
             if not isinstance(value := getattr(self, field.name), FIELD_KINDS[str(field.type)]):
-                raise ValueError(f"{field.name}={value!r} is impossible: it must be of type {field.type}.")
+                raise ValueError(f"{field.name}={shown(value)} is impossible: it must be of type {field.type}.")
         for name in [field.name for field in fields(self) if field.name.endswith("_prob")]:
             check_number(name, getattr(self, name), 0, 1)
         for name in ("matrix_learning_rate", "matrix_weight_decay"):
