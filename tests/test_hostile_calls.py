@@ -222,7 +222,7 @@ def hostile_values(value, huge_is_quick):
     if isinstance(value, str):
         near += [value.encode(), value.upper(), value + "\udce9", "", " ", "\u200f", Path(value), [value], value * 999]
     anything = [None, 0, -1, 1.5, math.nan, "", "tiny", "a\udce9", [], [None], [[]], ["a", 3], {}, {1}, b"a", object()]
-    anything += [numpy.zeros((2, 2)), torch.zeros(()), torch.zeros(2, 3, 4), torch.tensor([10**6]), Path("x"), len, 1j]
+    anything += [numpy.zeros((2, 2)), torch.zeros(()), torch.zeros(2, 3, 4), torch.tensor([10**6]), Path("x"), bool, 1j]
     return near + anything if not near or random.random() < 0.5 else near
 
 
@@ -340,7 +340,7 @@ def hostile_calls(count, seed, report=lambda line: None):
         name = names[number % len(names)]
         function, arguments = calls[name]
         which = random.choice([key for key in arguments if key != "score"])
-        value = random.choice(hostile_values(arguments[which], huge_is_quick=which != "steps"))
+        value = random.choice(hostile_values(arguments[which], huge_is_quick=which not in ("steps", "n")))
         given = value.form() if isinstance(value, Same) else value
         line = f"{name}({which}={given!r:.60})".replace("\n", " ")
         try:

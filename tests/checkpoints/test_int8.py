@@ -99,5 +99,5 @@ def test_a_new_lm_head_cannot_be_int8(folder, tmp_path):
 
 
 def test_unknown_quantization_is_rejected(folder):
-    with pytest.raises(ValueError, match="quantize='int4' is unknown: take 'int8' or None"):
+    with pytest.raises(ValueError, match="quantize='int4' is unknown: take one of None, 'int8'"):
         XLMRobertaXLForMaskedLM.from_pretrained(folder, quantize="int4")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..files import lock_folder
-from ..inputs import shown
+from ..inputs import check_option, shown
 from ..model import PreTrainedModel, XLMRobertaXLConfig
 from . import CheckpointError, MissingFileError
 from .config import build_config, config_dict, load_config
@@ -74,8 +74,7 @@ def load(
     """
     sharding, device = sharding or Sharding(), as_device(device)
     dtype = as_dtype(config_overrides.pop("torch_dtype", None) if dtype is None else dtype)
-    if quantize not in (None, "int8"):
-        raise ValueError(f"quantize={shown(quantize)} is unknown: take 'int8' or None.")
+    check_option("quantize", quantize, (None, "int8"))
     if not (config is None or isinstance(config, XLMRobertaXLConfig)):
         raise TypeError(f"config is a {type(config).__name__}, but must be an XLMRobertaXLConfig of this package.")
     pooling = config_overrides.pop("add_pooling_layer", None)

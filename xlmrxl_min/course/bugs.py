@@ -383,7 +383,7 @@ def accumulate(model: PreTrainedModel, parts: Sequence[tuple[Tensor, Tensor]]) -
     """The gradient of a batch that comes in parts, of ids and labels, `b t` each."""
     model.zero_grad()
     for ids, labels in parts:
-        (model(ids, labels=labels).loss / len(parts)).backward()
+        (model(ids, (ids != model.config.pad_token_id).long(), labels=labels).loss / len(parts)).backward()
 
 
 CASES["L"] = Case(
