@@ -306,7 +306,7 @@ def utf8_stdout() -> Iterator[None]:
             stream.reconfigure(encoding=encoding, errors=errors)
 
 
-def complain(message: object, *_: object, **__: object) -> None:
+def print_error(message: object, *_: object, **__: object) -> None:
     """Print one line to stderr; also as `warnings.showwarning`, which would add a line of code."""
     if sys.stderr is not None:  # closed
         print(message, file=sys.stderr, flush=True)
@@ -327,20 +327,20 @@ def run(arguments: Sequence[Any]) -> int:
 def main(arguments: Sequence[Any] | None = None) -> int:
     """Run one command. Returns the exit status: 2 after a mistake, 130 after Ctrl-C, 141 if nobody reads the output."""
     with utf8_stdout(), warnings.catch_warnings():
-        warnings.showwarning = complain
+        warnings.showwarning = print_error
         try:
             status = run(sys.argv[1:] if arguments is None else arguments)
             print(end="", flush=True)
             return status
         except KeyboardInterrupt:
-            complain("interrupted.")
+            print_error("interrupted.")
             return 130
         except BrokenPipeError:
             discard_output()
             return 141
         except (OSError, ValueError) as error:
             strerror = getattr(error, "strerror", None)  # of a file, or else of what is printed
-            complain(f"{getattr(error, 'filename', None) or 'output'}: {strerror}." if strerror else error)
+            print_error(f"{getattr(error, 'filename', None) or 'output'}: {strerror}." if strerror else error)
             discard_output()
             return 2
 

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .base import Cache, GenerationMixin, LayerCache, ModelOutput, PreTrainedConfig, PreTrainedModel, input_checks
-from .base.scored import ScoredModel, infer_problem_type
+from .base.loss import ModelWithLoss, infer_problem_type
 
 gelu_new = partial(F.gelu, approximate="tanh")
 ACTIVATIONS: dict[str, Any] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu, "gelu_new": gelu_new}
@@ -407,7 +407,7 @@ class ClassificationHead(nn.Module):
         return self.out_proj(self.dropout(pooled))
 
 
-class ModelWithHead(ScoredModel):
+class ModelWithHead(ModelWithLoss):
     """What heads share. Their loss is cross-entropy, if they have no other. See notebooks/07_heads.ipynb."""
 
     def mean_loss(self, logits: Tensor, targets: Tensor, name: str = "labels") -> Tensor:  # … v, … -> one number

@@ -29,7 +29,7 @@ def own(heads):
     return {0: (i for i in [1])} if "generator" in repr(heads) else heads
 
 
-@pytest.mark.parametrize("heads", RIGHT, ids=repr)
+@pytest.mark.parametrize("heads", RIGHT, ids=range(len(RIGHT)))
 def test_all_these_are_head_1_of_layer_0(heads, tmp_path):
     model = twins("Model")[1]
     model.prune_heads(own(heads))
@@ -43,7 +43,7 @@ def test_all_these_are_head_1_of_layer_0(heads, tmp_path):
     assert XLMRobertaXLModel(config).layers[0].attention.heads == [0, 2]
 
 
-@pytest.mark.parametrize("heads", WRONG, ids=repr)
+@pytest.mark.parametrize("heads", WRONG, ids=range(len(WRONG)))
 def test_what_are_no_heads_is_refused_and_changes_nothing(heads):
     model = twins("Model")[1]
     words = "is impossible: it must be {layer: [heads]} with integers, such as {0: [1, 2]}."

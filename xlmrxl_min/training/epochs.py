@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..base.input_checks import check_targets, match_shape
-from ..base.scored import ScoredModel, infer_problem_type
+from ..base.loss import ModelWithLoss, infer_problem_type
 from ..model import (
     PreTrainedModel,
     XLMRobertaXLForMultipleChoice,
@@ -88,7 +88,7 @@ def check_batch(model: PreTrainedModel, batch: Any, name: str, *, own_loss: bool
 
 def check_labels(model: PreTrainedModel, batch: Batch) -> None:
     """Raise ValueError unless the batch holds arguments of `forward`, and labels that the model's loss can score."""
-    assert isinstance(model, ScoredModel)
+    assert isinstance(model, ModelWithLoss)
     kind, taken = type(model).__name__, inspect.signature(model.forward).parameters
     missing = [name for name in model.label_names if name not in batch]
     if missing:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..base.scored import ScoredModel
+from ..base.loss import ModelWithLoss
 from ..inputs import shown
 from ..model import PreTrainedModel
 
@@ -61,7 +61,7 @@ def check_arguments(
     if not isinstance(model, PreTrainedModel) or model.device.type == "meta":
         what = "has no weights" if isinstance(model, PreTrainedModel) else f"is of type {type(model).__name__}"
         raise ValueError(f"model {what}, but must be a model of this package: build one, or use from_pretrained.")
-    if loss_function is None and not isinstance(model, ScoredModel):
+    if loss_function is None and not isinstance(model, ModelWithLoss):
         remedy = "take a model with a head, or pass a loss_function"
         raise ValueError(f"{type(model).__name__} has no loss of its own: {remedy}.")
     for name, function in (("transform", transform), ("loss_function", loss_function)):

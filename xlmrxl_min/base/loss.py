@@ -14,7 +14,7 @@ from .output import ModelOutput
 from .pretrained_model import PreTrainedModel
 
 
-class ScoredModel(PreTrainedModel):
+class ModelWithLoss(PreTrainedModel):
     """A model with a loss: the mean over its terms (question answering has two) of each one's mean over its targets."""
 
     label_names: ClassVar[tuple[str, ...]] = ("labels",)  # arguments of forward, one for each term
