@@ -72,7 +72,7 @@ def test_contenders_take_turns(task, folder, monkeypatch):
 
 
 def test_a_contender_that_fails_says_why(tmp_path):
-    with pytest.raises(RuntimeError, match=r"(?s)forward 1×12 by ours: .*is no folder"):
+    with pytest.raises(RuntimeError, match=r"(?s)forward 1×12 by ours: .*does not exist"):
         measure("forward 1×12", tmp_path, {"ours": sys.executable})
 
 

@@ -27,7 +27,7 @@ from xlmrxl_min.scale import planner
 # ---- memory
 
 MEASURE = """
-import threading, time, torch
+import gc, threading, time, torch
 from pathlib import Path
 from xlmrxl_min import XLMRobertaXLForMaskedLM
 
@@ -44,6 +44,7 @@ def watch():
 torch.set_num_threads(1)
 XLMRobertaXLForMaskedLM.from_pretrained("tiny", quantize="int8")  # what torch imports and allocates once
 for dtype, quantize in (("float32", None), ("bfloat16", None), ("float32", "int8")):
+    gc.collect()  # a model that is freed only while the next one loads would hide some of the peak
     before, peak, done = anonymous_memory(), 0, False
     watcher = threading.Thread(target=watch)
     watcher.start()
