@@ -203,4 +203,5 @@ def import_hub() -> Any:
         warnings.simplefilter("ignore")
         import huggingface_hub
         import huggingface_hub.errors
+        import huggingface_hub.utils  # its tqdm, which the first use of a function would import
     return huggingface_hub
