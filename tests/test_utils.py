@@ -67,7 +67,7 @@ def test_a_generator_shuffles_reproducibly_and_keeps_lengths_similar():
 @pytest.mark.parametrize("name", ["batch_size", "max_tokens", "max_padding"])
 def test_impossible_limits(name):
     for value in (0, -1, 2.5, "3"):
-        with pytest.raises(ValueError, match=f"{name}={value!r} is impossible: take 1 or more"):
+        with pytest.raises(ValueError, match=f"{name}={value!r} is impossible: it must be an integer, 1 or more"):
             group_by_length([1, 2], **{name: value})
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from numbers import Integral, Real
@@ -21,6 +22,7 @@ from .base import PreTrainedModel
 from .base.config import shown
 from .base.input_checks import check_range
 
+LARGEST = sys.float_info.max
 NOT_SEQUENCES = (str, bytes, bytearray, Mapping, AbstractSet)  # iterable, but without an order, or of something else
 
 
@@ -41,8 +43,7 @@ def as_sequence(values: Any, name: str, of: str) -> list[Any]:
 
 def check_text(text: Any, name: str) -> None:
     """Raise ValueError unless `text` is a str, and UTF-8 can encode it."""
-    if not isinstance(text, str):
-        raise ValueError(f"{name} is of type {type(text).__name__}, but must be a text, a str.")
+    check_type(name, text, str, "a text, a str")
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -140,7 +141,7 @@ def check_weights(weights: Tensor, name: str) -> None:
 
 def as_weights(weights: Any, name: str = "weights", axes: str = "q k") -> Tensor:
     """Attention weights of any number of axes before the last ones, `axes`; `out.attentions` as `l h q k`."""
-    check_attentions(weights, name)
+    weights = weights if isinstance(weights, Real) or hasattr(weights, "ndim") else as_layers(weights, name)
     tensor = as_tensor(weights, name, "attention weights")
     if tensor.dim() == 5:
         if tensor.shape[1] != 1:
@@ -154,27 +155,27 @@ def as_weights(weights: Any, name: str = "weights", axes: str = "q k") -> Tensor
     return tensor
 
 
-def check_attentions(attentions: Any, name: str) -> None:
-    """Raise ValueError for what a model gives without output_attentions=True, and for its whole output."""
-    remedy = "call the model with output_attentions=True"
-    if isinstance(attentions, Mapping):
-        raise ValueError(f"{name} is of type {type(attentions).__name__}, but must be weights: pass out.attentions.")
-    if attentions is None or (isinstance(attentions, (list, tuple)) and not attentions):
-        raise ValueError(f"{name}={shown(attentions)} holds no layer: {remedy}.")
-    for i, part in enumerate(attentions if isinstance(attentions, (list, tuple)) else ()):
-        if part is None:
-            raise ValueError(f"{name}[{i}] is None, no tensor of weights: {remedy}.")
+def as_layers(values: Any, name: str) -> list[Any]:
+    """The layers of a tensor or an array, or of a list of them, such as `out.attentions`; ValueError if one is None."""
+    if isinstance(values, Mapping):
+        raise ValueError(f"{name} is of type {type(values).__name__}, but must be weights: pass out.attentions.")
+    if values is None:
+        layers = []
+    else:
+        layers = list(values) if getattr(values, "ndim", 0) else as_sequence(values, name, "layers")
+    if not layers or any(layer is None for layer in layers):
+        raise ValueError(f"{name} holds no weights, or None for a layer: call the model with output_attentions=True.")
+    return layers
 
 
-def as_attentions(attentions: Any, name: str = "attentions", where: str = "figure") -> list[Tensor]:
+def as_attentions(attentions: Any, name: str = "attentions") -> list[Tensor]:
     """`out.attentions` of one text, or a tensor or array `l h q k`, as a list of `h q k`; values are not checked."""
-    check_attentions(attentions, name)
     layers: list[Tensor] = []
     for i, given in enumerate(as_layers(attentions, name)):
-        layer, part = as_tensor(given, f"{name}[{i}]", "weights `h q k`"), f"{name}[{i}]"
+        part = f"{name}[{i}]"
+        layer = as_tensor(given, part, "weights `h q k`")
         if layer.dim() == 4 and len(layer) > 1:
-            texts = f"{len(layer)} texts, and a {where} shows one"
-            raise ValueError(f"{part} holds {texts}: take [a[:1] for a in attentions].")
+            raise ValueError(f"{part} holds {len(layer)} texts, but must be of one: take [a[:1] for a in attentions].")
         shape, layer = tuple(layer.shape), layer[0] if layer.dim() == 4 and len(layer) else layer
         if layer.dim() != 3 or not layer.numel():
             allowed = "weights are 1 h q k or h q k, with one or more of each: pass out.attentions"
@@ -183,14 +184,7 @@ def as_attentions(attentions: Any, name: str = "attentions", where: str = "figur
             shapes = f"{tuple(layer.shape[1:])} queries and keys, but {name}[0] {tuple(layers[0].shape[1:])}"
             raise ValueError(f"{part} has {shapes}: pass the layers of one text.")
         layers.append(layer.detach() if layer.is_floating_point() else layer.float())
-    if not layers:
-        raise ValueError(f"{name} holds no layer: call the model with output_attentions=True.")
     return layers
-
-
-def as_layers(values: Any, name: str) -> list[Any]:
-    """The layers of a tensor or an array, or of a list of them."""
-    return list(values) if getattr(values, "ndim", 0) else as_sequence(values, name, "layers")
 
 
 def as_head_numbers(heads: Any, layers: Sequence[Tensor]) -> list[list[int]]:
@@ -257,13 +251,6 @@ def check_ids(name: str, ids: Tensor, model: PreTrainedModel) -> None:
     check_range(name, ids, model.config.vocab_size, "tokenize with this model's own vocabulary")
 
 
-def check_id(name: str, value: Any, model: PreTrainedModel) -> None:
-    """Raise ValueError unless `value` is one id of the vocabulary."""
-    limit = model.config.vocab_size
-    if not isinstance(value, Integral) or isinstance(value, bool) or not 0 <= int(value) < limit:
-        raise ValueError(f"{name}={shown(value)} is impossible: it must be one id of the vocabulary, 0 to {limit - 1}.")
-
-
 def as_model_inputs(inputs: Any, model: PreTrainedModel, name: str = "inputs") -> dict[str, Any]:
     """An encoding, or another mapping with input_ids, as what `model` takes; lists become tensors, one text `1 t`."""
     if not isinstance(inputs, Mapping) or inputs.get("input_ids") is None:
@@ -289,37 +276,26 @@ def as_model_inputs(inputs: Any, model: PreTrainedModel, name: str = "inputs") -
 # ---- other arguments
 
 
-def check_size(name: str, value: Any, largest: int | None = None) -> None:
-    """Raise ValueError unless `value` is an integer from 1 to `largest` (None: without a limit)."""
-    limit = value if largest is None else largest
-    if not isinstance(value, Integral) or isinstance(value, bool) or not 1 <= int(value) <= limit:
-        allowed = "1 or more" if largest is None else f"1 to {largest}"
-        raise ValueError(f"{name}={shown(value)} is impossible: take {allowed}.")
+def check_type(name: str, value: Any, kind: Any, allowed: str) -> None:
+    """Raise ValueError unless `value` is an instance of `kind`, which `allowed` describes."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} is of type {type(value).__name__}, but must be {allowed}.")
 
 
-def check_number(name: str, value: Any, low: float, high: float) -> None:
-    """Raise ValueError unless `value` is a number from `low` to `high`."""
-    if not isinstance(value, Real) or not low <= float(value) <= high:
-        raise ValueError(f"{name}={shown(value)} is impossible: it must be a number from {low} to {high}.")
+def check_integer(name: str, value: Any, low: float = 1, high: float = math.inf) -> None:
+    """Raise ValueError unless `value` is an integer from `low` to `high`, and not a bool."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or not low <= int(value) <= high:
+        limits = f" from {low} to {high}" if high < math.inf else f", {low} or more" if low > -math.inf else ""
+        raise ValueError(f"{name}={shown(value)} is impossible: it must be an integer{limits}.")
 
 
-def check_index(name: str, value: Any, count: int, of: str) -> None:
-    """Raise ValueError unless `value` is an integer from 0 to `count` - 1."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or not 0 <= int(value) < count:
-        raise ValueError(f"{name}={shown(value)} is impossible: there are {of} 0 to {count - 1}.")
-
-
-def as_fields(cls: Any, values: Any, name: str, axes: str) -> Any:
-    """A named tuple of tensors with the same axes, as finite numbers in float32 on the CPU."""
-    parts = as_layers(values, name)
-    if len(parts) != len(cls._fields):
-        fields = ", ".join(cls._fields)
-        raise ValueError(f"{name} has {len(parts)} parts, but must have {fields}: pass a {cls.__name__}.")
-    found = cls(*(as_values(part, f"{name}.{field}", axes) for field, part in zip(cls._fields, parts, strict=True)))
-    shapes = [tuple(part.shape) for part in found]
-    if len(set(shapes)) > 1:
-        raise ValueError(f"{name} has parts of the shapes {shapes}, but must have parts of one shape.")
-    return found
+def check_number(name: str, value: Any, low: float, high: float = LARGEST, *, above: bool = False) -> None:
+    """Raise ValueError unless `value` is a number from `low` to `high`, and not a bool. above: `low` is excluded."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    number = value if isinstance(value, int) else float(value) if is_number else math.nan  # an int may exceed floats
+    if not (is_number and low <= number <= high and (number > low or not above)):
+        limits = (f"above {low}" if above else f"of at least {low}") + f" and at most {high}" * (high < LARGEST)
+        raise ValueError(f"{name}={shown(value)} is impossible: it must be a number {limits}.")
 
 
 def as_named(values: Any, name: str, of: str) -> dict[str, Any]:
@@ -328,3 +304,24 @@ def as_named(values: Any, name: str, of: str) -> dict[str, Any]:
         what = f"is of type {type(values).__name__}" if not isinstance(values, Mapping) else f"has the keys {[*values]}"
         raise ValueError(f'{name} {what}, but must give a name to each of one or more {of}: pass {{"name": …}}.')
     return dict(values)
+
+
+def as_table(values: Any, name: str, of: str, axes: str, *, may_lack_values: bool = False) -> dict[str, Tensor]:
+    """Finite numbers by name, as in `as_values`, all of one shape."""
+    table = {
+        key: as_values(part, f"{name}[{key!r}]", axes, may_lack_values=may_lack_values)
+        for key, part in as_named(values, name, of).items()
+    }
+    shapes = {key: tuple(part.shape) for key, part in table.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"{name} has {of} of different shapes, {shapes}: pass {of} of one shape.")
+    return table
+
+
+def as_fields(cls: Any, values: Any, name: str, axes: str) -> Any:
+    """A named tuple of tensors, all of one shape, as finite numbers in float32 on the CPU."""
+    parts = as_sequence(values, name, "tensors")
+    if len(parts) != len(cls._fields):
+        fields = ", ".join(cls._fields)
+        raise ValueError(f"{name} has {len(parts)} parts, but must have {fields}: pass a {cls.__name__}.")
+    return cls(**as_table(dict(zip(cls._fields, parts, strict=True)), name, "parts", axes))

@@ -20,7 +20,7 @@ import torch
 
 from .checkpoints.locate import VOCABULARY_FILE, locate
 from .files import atomic_write, to_path
-from .inputs import as_sequence, as_texts, as_texts_or_pairs, check_option, check_size, check_text, is_single_text
+from .inputs import as_sequence, as_texts, as_texts_or_pairs, check_integer, check_option, check_text, is_single_text
 
 FAIRSEQ_OFFSET = 1
 TRUNCATIONS = (None, False, True, "longest_first", "only_first", "only_second")
@@ -244,7 +244,7 @@ class XLMRobertaTokenizer:
         check_option("add_special_tokens", add_special_tokens, (False, True))
         check_option("return_offsets_mapping", return_offsets_mapping, (False, True))
         if max_length is not None:
-            check_size("max_length", max_length)
+            check_integer("max_length", max_length)
         is_single = is_single_text(text)
         texts: list[Any] = as_texts(text, "text") if is_single else as_texts_or_pairs(text, "text")
         if text_pair is not None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from .inputs import check_size
+from .inputs import check_integer
 
 MODES = threading.Lock()
 EVALUATIONS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # of modules in training mode: how many now use it
@@ -53,7 +53,7 @@ def group_by_length(
     limits = {"batch_size": batch_size, "max_tokens": max_tokens, "max_padding": max_padding}
     for name, limit in limits.items():
         if limit is not None:
-            check_size(name, limit)
+            check_integer(name, limit)
     keys = torch.tensor(lengths, dtype=torch.double)
     if generator is not None:
         keys += 10 * torch.rand(len(lengths), generator=generator)  # up to 10 tokens out of order

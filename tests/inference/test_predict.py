@@ -410,7 +410,7 @@ def test_all_take_truncation(task, tokenizer):
         ("nothing hidden", {}, "nothing to fill in 'nothing hidden': put <mask>"),
         (["<mask>", ""], {}, "nothing to fill in ''"),
         ([3], {}, r"texts\[0\] is of type int, but must be a text, a str"),
-        ("<mask>", {"top_k": 0}, "top_k=0 is impossible: take 1 to 8002"),
+        ("<mask>", {"top_k": 0}, "top_k=0 is impossible: it must be an integer from 1 to 8002"),
         ("<mask>", {"top_k": 9000}, "top_k=9000 is impossible"),
         ("<mask>", {"top_k": "3"}, "top_k='3' is impossible"),
         (None, {}, "texts is of type NoneType, but must be a list of texts, or one text"),
@@ -422,7 +422,7 @@ def test_all_take_truncation(task, tokenizer):
         ("<mask>", {"batch_size": 1.0}, "batch_size=1.0 is impossible"),
         ("<mask>", {"truncation": "yes"}, "truncation='yes' is unknown: take one of False, True"),
         ("<mask>", {"truncation": None}, "truncation=None is unknown"),
-        ("<mask>", {"batch_size": 0}, "batch_size=0 is impossible: take 1 or more"),
+        ("<mask>", {"batch_size": 0}, "batch_size=0 is impossible: it must be an integer, 1 or more"),
         ("<mask>" * 600, {}, "602 tokens are too many: there is room for 512"),
     ],
 )
@@ -439,12 +439,20 @@ def test_impossible_arguments_of_fill_mask(text, options, words, random_model, t
         ("Model", lambda *m: embed(*m, 3), "texts is of type int, but must be a list of texts, or one text"),
         ("Model", lambda *m: embed(*m, [("a", "b")]), r"texts\[0\] is of type tuple, but must be a text, a str"),
         ("Model", lambda *m: embed(*m, ["a", "\ud800"]), r"texts\[1\] has '\\ud800' at index 0, a lone surrogate"),
-        ("Model", lambda *m: embed(*m, "a", batch_size=-1), "batch_size=-1 is impossible: take 1 or more"),
+        (
+            "Model",
+            lambda *m: embed(*m, "a", batch_size=-1),
+            "batch_size=-1 is impossible: it must be an integer, 1 or more",
+        ),
         ("Model", lambda *m: embed(*m, "a", truncation="yes"), "truncation='yes' is unknown"),
         ("Model", lambda *m: embed(*m, "a", progress=torch.ones(2)), "progress=tensor.* is unknown: take one of False"),
         ("ForTokenClassification", lambda *m: tag(*m, "a", by_word="no"), "by_word='no' is unknown"),
         ("ForTokenClassification", lambda *m: tag(*m, ["a", None]), r"texts\[1\] is of type NoneType"),
-        ("ForSequenceClassification", lambda *m: classify(*m, "a", top_k=3), "top_k=3 is impossible: take 1 to 2"),
+        (
+            "ForSequenceClassification",
+            lambda *m: classify(*m, "a", top_k=3),
+            "top_k=3 is impossible: it must be an integer from 1 to 2",
+        ),
         (
             "ForSequenceClassification",
             lambda *m: classify(*m, ("a", "b", "c")),
@@ -473,7 +481,11 @@ def test_impossible_arguments_of_fill_mask(text, options, words, random_model, t
         ("ForQuestionAnswering", lambda *m: answer(*m, [["a"]], [["b"]]), r"question\[0\] is of type list"),
         ("ForQuestionAnswering", lambda *m: answer(*m, "a", None), "passage is of type NoneType"),
         ("ForQuestionAnswering", lambda *m: answer(*m, "a", "\udfff"), r"passage\[0\] has '\\udfff' at index 0"),
-        ("ForQuestionAnswering", lambda *m: answer(*m, "a", "b", top_k=0), "top_k=0 is impossible: take 1 or more"),
+        (
+            "ForQuestionAnswering",
+            lambda *m: answer(*m, "a", "b", top_k=0),
+            "top_k=0 is impossible: it must be an integer, 1 or more",
+        ),
         ("ForQuestionAnswering", lambda *m: answer(*m, "a", "b", max_answer_len=0), "max_answer_len=0 is impossible"),
         (
             "ForQuestionAnswering",

@@ -164,12 +164,12 @@ def test_saving_is_atomic(pair, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("attentions", "tokens", "words"),
     [
-        (None, "ab", "attentions=None holds no layer: call the model with output_attentions=True"),
-        ((), "ab", "holds no layer"),
-        ([None, None], "ab", "attentions[0] is None, no tensor of weights: call the model with output_attentions"),
+        (None, "ab", "attentions holds no weights, or None for a layer: call the model with output_attentions=True"),
+        ((), "ab", "holds no weights"),
+        ([None, None], "ab", "or None for a layer: call the model with output_attentions"),
         ([[[0.5]]], "a", "attentions[0] has the shape (1, 1), but weights are 1 h q k or h q k"),
         ([["a"]], "a", "attentions[0] is of type list, but must hold weights"),
-        ([uniform(1, 3, 2, 2), uniform(2, 3, 2, 2)], "ab", "attentions[1] holds 2 texts, and a page shows one"),
+        ([uniform(1, 3, 2, 2), uniform(2, 3, 2, 2)], "ab", "attentions[1] holds 2 texts, but must be of one"),
         (uniform(3, 2, 2), "ab", "attentions[0] has the shape (2, 2), but weights are 1 h q k or h q k"),
         (
             [uniform(1, 0, 2, 2)],

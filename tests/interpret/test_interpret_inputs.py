@@ -270,9 +270,9 @@ def test_weights_in_every_form_and_wrong_ones(out, name):
     pair = [layer.expand(2, -1, -1, -1) for layer in out.attentions]
     pruned = [out.attentions[0], out.attentions[1][:, :2]]
     for wrong, words in (
-        (None, "weights=None holds no layer: call the model with output_attentions=True"),
-        ([None, None], "weights[0] is None"),
-        ((), "weights=() holds no layer"),
+        (None, "weights holds no weights, or None for a layer: call the model with output_attentions=True"),
+        ([None, None], "or None for a layer"),
+        ((), "weights holds no weights"),
         (out, "weights is of type ModelOutput, but must be weights: pass out.attentions"),
         (pair, "weights holds 2 texts: pass one"),
         (pruned, "weights is of type list, but must hold attention weights: a tensor, an array, or a list whose parts"),

@@ -100,7 +100,7 @@ def test_offset_profile_by_loops(weights):
 
 @pytest.mark.parametrize("reach", [-1, 6])
 def test_offset_profile_rejects_an_impossible_reach(reach):
-    with pytest.raises(ValueError, match="6 tokens are at most 5 apart"):
+    with pytest.raises(ValueError, match="it must be an integer from 0 to 5"):
         offset_profile(torch.rand(1, 1, 6, 6), reach)
 
 

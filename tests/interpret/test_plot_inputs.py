@@ -131,7 +131,7 @@ def test_attentions_as_they_come(attentions):
     steps = plot.rollout(rollout(list(layers)), TOKENS, 2).caption
     assert plot.rollout(rollout(attentions), TOKENS, 2).caption == steps
     pair = [layer.expand(2, -1, -1, -1) for layer in attentions]
-    refused(lambda: plot.head_grid(pair), "weights[0] holds 2 texts, and a figure shows one")
+    refused(lambda: plot.head_grid(pair), "weights[0] holds 2 texts, but must be of one")
     refused(lambda: plot.rollout(rollout(pair), TOKENS, 2), "steps has the shape (2, 2, 5, 5)")
     refused(lambda: plot.head_grid(None), "output_attentions=True")
     refused(lambda: plot.head_grid(layers[0]), "weights are 1 h q k or h q k")
@@ -206,7 +206,7 @@ def test_training_curves_with_little_to_show():
 def test_distributions_are_probabilities():
     refused(lambda: plot.distributions({"one": torch.tensor([2.0, -1, 0])}, ["a", "b", "c"]), "use softmax")
     refused(lambda: plot.distributions({"one": torch.zeros(3)}, ["a", "b", "c"]), "use softmax")
-    refused(lambda: plot.distributions({"one": MAP[0], "two": MAP[0, :4]}, TOKENS), "must have 5 probabilities")
+    refused(lambda: plot.distributions({"one": MAP[0], "two": MAP[0, :4]}, TOKENS), "of different shapes")
     for wrong in ({}, MAP[0], None, {"one": MAP}):
         refused(lambda wrong=wrong: plot.distributions(wrong, TOKENS), "probabilities")
     for wrong in (0, -1, 65, 2.5, "3", None):
@@ -230,7 +230,7 @@ def test_other_arguments():
         refused(lambda wrong=wrong: plot.head_grid(MAP[None, None], first_layer=wrong), "first_layer=")
     refused(lambda: plot.rollout(MAP[None, :, :4], TOKENS[:4], 1), "with q = k")
     refused(lambda: plot.offset_profiles(torch.rand(2, 3, 4)), "has 4 offsets")
-    refused(lambda: plot.saliency({"one": MAP[0], "two": MAP[0, :4]}, TOKENS), "different numbers of tokens")
+    refused(lambda: plot.saliency({"one": MAP[0], "two": MAP[0, :4]}, TOKENS), "of different shapes")
     for wrong in ({}, MAP[0], None, {1: MAP[0]}):
         refused(lambda wrong=wrong: plot.saliency(wrong, TOKENS), "scores")
         refused(lambda wrong=wrong: plot.head_metrics(wrong), "metrics")

@@ -148,8 +148,8 @@ def test_command_reports_errors(one_rank, capsys, monkeypatch):
     assert main(["distributed", "fill", "<mask>", "--model", "no such model"]) == 2
     assert "no such model" in capsys.readouterr().err
     for options, words in (
-        (["--steps", "0"], "steps=0 is impossible: take 1 or more"),
-        (["--batch", "-3"], "batch_size=-3 is impossible: take 1 or more"),
+        (["--steps", "0"], "steps=0 is impossible: it must be an integer, 1 or more"),
+        (["--batch", "-3"], "batch_size=-3 is impossible: it must be an integer, 1 or more"),
         (["--timeout", "0"], "timeout_s=0.0 is impossible"),
         (["--timeout", "nan"], "timeout_s=nan is impossible"),
         (["--into", ""], "it is empty, which would mean the working folder"),

@@ -106,7 +106,7 @@ def test_a_recipe_file_needs_the_right_fields(tmp_path):
         (json.dumps({**fields, "mask_prob": 15}), "mask_prob=15 is impossible"),
         (json.dumps({**fields, "pair_prob": -1}), "pair_prob=-1 is impossible"),
         (json.dumps({**fields, "matrix_learning_rate": -1}), "matrix_learning_rate=-1 is impossible"),
-        (json.dumps({**fields, "dtype": "int8"}), "dtype='int8' is impossible"),
+        (json.dumps({**fields, "dtype": "int8"}), "dtype='int8' is unknown"),
         (json.dumps({**fields, "config": {"hiden_size": 8}}), "config has 'hiden_size', but takes"),
         (json.dumps({**fields, "config": {"vocab_size": 8}}), "config has 'vocab_size', but takes"),
         (json.dumps({**fields, "config": {"hidden_size": 7, "num_attention_heads": 2}}), "hidden_size=7 is impossible"),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..base.input_checks import check_binary_mask, check_tensor
-from ..inputs import check_number, check_option, check_size, shown
+from ..inputs import check_integer, check_number, check_option, check_type, shown
 from ..model import Cache, XLMRobertaXLForCausalLM
 from ..utils import eval_mode
 
@@ -48,7 +48,7 @@ def generate(
     length_penalty: float, num_return_sequences: int, progress: bool, **shared: Any,
 ) -> Tensor:  # b t -> b t  # fmt: skip
     """The work of GenerationMixin.generate. shared: what `stream` and `beam_search` both take."""
-    check_size("num_beams", num_beams)
+    check_integer("num_beams", num_beams)
     check_number("length_penalty", length_penalty, -MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY)
     if num_beams == 1:
         if length_penalty != 1:
@@ -62,7 +62,7 @@ def generate(
         if do_sample or temperature != 1 or top_k is not None or top_p != 1 or generator is not None:
             remedy = "leave out either num_beams or do_sample, temperature, top_k, top_p and generator"
             raise ValueError(f"beam search takes the most probable sequences and does not sample: {remedy}.")
-        check_size("num_return_sequences", num_return_sequences, num_beams)
+        check_integer("num_return_sequences", num_return_sequences, 1, num_beams)
         steps = beam_search(
             model, input_ids, attention_mask, num_beams=num_beams, length_penalty=length_penalty, **shared
         )
@@ -81,8 +81,8 @@ def stream(
     encoder_attention_mask: Tensor | None, progress: bool,
 ) -> Iterator[Tensor]:  # fmt: skip
     """The work of GenerationMixin.stream; settings are checked before the first token is asked for."""
-    check_size("max_new_tokens", max_new_tokens)
-    check_size("num_return_sequences", num_return_sequences)
+    check_integer("max_new_tokens", max_new_tokens)
+    check_integer("num_return_sequences", num_return_sequences)
     validate_sampling(do_sample, generator, num_return_sequences, temperature, top_k, top_p)
     state = GenerationState(
         model, input_ids, attention_mask, encoder_hidden_states, encoder_attention_mask, use_cache, eos_token_id
@@ -123,9 +123,9 @@ def beam_search(
     early_stopping=False, a prompt is done when it has `num_beams` finished sequences and the current score of the best
     unfinished one is not above the worst of them. Raises ValueError as `generate` does.
     """
-    check_size("num_beams", num_beams, model.config.vocab_size // 2)
+    check_integer("num_beams", num_beams, 1, model.config.vocab_size // 2)
     check_number("length_penalty", length_penalty, -MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY)
-    check_size("max_new_tokens", max_new_tokens)
+    check_integer("max_new_tokens", max_new_tokens)
     state = GenerationState(
         model, input_ids, attention_mask, encoder_hidden_states, encoder_attention_mask, use_cache, eos_token_id
     )
@@ -214,13 +214,11 @@ def validate_sampling(
         allowed = f"from {MIN_TEMPERATURE} to {1 / MIN_TEMPERATURE:.0f}"
         remedy = f"take a number {allowed}; for the most probable token, leave out do_sample"
         raise ValueError(f"temperature={shown(temperature)} is impossible: {remedy}.")
-    if not (isinstance(top_p, Real) and 0 < top_p <= 1):
-        raise ValueError(f"top_p={shown(top_p)} is impossible: take a probability above 0, up to 1.")
+    check_number("top_p", top_p, 0, 1, above=True)
     if top_k is not None:
-        check_size("top_k", top_k)
-    if not isinstance(generator, torch.Generator | None):
-        remedy = "take None, or a torch.Generator, such as torch.Generator().manual_seed(0)"
-        raise ValueError(f"generator={shown(generator)} is impossible: {remedy}.")
+        check_integer("top_k", top_k)
+    allowed = "None, or a torch.Generator, such as torch.Generator().manual_seed(0)"
+    check_type("generator", generator, torch.Generator | None, allowed)
     if do_sample:
         return
     for name, value, default in (("temperature", temperature, 1), ("top_k", top_k, None), ("top_p", top_p, 1)):
@@ -248,8 +246,7 @@ class GenerationState:
         if not config.is_decoder:
             raise ValueError("this model is an encoder, and sees what it is to predict: build it with is_decoder=True.")
         check_option("use_cache", use_cache, (False, True))
-        if not isinstance(eos_token_id, Integral) or not -1 <= int(eos_token_id) < config.vocab_size:
-            raise ValueError(f"eos_token_id={shown(eos_token_id)} is impossible: take one id of the vocabulary, or -1.")
+        check_integer("eos_token_id", eos_token_id, -1, config.vocab_size - 1)  # -1: no token ends a text
         if encoder_attention_mask is not None:
             check_tensor("encoder_attention_mask", encoder_attention_mask)
             if encoder_attention_mask.dim() != 2:

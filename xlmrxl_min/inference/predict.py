@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
 
-from ..inputs import as_sequence, as_texts, as_texts_or_pairs, check_option, check_size, is_single_text, shown
+from ..inputs import as_sequence, as_texts, as_texts_or_pairs, check_integer, check_option, is_single_text, shown
 from ..model import (
     PreTrainedModel,
     XLMRobertaXLForMaskedLM,
@@ -88,7 +88,7 @@ def fill_mask(
     check_model_type(model, XLMRobertaXLForMaskedLM)
     check_tokenizer(model, tokenizer)
     vocab_size = min(len(tokenizer), model.config.vocab_size)
-    check_size("top_k", top_k, vocab_size)
+    check_integer("top_k", top_k, 1, vocab_size)
     is_single, inputs = is_single_text(texts), as_texts(texts)
     for text in inputs:
         if tokenizer.mask_token not in text:
@@ -121,7 +121,7 @@ def embed(
     """
     check_model_type(model, PreTrainedModel, "a model of this library, such as XLMRobertaXLModel")
     check_option("pooling", pooling, ("mean", "first"))
-    check_size("batch_size", batch_size)
+    check_integer("batch_size", batch_size)
     tokens = tokenize(model, tokenizer, as_texts(texts), progress, truncation)
     rows = [torch.tensor([token.id for token in row]) for row in tokens]
     room = min(MAX_PACKED, model.config.max_seq_len)
@@ -150,7 +150,7 @@ def classify(
     check_model_type(model, XLMRobertaXLForSequenceClassification)
     names = model.config.id2label or {}
     k = len(names) if top_k is None else top_k
-    check_size("top_k", k, len(names))
+    check_integer("top_k", k, 1, len(names))
     score = SCORES[model.config.problem_type or ("regression" if len(names) == 1 else "single_label_classification")]
     is_single = is_single_text(texts) or isinstance(texts, tuple)  # a tuple is a pair
     inputs = as_texts_or_pairs([texts] if is_single else texts, "texts")
@@ -244,8 +244,8 @@ def answer(
     long, or an impossible `top_k` or `max_answer_len`.
     """
     check_model_type(model, XLMRobertaXLForQuestionAnswering)
-    check_size("top_k", top_k)
-    check_size("max_answer_len", max_answer_len)
+    check_integer("top_k", top_k)
+    check_integer("max_answer_len", max_answer_len)
     is_single, questions = is_single_text(question), as_texts(question, "question")
     passages = as_texts(passage, "passage")
     check_same_number(questions, passages, "passages")
@@ -322,7 +322,7 @@ def run_batched(
 
     run: takes input_ids and attention_mask, `b t`, and returns one result per row; called in inference mode.
     """
-    check_size("batch_size", batch_size)
+    check_integer("batch_size", batch_size)
     rows = tokenize(model, tokenizer, inputs, progress, truncation, strategy)
     results: list[Any] = [None] * len(rows)
     batches = group_by_length([len(row) for row in rows], batch_size=batch_size, max_padding=MAX_PADDING)

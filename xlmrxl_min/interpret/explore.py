@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..files import atomic_write, to_path
-from ..inputs import as_attentions, as_head_numbers, as_tokens, check_weights
+from ..inputs import as_attentions, as_head_numbers, as_tokens, check_type, check_weights
 
 TEMPLATE = Path(__file__).with_name("explore.html")
 MAX_WEIGHTS = 24_000_000  # per page, one byte each; base64 makes them a third larger
@@ -56,9 +56,8 @@ def explore(
     page rounds weights to 1/255, and says so. Raises ValueError if weights and tokens do not match, and for a page that
     would be too large.
     """
-    if not isinstance(title, str):
-        raise ValueError(f"title is of type {type(title).__name__}, but must be a str.")
-    layers = as_attentions(attentions, where="page")
+    check_type("title", title, str, "a str")
+    layers = as_attentions(attentions)
     numbers, (queries, length) = as_head_numbers(heads, layers), layers[0].shape[1:]
     tokens = as_tokens(tokens, queries)
     keys = as_tokens(tokens if keys is None else keys, length, "keys")

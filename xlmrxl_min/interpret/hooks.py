@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..inference.predict import check_model_type
-from ..inputs import shown
+from ..inputs import check_type, shown
 from ..model import Attention, PreTrainedModel
 
 REGISTERING = threading.Lock()  # PyTorch numbers hooks without one: two threads could get the same number
@@ -44,8 +44,7 @@ def each_layer(model: PreTrainedModel, function: Callable[[Tensor], Any]) -> Ite
     The weights are dropped at once, so that only one layer's exist at a time; the output's attentions are None.
     """
     check_model(model)
-    if not callable(function):
-        raise ValueError(f"function is of type {type(function).__name__}, but must be a function of weights `b h q k`.")
+    check_type("function", function, Callable, "a function of weights `b h q k`")
     results: list[Any] = []
 
     def hook(block: nn.Module, args: tuple, output: tuple) -> tuple:

@@ -13,7 +13,7 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..inputs import as_input_ids, as_model_inputs, as_sequence, as_tensor, check_option, shown
+from ..inputs import as_input_ids, as_model_inputs, as_sequence, as_tensor, check_option, check_type, shown
 from ..model import Attention, ModelOutput, PreTrainedModel
 from ..utils import eval_mode
 from .hooks import check_model, hooked, self_attentions
@@ -23,9 +23,7 @@ Score = Callable[[ModelOutput], Tensor]  # model output -> the number to explain
 
 def compute_score(score: Score, model: PreTrainedModel, inputs: Mapping[str, Any]) -> Tensor:
     """The score of the model's output, one number; ValueError if `score` returns anything else."""
-    if not callable(score):
-        example = "lambda output: output.logits[0, position, token]"
-        raise ValueError(f"score is of type {type(score).__name__}, but must be a function, such as {example}.")
+    check_type("score", score, Callable, "a function, such as lambda output: output.logits[0, position, token]")
     value = score(model(**inputs))
     value = torch.tensor(float(value)) if isinstance(value, Real) else value
     if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex():
@@ -42,11 +40,9 @@ def ablated(model: PreTrainedModel, heads: Mapping[int, Sequence[int]], means: T
     what later layers expect on average, and removes only what depends on this text. Raises ValueError for layers and
     heads that do not exist.
     """
-
     check_model(model)
     attentions = self_attentions(model)
-    if not isinstance(heads, Mapping):
-        raise ValueError(f"heads is of type {type(heads).__name__}, but must be a dict {{layer: [heads]}}.")
+    check_type("heads", heads, Mapping, "a dict {layer: [heads]}")
     chosen = {layer: as_sequence(numbers, f"heads[{layer!r}]", "heads") for layer, numbers in heads.items()}
     for layer, numbers in chosen.items():
         if not isinstance(layer, Integral) or not 0 <= layer < len(attentions):

@@ -7,8 +7,7 @@ counts as `l h q k`. `…` stands for any axes before q and k. ValueError for wh
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
@@ -18,13 +17,15 @@ from tqdm import tqdm
 
 from ..inputs import (
     as_input_ids,
+    as_layers,
     as_named,
+    as_table,
     as_tensor,
-    as_values,
     as_weights,
     by_head_number,
-    check_attentions,
+    check_integer,
     check_number,
+    check_type,
     shown,
 )
 from ..model import Attention, PreTrainedModel
@@ -50,9 +51,7 @@ def offset_profile(weights: Tensor, reach: int) -> Tensor:  # … q k -> … r
     The mean is over all queries that have a key at this offset. Raises ValueError where none has.
     """
     weights = as_weights(weights)
-    longest = min(weights.shape[-2:]) - 1
-    if not isinstance(reach, Integral) or not 0 <= reach <= longest:
-        raise ValueError(f"reach={shown(reach)} is impossible: {longest + 1} tokens are at most {longest} apart.")
+    check_integer("reach", reach, 0, min(weights.shape[-2:]) - 1)
     offsets = range(-reach, reach + 1)
     return torch.stack([weights.diagonal(offset, -2, -1).mean(-1) for offset in offsets], dim=-1)
 
@@ -143,13 +142,9 @@ def head_classes(metrics: Mapping[str, Tensor]) -> list[list[str]]:  # l h each 
     metrics, needed = as_named(metrics, "metrics", "metrics"), [metric for metric, _ in HEAD_CLASSES.values()]
     if not set(needed) <= set(metrics):
         raise ValueError(f"metrics has {', '.join(metrics)}, but must have {', '.join(needed)}: use head_metrics.")
-    spread = as_values(metrics["normalised entropy"], "metrics['normalised entropy']", "l h", may_lack_values=True)
-    metrics = {name: as_tensor(metrics[name], f"metrics[{name!r}]") for name in needed}
-    for name, values in metrics.items():
-        if values.shape != spread.shape:
-            shapes = f"the shape {tuple(values.shape)}, and 'normalised entropy' {tuple(spread.shape)}"
-            raise ValueError(f"metrics[{name!r}] has {shapes}: pass metrics of the same heads.")
-    classes = [[PRUNED if is_pruned else OTHER for is_pruned in row] for row in spread.isnan().tolist()]
+    metrics = as_table({name: metrics[name] for name in needed}, "metrics", "metrics", "l h", may_lack_values=True)
+    is_pruned = metrics["normalised entropy"].isnan()
+    classes = [[PRUNED if pruned else OTHER for pruned in row] for row in is_pruned.tolist()]
     for name, (metric, threshold) in reversed(HEAD_CLASSES.items()):
         for layer, head in (metrics[metric] >= threshold).nonzero().tolist():
             classes[layer][head] = name
@@ -192,11 +187,8 @@ def rollout(attentions: Sequence[Tensor], residual: float = 0.5) -> Tensor:  # l
     of the residual differs by layer and token.
     """
     check_number("residual", residual, 0, 1)
-    check_attentions(attentions, "attentions")
-    if not isinstance(attentions, Iterable) or getattr(attentions, "ndim", 3) < 3:
-        raise ValueError(f"attentions is {shown(attentions)}, but must be weights of each layer: pass out.attentions.")
     steps: list[Tensor] = []
-    for i, given in enumerate(attentions):
+    for i, given in enumerate(as_layers(attentions, "attentions")):
         weights = as_weights(given, f"attentions[{i}]", "h q k")
         size = (steps[-1] if steps else weights).shape[-1]
         if weights.shape[-2:] != (size, size):
@@ -205,8 +197,6 @@ def rollout(attentions: Sequence[Tensor], residual: float = 0.5) -> Tensor:  # l
         layer = (1 - residual) * weights.mean(-3)
         layer.diagonal(0, -2, -1).add_(residual)
         steps.append(layer @ steps[-1] if steps else layer)
-    if not steps:
-        raise ValueError("attentions holds no layer: call the model with output_attentions=True.")
     return torch.stack(steps)
 
 
@@ -217,9 +207,7 @@ def value_norms(attention: Attention, hidden: Tensor) -> Tensor:  # b t e -> b h
     `hidden` is the layer's input: of the model's hidden_states, the one with the layer's own number; for
     cross-attention, the encoder's states. Heads have the numbers of the unpruned model, and pruned ones are NaN.
     """
-    if not isinstance(attention, Attention):
-        advice = "pass model.base_model.layers[i].attention"
-        raise ValueError(f"attention is of type {type(attention).__name__}, but must be a layer's: {advice}.")
+    check_type("attention", attention, Attention, "a layer's, model.base_model.layers[i].attention")
     (width,), dtype = attention.norm.normalized_shape, attention.norm.weight.dtype
     hidden = as_tensor(hidden, "hidden", "hidden states `b t e`").to(attention.norm.weight.device, dtype)
     if hidden.dim() != 3 or hidden.shape[-1] != width or not hidden.numel():

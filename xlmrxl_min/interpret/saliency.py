@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..inputs import as_model_inputs, check_id, check_size
+from ..inputs import as_model_inputs, check_integer
 from ..model import PreTrainedModel
 from ..utils import eval_mode
 from .hooks import check_model, hooked
@@ -65,8 +65,8 @@ def integrated_gradients(
     embeddings. If the error is large, take more steps.
     """
     check_model(model)
-    check_id("baseline_id", baseline_id, model)
-    check_size("steps", steps)
+    check_integer("baseline_id", baseline_id, 0, model.config.vocab_size - 1)
+    check_integer("steps", steps)
     inputs = as_model_inputs(inputs, model)
     ids, embed = inputs["input_ids"], model.get_input_embeddings()
     special = torch.isin(ids, torch.tensor([model.config.bos_token_id, model.config.eos_token_id], device=ids.device))
@@ -92,7 +92,7 @@ def occlusion(
     0 where the token is `replacement_id` already. In a batch, the same position is replaced in all texts at once.
     """
     check_model(model)
-    check_id("replacement_id", replacement_id, model)
+    check_integer("replacement_id", replacement_id, 0, model.config.vocab_size - 1)
     inputs = as_model_inputs(inputs, model)
     ids = inputs["input_ids"]
     falls = torch.zeros(ids.shape)

@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from ..checkpoints.locate import locate
 from ..inference.predict import Prediction, fill_mask
-from ..inputs import check_size
+from ..inputs import check_integer
 from ..model import PreTrainedModel, XLMRobertaXLForMaskedLM
 from ..tokenizer import XLMRobertaTokenizer
 from ..training.loop import adamw, lr_schedule
@@ -48,8 +48,8 @@ def train(
     linearly. folder: where to save model and tokenizer. Raises what `init_mesh`, `load` and `save` raise, and
     ValueError for steps and batch_size below 1, and if the texts are too few for a step.
     """
-    check_size("steps", steps)
-    check_size("batch_size", batch_size)
+    check_integer("steps", steps)
+    check_integer("batch_size", batch_size)
     texts, losses = [row.text for row in udhr(language)], []
     with init_mesh(tensor, timeout_s=timeout_s) as mesh:
         model, tokenizer = load_all(source, mesh, dtype)

@@ -33,7 +33,7 @@ class DecoderRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("alignment_loss_weight", self.alignment_loss_weight, 0, 1e9)
+        check_number("alignment_loss_weight", self.alignment_loss_weight, 0)
         if self.encoder is not None and (len(set(self.languages)) < 2 or not self.config.get("add_cross_attention")):
             raise ValueError("a translator needs two languages or more, and a config with add_cross_attention=True.")
 

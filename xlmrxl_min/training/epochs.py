@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..base.input_checks import check_targets, match_shape
 from ..base.loss import ModelWithLoss, infer_problem_type
+from ..inputs import check_type
 from ..model import (
     PreTrainedModel,
     XLMRobertaXLForMultipleChoice,
@@ -71,12 +72,9 @@ def check_batch(model: PreTrainedModel, batch: Any, name: str, *, own_loss: bool
     own_loss: with the model's own loss, which takes the arguments of `forward`, and labels that fit.
     """
     try:
-        if not isinstance(batch, Mapping):
-            raise ValueError(f"it is of type {type(batch).__name__}, but must be a dict of tensors, {EXAMPLE}.")
+        check_type("it", batch, Mapping, f"a dict of tensors, {EXAMPLE}")
         for key, value in batch.items():
-            if not isinstance(value, Tensor):
-                remedy = 'use torch.tensor, or tokenize with return_tensors="pt"'
-                raise ValueError(f"{key} is of type {type(value).__name__}, but must be a tensor: {remedy}.")
+            check_type(key, value, Tensor, 'a tensor: use torch.tensor, or tokenize with return_tensors="pt"')
         rows = {key: value.shape[:1] for key, value in batch.items()}
         if not rows or 0 in (size for shape in rows.values() for size in shape):
             raise ValueError("it is empty: leave it out.")

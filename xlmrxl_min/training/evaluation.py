@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Iterable, Sequence
-from numbers import Integral
 from typing import Any, TypeVar
 
 import torch
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..inference.predict import check_model_type, check_tokenizer
-from ..inputs import as_sequence, as_texts, check_size, shown
+from ..inputs import as_sequence, as_texts, check_integer
 from ..model import PreTrainedModel, XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM, XLMRobertaXLModel
 from ..tokenizer import XLMRobertaTokenizer
 from ..utils import eval_mode, group_by_length, pad_rows
@@ -43,7 +42,7 @@ def masked_accuracy(
     check_model_type(model, XLMRobertaXLForMaskedLM)
     check_tokenizer(model, tokenizer)
     check_masking(tokenizer, mask_prob)
-    check_size("rounds", rounds)
+    check_integer("rounds", rounds)
     texts, generator = as_texts(texts), make_generator(seed)
     rows = [tokenizer.encode(text, truncation=True) for text in texts] * rounds
     if shuffled:
@@ -59,8 +58,7 @@ def masked_accuracy(
 
 
 def make_generator(seed: Any) -> torch.Generator:
-    if not isinstance(seed, Integral) or abs(int(seed)) >= 2**63:
-        raise ValueError(f"seed={shown(seed)} is impossible: it must be an integer of 64 bits.")
+    check_integer("seed", seed, -(2**63), 2**63 - 1)
     return torch.Generator().manual_seed(int(seed))
 
 

@@ -9,7 +9,7 @@ from statistics import correlation, fmean, median
 from typing import Any
 
 from ..inference.predict import answer, choose, classify, tag
-from ..inputs import as_sequence, check_number, check_size, check_text, shown
+from ..inputs import as_sequence, check_integer, check_number, check_text, check_type, shown
 from ..model import (
     XLMRobertaXLForMultipleChoice,
     XLMRobertaXLForQuestionAnswering,
@@ -33,12 +33,8 @@ def encode_examples(
     span outside the text, for a truncated answer, and for what is no task, tokenizer or example.
     """
     examples = check_task(task, examples)
-    check_size("max_length", max_length)
-    if not isinstance(tokenizer, XLMRobertaTokenizer):
-        kind = type(tokenizer).__name__
-        raise ValueError(
-            f"tokenizer is of type {kind}, but must be an XLMRobertaTokenizer: load one by from_pretrained."
-        )
+    check_integer("max_length", max_length)
+    check_type("tokenizer", tokenizer, XLMRobertaTokenizer, "an XLMRobertaTokenizer: load one by from_pretrained")
     functions: dict[Any, Callable[..., EncodedExample]] = {
         XLMRobertaXLForSequenceClassification: encode_classification,
         XLMRobertaXLForTokenClassification: encode_tagging,
@@ -51,16 +47,10 @@ def encode_examples(
 
 def check_task(task: Any, examples: Any) -> list[Example]:
     """The examples as a list. Raise ValueError for what is no task, and for what are no examples."""
-    if not isinstance(task, Task):
-        raise ValueError(
-            f'task is of type {type(task).__name__}, but must be a Task: tasks.task("language_tagging", …).'
-        )
-    if isinstance(examples, Example):
-        raise ValueError("examples is a single Example: put it into a list, [example].")
+    check_type("task", task, Task, 'a Task, such as tasks.task("language_tagging", …)')
     examples = as_sequence(examples, "examples", f"examples, such as tasks.{task.name} makes")
     for i, example in enumerate(examples):
-        if not isinstance(example, Example):
-            raise ValueError(f"examples[{i}] is of type {type(example).__name__}, but must be an Example of tasks.py.")
+        check_type(f"examples[{i}]", example, Example, "an Example of tasks.py")
         check_text(example.text, f"the text of examples[{i}]")
         for text in as_sequence(example.others, f"others of examples[{i}]", "texts"):
             check_text(text, f"a text in others of examples[{i}]")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..base.input_checks import check_range, check_tensor
-from ..inputs import check_number
+from ..inputs import check_number, check_type
 from ..tokenizer import XLMRobertaTokenizer, starts_word
 from .loop import Batch, Transform
 
@@ -29,9 +29,7 @@ def mask_tokens(
     if ids.dim() != 2:
         raise ValueError(f"ids have shape {tuple(ids.shape)}, but must be (batch, tokens).")
     check_range("ids", ids, len(tokenizer), "take the ids that this tokenizer gave")
-    if not isinstance(generator, torch.Generator):
-        remedy = "pass torch.Generator().manual_seed(0)"
-        raise ValueError(f"generator is of type {type(generator).__name__}, but must be a torch.Generator: {remedy}.")
+    check_type("generator", generator, torch.Generator, "a torch.Generator: pass torch.Generator().manual_seed(0)")
     special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids, device=ids.device))
     samples = torch.rand(ids.shape, generator=generator).to(ids.device)
     if whole_words:  # each piece takes the sample of its word's first piece

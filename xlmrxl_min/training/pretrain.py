@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ..files import atomic_write, explain_errors, make_folder, to_path
-from ..inputs import check_index, check_number, check_size, shown
+from ..inputs import check_integer, check_number, shown
 from ..model import PreTrainedModel, XLMRobertaXLConfig, XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM
 from ..tokenizer import XLMRobertaTokenizer
 from .batching import batch_by_length
@@ -60,10 +60,10 @@ class Recipe:
         for name in [field.name for field in fields(self) if field.name.endswith("_prob")]:
             check_number(name, getattr(self, name), 0, 1)
         for name in ("matrix_learning_rate", "matrix_weight_decay"):
-            check_number(name, getattr(self, name), 0, 1e9)
+            check_number(name, getattr(self, name), 0)
         check_settings({**FIT_DEFAULTS, **vars(self)})
-        check_size("tokens_per_batch", self.tokens_per_batch)
-        check_index("held_out_article", self.held_out_article, 31, "articles")
+        check_integer("tokens_per_batch", self.tokens_per_batch)
+        check_integer("held_out_article", self.held_out_article, 0, 30)
         if not udhr(self.languages):
             raise ValueError("languages=[] is impossible: name one or more.")
         known = {field.name for field in fields(XLMRobertaXLConfig)} - {"vocab_size"}  # the vocabulary determines it

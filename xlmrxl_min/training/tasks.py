@@ -23,13 +23,14 @@ other 35 languages are new to the encoder.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral
 from typing import Any, NamedTuple
 
-from ..inputs import as_sequence, as_texts, check_size, shown
+from ..inputs import as_sequence, as_texts, check_integer, shown
 from ..model import (
     PreTrainedModel,
     XLMRobertaXLForMultipleChoice,
@@ -118,8 +119,7 @@ def check_articles(articles: Iterable[int]) -> list[int]:
 
 
 def make_rng(seed: Any) -> random.Random:
-    if not isinstance(seed, Integral):
-        raise ValueError(f"seed={shown(seed)} is impossible: it must be an integer.")
+    check_integer("seed", seed, -math.inf)
     return random.Random(int(seed))
 
 
@@ -133,7 +133,7 @@ def check_languages(languages: Languages, at_least: int = 1) -> list[str]:
 def select_paragraphs(languages: Languages, articles: Iterable[int], rounds: int = 1) -> list[Paragraph]:
     """The paragraphs of these articles and languages, in the file's order, repeated `rounds` times."""
     wanted = set(check_articles(articles))
-    check_size("rounds", rounds)
+    check_integer("rounds", rounds)
     return [row for row in udhr(check_languages(languages)) if row.article in wanted] * rounds
 
 
@@ -145,7 +145,7 @@ def first_words(text: str, count: int) -> str:
 
 def excerpt(text: str, count: int, rng: random.Random) -> str:
     """A random run of `count` words, or all of them."""
-    check_size("words", count)
+    check_integer("words", count)
     spans = word_spans(text)
     first = rng.randrange(max(1, len(spans) - count + 1))
     return text if len(spans) <= count else first_words(text[spans[first][0] :], count)
@@ -207,9 +207,7 @@ def language_fraction(
     A number that can be counted by hand and that depends on all of the text.
     """
     (first, *_), rng, examples = check_languages(languages, 2), make_rng(seed), []
-    check_size("words", words)
-    if words < 2:
-        raise ValueError(f"{words} words cannot be in two languages: take 2 or more.")
+    check_integer("words", words, 2)
     rows = select_paragraphs(languages, articles, rounds)
     in_first = {row[1:3]: row for row in rows if row.language == first}
     for row in rows:
@@ -303,7 +301,7 @@ def with_candidates(
     """
     targets, numbers = check_languages(languages if into is None else into), check_articles(articles)
     for name, value in (("words", words), ("rounds", rounds), ("texts", count)):
-        check_size(name, value)
+        check_integer(name, value)
     if not 2 <= count <= len(numbers):
         wanted = f"{count} texts of {words} words in {rounds} rounds"
         raise ValueError(f"{wanted} cannot be had of articles {numbers}: take 2 texts or more, or more articles.")

@@ -16,13 +16,14 @@ from ...inputs import (
     as_attentions,
     as_head_numbers,
     as_layers,
-    as_named,
     as_sequence,
+    as_table,
     as_tensor,
     as_tokens,
     as_values,
+    as_weights,
     by_head_number,
-    check_index,
+    check_integer,
     check_number,
     check_weights,
     shown,
@@ -35,7 +36,6 @@ from .figure import (
     Labels,
     Parts,
     argmax,
-    as_map,
     captioned,
     check_known,
     extra_size,
@@ -71,7 +71,12 @@ def draw_map(weights: Tensor, tokens: Sequence[str], keys: Sequence[str] | None,
 
 def as_map_with_tokens(weights: Any, tokens: Any, keys: Any) -> tuple[Tensor, list[str], list[str]]:
     """One head's weights `q k`, and the tokens of its queries and of its keys."""
-    weights = as_map(weights)
+    weights = as_weights(weights).detach().float().cpu()
+    while weights.dim() > 2 and len(weights) == 1:
+        weights = weights[0]
+    if weights.dim() != 2:
+        one = "one map `q k` is shown: pass that of one head, such as out.attentions[layer][0, head]"
+        raise ValueError(f"weights has the shape {tuple(weights.shape)}, but {one}.")
     queries = as_tokens(tokens, len(weights))
     if keys is None and weights.shape[0] != weights.shape[1]:
         raise ValueError(f"the map is {tuple(weights.shape)}: pass the tokens of its keys as `keys`.")
@@ -102,7 +107,7 @@ def head_grid(
     model.base_model.layers]; the cells of the others stay empty, as where all weights are NaN. first_layer: the number
     of the first row. Raises ValueError for several texts, and for more than 64 maps.
     """
-    check_index("first_layer", first_layer, 10**6, "layers")
+    check_integer("first_layer", first_layer, 0)
     maps = as_attentions(weights, "weights")
     numbers = as_head_numbers(heads, maps)
     layers, count = len(maps), max(map(max, numbers)) + 1
@@ -176,14 +181,8 @@ UNITS = {"entropy": " nats", "normalised entropy": "", "distance": " tokens"}
 @captioned
 def head_metrics(metrics: Mapping[str, Tensor], *, title: str = "Metrics of every head") -> Parts:
     """A layer × head map for each metric of interpret.head_metrics, `l h` each; NaN, as of a pruned head, is grey."""
-    tables = {
-        name: as_values(values, f"metrics[{name!r}]", "l h", may_lack_values=True)
-        for name, values in as_named(metrics, "metrics", "metrics `l h`").items()
-    }
+    tables = as_table(metrics, "metrics", "metrics", "l h", may_lack_values=True)
     layers, heads = next(iter(tables.values())).shape
-    if any(values.shape != (layers, heads) for values in tables.values()):
-        shapes = ", ".join(f"{name} {tuple(values.shape)}" for name, values in tables.items())
-        raise ValueError(f"metrics are of different shapes ({shapes}): pass metrics of the same heads.")
     rows = math.ceil(len(tables) / 3)
     figure, axes = subplots(9, rows * (0.9 + min(4.0, 2.2 * layers / heads)), rows, 3, squeeze=False)
     for axis in axes.flat[len(tables) :]:
@@ -274,7 +273,7 @@ def rollout(steps: Tensor, tokens: Sequence[str], position: int, *, title: str =
     if steps.shape[1] != steps.shape[2]:
         raise ValueError(f"steps has the shape {tuple(steps.shape)}, but must be `l q k`, with q = k: use rollout.")
     tokens = as_tokens(tokens, steps.shape[2])
-    check_index("position", position, len(tokens), "positions")
+    check_integer("position", position, 0, len(tokens) - 1)
     columns, label = token_axis(tokens), Labels()
     values = pool_columns(steps[:, position], columns)
     heading, below = f"{title}: {label(tokens[position])}, position {position}", list(map(label, columns.names))

@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...files import atomic_write, to_path
-from ...inputs import as_weights
+from ...inputs import check_type
 from ..metrics import pool
 
 DPI = 90
@@ -95,9 +95,8 @@ def captioned(function: Callable[P, Parts]) -> Callable[P, CaptionedFigure]:
 
     @wraps(function)
     def make(*args: P.args, **kwargs: P.kwargs) -> CaptionedFigure:
-        title = kwargs.get("title", "")
-        if not isinstance(title, str):
-            raise ValueError(f"title is of type {type(title).__name__}, but must be a str.")
+        title: Any = kwargs.get("title", "")
+        check_type("title", title, str, "a str")
         if title:
             kwargs["title"] = visible(" ".join(title.split()))
         with default_style():
@@ -240,17 +239,6 @@ def pool_map(
     rows, columns = token_axis(tokens), token_axis(tokens if keys is None else keys)
     note = "; ".join(f"{name}: {x.note}" for name, x in (("queries", rows), ("keys", columns)) if x.note)
     return pool(weights, rows.groups, columns.groups), rows, columns, note
-
-
-def as_map(weights: Any) -> Tensor:
-    """One head's weights `q k`; ValueError for several heads."""
-    values = as_weights(weights).detach().float().cpu()
-    while values.dim() > 2 and len(values) == 1:
-        values = values[0]
-    if values.dim() != 2:
-        one = "one map `q k` is shown: pass that of one head, such as out.attentions[layer][0, head]"
-        raise ValueError(f"weights has the shape {tuple(values.shape)}, but {one}.")
-    return values
 
 
 # ---- heatmaps

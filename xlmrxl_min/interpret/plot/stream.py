@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from ...inputs import as_fields, as_named, as_sequence, as_tokens, as_values
+from ...inputs import as_fields, as_named, as_sequence, as_table, as_tokens, as_values, check_type
 from ..cross_lingual import Retrieval
 from ..stream import Contributions, LogitLens
 from .figure import (
@@ -37,14 +37,10 @@ from .figure import (
 @captioned
 def residual_norms(parts: Contributions, *, title: str = "The residual stream") -> Parts:
     """interpret.contributions: the stream's norm after each branch, and each branch's fraction; means over tokens."""
-    if not isinstance(parts, Contributions):
-        raise ValueError(f"parts is of type {type(parts).__name__}, but must be what interpret.contributions gives.")
-    axes = (("stream_norm", parts.stream_norm), ("fraction", parts.fraction))
-    norms, fractions = (as_values(x, f"parts.{name}", "c b t").flatten(1) for name, x in axes)  # c (b t) each
-    names = as_sequence(parts.names, "parts.names", "names")
-    if not len(names) == len(norms) == len(fractions):
-        counts = f"{len(names)} names, {len(norms)} norms and {len(fractions)} fractions"
-        raise ValueError(f"parts has {counts}, but must have as many of each: use interpret.contributions.")
+    check_type("parts", parts, Contributions, "what interpret.contributions returns")
+    values = as_table({name: getattr(parts, name) for name in ("stream_norm", "fraction")}, "parts", "parts", "c b t")
+    norms, fractions = (x.flatten(1) for x in values.values())  # c (b t) each
+    names = as_tokens(parts.names, len(norms), "parts.names")
     means, at = norms.mean(1), range(len(names))
     figure, (left, right) = subplots(9, 3.2, 1, 2)
     low, high = norms.amin(1).tolist(), norms.amax(1).tolist()
@@ -115,8 +111,7 @@ def effects(
     """
     values = as_values(values, "values", "l h" if tokens is None else "l t", may_lack_values=tokens is None)
     check_known(values, "values")
-    if not isinstance(unit, str):
-        raise ValueError(f"unit is of type {type(unit).__name__}, but must be a str.")
+    check_type("unit", unit, str, "a str")
     label, columns = Labels(), None if tokens is None else token_axis(as_tokens(tokens, values.shape[1]))
     if columns is None:
         figure, axis = subplots(2.5 + 0.42 * min(16, values.shape[1]), 1.4 + min(7.0, 0.34 * len(values)))
@@ -139,14 +134,8 @@ def effects(
 @captioned
 def saliency(scores: Mapping[str, Tensor], tokens: Sequence[str], *, title: str = "Saliency") -> Parts:
     """Attributions by one or more methods, `t` each, side by side over the tokens; each on its own scale."""
-    methods = {
-        name: as_values(x, f"scores[{name!r}]", "t") for name, x in as_named(scores, "scores", "methods").items()
-    }
-    lengths = {name: len(attributions) for name, attributions in methods.items()}
-    count, *others = set(lengths.values())
-    if others:
-        raise ValueError(f"scores has different numbers of tokens, {lengths}: pass methods for one text.")
-    rows, label = token_axis(as_tokens(tokens, count)), Labels()
+    methods = as_table(scores, "scores", "attributions", "t")
+    rows, label = token_axis(as_tokens(tokens, len(next(iter(methods.values()))))), Labels()
     left = list(map(label, rows.names))
     width, height = 2 + 2.2 * len(methods) + extra_size(left), 1.1 + 0.19 * len(left)
     figure, axes = subplots(width, height, 1, len(methods), squeeze=False, sharey=True)

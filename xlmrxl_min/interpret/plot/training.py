@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ...inference.generation import Beams
-from ...inputs import as_named, as_sequence, as_tokens, as_values, check_size, shown
+from ...inputs import as_named, as_sequence, as_table, as_tokens, check_integer, shown
 from .figure import (
     COLORS,
     MAX_LABELS,
@@ -79,19 +79,14 @@ def distributions(
     title: str = "Next-token probabilities",
 ) -> Parts:  # fmt: skip
     """Distributions over a vocabulary, `v` each, by name: the `top` most probable tokens of the first."""
-    check_size("top", top, MAX_LABELS)
-    wholes = {
-        name: as_values(one, f"probabilities[{name!r}]", "v")
-        for name, one in as_named(probabilities, "probabilities", "distributions").items()
-    }
+    check_integer("top", top, 1, MAX_LABELS)
+    wholes = as_table(probabilities, "probabilities", "distributions", "v")
     first = next(iter(wholes.values()))
     vocabulary = as_tokens(vocabulary, len(first), "vocabulary")
     for name, one in wholes.items():
-        if one.shape != first.shape or one.min() < 0 or not 0 < one.sum() < 1.01:
-            what = f"{len(one)} numbers from {one.min():.4g} to {one.max():.4g}, with the sum {one.sum():.4g}"
-            raise ValueError(
-                f"probabilities[{name!r}] has {what}, but must have {len(first)} probabilities: use softmax."
-            )
+        if one.min() < 0 or not 0 < one.sum() < 1.01:
+            what = f"numbers from {one.min():.4g} to {one.max():.4g}, with the sum {one.sum():.4g}"
+            raise ValueError(f"probabilities[{name!r}] has {what}, but must have probabilities: use softmax.")
     ids = first.topk(min(top, len(first))).indices.tolist()
     data, label, phrases = {name: one[ids] for name, one in wholes.items()}, Labels(), []
     left = [label(vocabulary[i]) for i in ids]
