@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import NamedTuple
 
 from ..checkpoints.locate import PRETRAINED
@@ -29,6 +29,8 @@ def udhr(languages: str | Iterable[str] | None = None) -> list[Paragraph]:
     """The Declaration in one or several languages (None: all 50), in the file's order. ValueError for any other."""
     text = [Paragraph(code, int(article), int(number), text) for code, article, number, text in read_tsv("udhr.tsv")]
     known = dict.fromkeys(row.language for row in text)
+    if isinstance(languages, (Mapping, Set)):  # their order does not matter here
+        languages = list(languages)
     wanted = list(known) if languages is None else as_texts(languages, "languages")
     unknown = [language for language in wanted if language not in known]
     if unknown:
