@@ -41,6 +41,12 @@ def as_sequence(values: Any, name: str, of: str) -> list[Any]:
     return values.tolist() if hasattr(values, "tolist") else list(values)
 
 
+def as_rows(values: Any, name: str, of: str) -> list[Any]:
+    """As `as_sequence`; also the rows of an array or tensor with several axes."""
+    is_array = getattr(values, "ndim", 1) > 1 and hasattr(values, "tolist")  # unlike a DataFrame
+    return list(values) if is_array else as_sequence(values, name, of)
+
+
 def check_text(text: Any, name: str) -> None:
     """Raise ValueError unless `text` is a str, and UTF-8 can encode it."""
     check_type(name, text, str, "a text, a str")
@@ -159,10 +165,7 @@ def as_layers(values: Any, name: str) -> list[Any]:
     """The layers of a tensor or an array, or of a list of them, such as `out.attentions`; ValueError if one is None."""
     if isinstance(values, Mapping):
         raise ValueError(f"{name} is of type {type(values).__name__}, but must be weights: pass out.attentions.")
-    if values is None:
-        layers = []
-    else:
-        layers = list(values) if getattr(values, "ndim", 0) else as_sequence(values, name, "layers")
+    layers = [] if values is None else as_rows(values, name, "layers")
     if not layers or any(layer is None for layer in layers):
         raise ValueError(f"{name} holds no weights, or None for a layer: call the model with output_attentions=True.")
     return layers
@@ -226,7 +229,7 @@ def as_input_ids(texts: Any, model: PreTrainedModel, *, at_least: int = 1) -> li
         if texts.get("input_ids") is None:
             raise ValueError(f"texts is of type {type(texts).__name__}, without input_ids: {advice}.")
         rows = texts["input_ids"]
-    rows = list(rows) if getattr(rows, "ndim", 1) == 2 else as_sequence(rows, "texts", "texts, input_ids `t` each")
+    rows = as_rows(rows, "texts", "texts, input_ids `t` each")
     if rows and all(isinstance(row, Integral) for row in rows):
         rows = [rows]
     found = [as_tensor(row, f"texts[{i}]", "input_ids") for i, row in enumerate(rows)]
@@ -254,8 +257,8 @@ def check_ids(name: str, ids: Tensor, model: PreTrainedModel) -> None:
 def as_model_inputs(inputs: Any, model: PreTrainedModel, name: str = "inputs") -> dict[str, Any]:
     """An encoding, or another mapping with input_ids, as what `model` takes; lists become tensors, one text `1 t`."""
     if not isinstance(inputs, Mapping) or inputs.get("input_ids") is None:
-        what = f"is of type {type(inputs).__name__}" + (", without input_ids" if isinstance(inputs, Mapping) else "")
-        raise ValueError(f'{name} {what}: pass tokenizer(text, return_tensors="pt"), or a dict with input_ids `b t`.')
+        remedy = 'pass tokenizer(text, return_tensors="pt"), or a dict with input_ids `b t`'
+        raise ValueError(f"{name} is of type {type(inputs).__name__}, and has no input_ids: {remedy}.")
     allowed = inspect.signature(model.forward).parameters
     found: dict[str, Any] = {}
     for key, value in inputs.items():

@@ -20,7 +20,16 @@ import torch
 
 from .checkpoints.locate import VOCABULARY_FILE, locate
 from .files import atomic_write, to_path
-from .inputs import as_sequence, as_texts, as_texts_or_pairs, check_integer, check_option, check_text, is_single_text
+from .inputs import (
+    as_rows,
+    as_sequence,
+    as_texts,
+    as_texts_or_pairs,
+    check_integer,
+    check_option,
+    check_text,
+    is_single_text,
+)
 
 FAIRSEQ_OFFSET = 1
 TRUNCATIONS = (None, False, True, "longest_first", "only_first", "only_second")
@@ -217,9 +226,7 @@ class XLMRobertaTokenizer:
 
     def batch_decode(self, rows: Iterable[Iterable[int]], skip_special_tokens: bool = False) -> list[str]:
         """Decode each row of ids, as `b t`."""
-        if hasattr(rows, "tolist"):
-            rows = rows.tolist()
-        return [self.decode(row, skip_special_tokens) for row in as_sequence(rows, "rows", "lists of token ids")]
+        return [self.decode(row, skip_special_tokens) for row in as_rows(rows, "rows", "lists of token ids")]
 
     # ---- many texts: templates, truncation, padding
 

@@ -103,7 +103,7 @@ def test_texts_in_every_form(model, function):
         ([[0, -1, 2]], "texts[0] holds -1"),
         ([[]], "texts[0]"),
         ([A, torch.tensor([A])], "texts[1] has the shape (1, 5): pass a list of texts"),
-        (torch.zeros(1, 1, 3, dtype=torch.long), "texts is of type Tensor with 3 axes"),
+        (torch.zeros(1, 1, 3, dtype=torch.long), "texts[0] has the shape (1, 3)"),
         (torch.tensor([A, [*B, 1, 1]]), "texts[1] holds padding: pass the encoding with its attention_mask"),
         ({"attention_mask": [[1]]}, "without input_ids"),
         ({"input_ids": [A], "attention_mask": [[1, 1]]}, "attention_mask"),
@@ -141,11 +141,11 @@ def test_inputs_in_every_form_and_wrong_ones(model, name):
                  BatchEncoding(both), {"input_ids": ids, "labels": None}):  # fmt: skip
         same(function(model, form), usual)
     for wrong, words in (
-        (ids, "is of type Tensor: pass tokenizer(text, return_tensors="),
+        (ids, "and has no input_ids: pass tokenizer(text, return_tensors="),
         ("Hello", "is of type str"),
         (None, "is of type NoneType"),
-        ({}, "is of type dict, without input_ids"),
-        ({"input_ids": None}, "without input_ids"),
+        ({}, "is of type dict, and has no input_ids"),
+        ({"input_ids": None}, "has no input_ids"),
         ({"input_ids": [[0, 99, 2]]}, "holds 99, but allowed are 0 to 60"),
         ({"input_ids": [[0.5, 2.0]]}, "must be integers"),
         ({"input_ids": "Hello"}, "is str, but must be ids `b t`"),

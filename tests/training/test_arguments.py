@@ -165,7 +165,7 @@ def test_impossible_examples(tokenizer, language_task):
         (lambda: encode_examples(language_task, "tiny", [example]), "tokenizer is of type str"),
         (
             lambda: encode_examples(language_task, tokenizer, example),
-            "must be an Example of tasks.py",
+            "must be an Example of tasks.py: pass a list of them",
         ),
         (lambda: encode_examples(language_task, tokenizer, TEXT), "examples is of type str"),
         (lambda: encode_examples(language_task, tokenizer, [TEXT]), r"examples\[0\] is of type str"),
@@ -209,8 +209,8 @@ def test_impossible_rows():
     for rows, words in (
         (row, "rows is of type dict, but must be a list of dicts such as"),
         ("tiny", "rows is of type str"),
-        ([[0, 5, 2]], r"rows\[0\] is of type list, but must be a dict with input_ids and labels"),
-        ([{"labels": 1}], r"rows\[0\] has only labels, but must be a dict with input_ids"),
+        ([[0, 5, 2]], r"rows\[0\] is .*, but must be a dict with input_ids and labels"),
+        ([{"labels": 1}], r"rows\[0\] is .*labels.*, but must be a dict with input_ids"),
         ([row, {"input_ids": [], "labels": 1}], r"rows\[1\] has input_ids \[\], but must have a list of one"),
         ([{"input_ids": [[0, 2], []], "labels": 1}], "but must have a list of one id or more, for each text"),
         ([{"input_ids": "abc", "labels": 1}], "input_ids 'abc'"),

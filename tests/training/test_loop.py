@@ -162,7 +162,7 @@ def test_every_epoch_has_its_own_order():
         ({"steps": 0}, "is impossible: it must be"),
         ({"gradient_accumulation_steps": 0}, "is impossible: it must be"),
         ({"decay_fraction": 2}, "is impossible: it must be"),
-        ({"dtype": "int8"}, "it must be float32, bfloat16 or float16"),
+        ({"dtype": "int8"}, "take one of .float32., .bfloat16., .float16."),
     ],
 )
 def test_impossible_settings(wrong, why):

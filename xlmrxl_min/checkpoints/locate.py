@@ -187,7 +187,7 @@ def hub_answers(source: str, revision: str | None, token: str | bool | None) -> 
 
 
 def is_needed(record: logging.LogRecord) -> bool:
-    """Whether a message of huggingface_hub is needed: not that it tries again, where the cache is taken meanwhile."""
+    """Not a message about a retry of the look-up, as after ANSWER_TIME nobody waits for it."""
     return record.threadName != LOOK_UP
 
 

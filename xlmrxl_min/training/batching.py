@@ -48,10 +48,8 @@ def make_batches(
 def check_row(row: Any, name: str, first: EncodedExample) -> None:
     """Raise ValueError unless a row has input_ids, tokens in each of its texts, and the same names as the first one."""
     if not isinstance(row, Mapping) or "input_ids" not in row:
-        what = (
-            f"has only {', '.join(map(str, row))}" if isinstance(row, Mapping) else f"is of type {type(row).__name__}"
-        )
-        raise ValueError(f"{name} {what}, but must be a dict with input_ids and labels, as encode_examples makes them.")
+        needed = "a dict with input_ids and labels, as encode_examples makes them"
+        raise ValueError(f"{name} is {shown(row)}, but must be {needed}.")
     ids = row["input_ids"]
     if not is_text(ids) and not (isinstance(ids, list) and ids and all(map(is_text, ids))):
         raise ValueError(f"{name} has input_ids {shown(ids)}, but must have a list of one id or more, for each text.")

@@ -34,9 +34,7 @@ def check_batches(batches: Any) -> None:
         (Iterator, "one epoch would use it up, so pass a list, or a function of the epoch that makes it anew"),
         (Dataset, "pass a DataLoader of it, or a list of its batches"),
     )
-    if isinstance(batches, (Mapping, str, Tensor)) or not (
-        isinstance(batches, (Sequence, DataLoader)) or callable(batches)
-    ):
+    if isinstance(batches, str) or not (isinstance(batches, (Sequence, DataLoader)) or callable(batches)):
         remedy = next((remedy for kind, remedy in remedies if isinstance(batches, kind)), f"a batch is {EXAMPLE}")
         allowed = "a list of batches, a DataLoader, or a function of the epoch that returns its batches"
         raise ValueError(f"batches is of type {type(batches).__name__}, but must be {allowed}: {remedy}.")

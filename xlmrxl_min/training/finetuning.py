@@ -32,7 +32,7 @@ def encode_examples(
     number stays. Multiple choice has a list of input_ids for each choice. Raises ValueError for an unknown label, for a
     span outside the text, for a truncated answer, and for what is no task, tokenizer or example.
     """
-    examples = check_task(task, examples)
+    examples = check_examples(task, examples, at_least=0)
     check_integer("max_length", max_length)
     check_type("tokenizer", tokenizer, XLMRobertaTokenizer, "an XLMRobertaTokenizer: load one by from_pretrained")
     functions: dict[Any, Callable[..., EncodedExample]] = {
@@ -45,22 +45,16 @@ def encode_examples(
     return [encode(task, tokenizer, example, max_length) for example in examples]
 
 
-def check_task(task: Any, examples: Any) -> list[Example]:
-    """The examples as a list. Raise ValueError for what is no task, and for what are no examples."""
+def check_examples(task: Any, examples: Any, at_least: int = 1) -> list[Example]:
+    """The examples as a list. ValueError for what is no task, what are no examples, and too few of them."""
     check_type("task", task, Task, 'a Task, such as tasks.task("language_tagging", …)')
     examples = as_sequence(examples, "examples", f"examples, such as tasks.{task.name} makes")
     for i, example in enumerate(examples):
-        check_type(f"examples[{i}]", example, Example, "an Example of tasks.py")
+        check_type(f"examples[{i}]", example, Example, "an Example of tasks.py: pass a list of them")
         check_text(example.text, f"the text of examples[{i}]")
         for text in as_sequence(example.others, f"others of examples[{i}]", "texts"):
             check_text(text, f"a text in others of examples[{i}]")
-    return examples
-
-
-def check_examples(task: Any, examples: Any) -> list[Example]:
-    """As `check_task`; ValueError if there are none, too."""
-    examples = check_task(task, examples)
-    if not examples:
+    if len(examples) < at_least:
         raise ValueError("there is nothing to score: give one example or more.")
     return examples
 

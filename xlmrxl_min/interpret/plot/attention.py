@@ -16,6 +16,7 @@ from ...inputs import (
     as_attentions,
     as_head_numbers,
     as_layers,
+    as_rows,
     as_sequence,
     as_table,
     as_tensor,
@@ -206,7 +207,7 @@ def head_metrics(metrics: Mapping[str, Tensor], *, title: str = "Metrics of ever
 def class_map(classes: Sequence[Sequence[str]], *, title: str = "Head classes") -> Parts:
     """The names of interpret.head_classes, l lists of h, as a map; pruned heads are empty cells."""
     names = [*HEAD_CLASSES, OTHER, PRUNED]
-    rows = as_sequence(classes.tolist() if hasattr(classes, "tolist") else classes, "classes", "lists of names")
+    rows = as_rows(classes, "classes", "lists of names")
     rows = [as_sequence(row, f"classes[{layer}]", "names") for layer, row in enumerate(rows)]
     wrong = [name for row in rows for name in row if name not in names]
     if not rows or not rows[0] or len({len(row) for row in rows}) > 1 or wrong:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from ...inputs import as_fields, as_named, as_sequence, as_table, as_tokens, as_values, check_type
+from ...inputs import as_fields, as_named, as_rows, as_table, as_tokens, as_values, check_type
 from ..cross_lingual import Retrieval
 from ..stream import Contributions, LogitLens
 from .figure import (
@@ -74,8 +74,7 @@ def logit_lens(
     label, in_cell, values = Labels(), Labels(14), lens.probability
     layers, width = values.shape
     targets = as_tokens(targets, width, "targets")
-    predictions = predictions.tolist() if hasattr(predictions, "tolist") else predictions
-    predictions = as_sequence(predictions, "predictions", "lists of strings, one for each layer")
+    predictions = as_rows(predictions, "predictions", "lists of strings, one for each layer")
     if len(predictions) != layers:
         raise ValueError(f"predictions has {len(predictions)} lists, but there are {layers} layers: pass one for each.")
     predictions = [as_tokens(row, width, f"predictions[{layer}]") for layer, row in enumerate(predictions)]
