@@ -243,11 +243,19 @@ def test_a_device_is_written_to(link, tmp_path):
 
 
 @posix
-def test_a_file_of_a_checkpoint_may_be_a_pipe_or_device(tmp_path):
-    (tmp_path / "config.json").symlink_to("/dev/null")
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_file_of_a_checkpoint_may_be_a_pipe_or_device(name, tmp_path):
+    (tmp_path / name).symlink_to("/dev/null")
     save_checkpoint(tmp_path)
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    assert (tmp_path / name).is_symlink()
+
+
+def test_the_home_folder_is_the_same_in_saving_and_loading(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME" if os.name == "posix" else "USERPROFILE", str(tmp_path))
+    XLMRobertaTokenizer.from_pretrained("tiny").save_pretrained("~/saved")
+    assert XLMRobertaTokenizer.from_pretrained("~/saved").vocab_file == tmp_path / "saved" / "sentencepiece.bpe.model"
 
 
 @posix

@@ -1,6 +1,7 @@
 """The command line: `python -m xlmrxl_min COMMAND`, see `--help`."""
 
 import argparse
+import builtins
 import io
 import json
 import os
@@ -355,4 +356,6 @@ def discard_output() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if status and not hasattr(builtins, "__IPYTHON__"):  # there, in `%run -m`, it would print a traceback
+        sys.exit(status)

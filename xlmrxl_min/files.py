@@ -9,7 +9,7 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,10 @@ except ImportError:  # on Windows
 
 
 def to_path(name: str | bytes | os.PathLike[Any], what: str = "file") -> Path:
-    """The path that a user has given. Raises TypeError or ValueError for what cannot be the name of a `what`."""
+    """The path that a user has given, `~` being the home folder.
+
+    Raises TypeError or ValueError for what cannot be the name of a `what`.
+    """
     try:
         text = os.fsdecode(name)
         os.fsencode(text)
@@ -34,7 +37,7 @@ def to_path(name: str | bytes | os.PathLike[Any], what: str = "file") -> Path:
     if not text or "\0" in text:
         problem = "holds the character \\0" if text else "is empty, which would mean the working folder"
         raise ValueError(f"{name!r} cannot be the name of a {what}: it {problem}.")
-    return Path(text)
+    return Path(os.path.expanduser(text))
 
 
 @contextmanager
@@ -64,7 +67,7 @@ def atomic_write(*files: Path, obsolete: re.Pattern[str] | None = None) -> Itera
                     os.replace(draft.path, draft.target)
             else:
                 with lock_folder(folder):
-                    replace_all(regular, folder, obsolete)
+                    replace_all(regular, folder, obsolete, {file.name for file in files})
     finally:
         for draft in drafts:
             with suppress(OSError):
@@ -150,10 +153,12 @@ def find_stream(file: Path) -> str | int | None:
     return None if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else os.fspath(file)
 
 
-def replace_all(drafts: Sequence[Draft], folder: Path, obsolete: re.Pattern[str] | None) -> None:
-    """Move every draft to its target, and remove what is obsolete in `folder`; after an error undo all of it."""
-    names = {draft.file.name for draft in drafts}
-    old = [path for path in folder.iterdir() if obsolete and obsolete.fullmatch(path.name) and path.name not in names]
+def replace_all(drafts: Sequence[Draft], folder: Path, obsolete: re.Pattern[str] | None, kept: Collection[str]) -> None:
+    """Move every draft to its target, and remove what is obsolete in `folder`; after an error undo all of it.
+
+    kept: names that are not obsolete, also of what was written to, such as a device.
+    """
+    old = [path for path in folder.iterdir() if obsolete and obsolete.fullmatch(path.name) and path.name not in kept]
     steps = [(draft.target, draft.path) for draft in drafts] + [(path, None) for path in old if not path.is_dir()]
     undo: list[tuple[Path, Path, bool]] = []
     try:

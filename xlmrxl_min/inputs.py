@@ -103,7 +103,10 @@ MAX_WEIGHT = 1 + 1e-3  # of attention: rounding in a row with a single weight
 
 def as_tensor(values: Any, name: str, of: str = "numbers") -> Tensor:
     """A tensor as it is; an array, a Series, a number, or a list of these, as a new tensor."""
-    if isinstance(values, torch.Tensor) and not values.is_complex():
+    if isinstance(values, torch.Tensor):
+        if values.is_complex() or values.is_quantized or values.is_meta or values.layout is not torch.strided:
+            kind = f"{values.dtype} and {values.layout} on {values.device}"
+            raise ValueError(f"{name} is a tensor of {kind}, but must hold {of} that can be read: use .to_dense().")
         return values
     try:
         if isinstance(values, Iterable) and not isinstance(values, NOT_SEQUENCES) and not hasattr(values, "__array__"):
@@ -192,9 +195,11 @@ def as_attentions(attentions: Any, name: str = "attentions") -> list[Tensor]:
 
 def as_head_numbers(heads: Any, layers: Sequence[Tensor]) -> list[list[int]]:
     """The numbers of each layer's heads, `h` numbers for each of `layers`, `h …`; None: all from 0."""
+    advice = "pass heads=[layer.attention.heads for layer in model.base_model.layers]"
     if heads is None:
+        if len({len(layer) for layer in layers}) > 1:
+            raise ValueError(f"the layers have {[len(x) for x in layers]} heads, so some are pruned: {advice}.")
         return [list(range(len(layer))) for layer in layers]
-    advice = "pass [layer.attention.heads for layer in model.base_model.layers]"
     numbers = [as_sequence(row, f"heads[{i}]", "numbers") for i, row in enumerate(as_sequence(heads, "heads", "lists"))]
     given, needed = [len(row) for row in numbers], [len(layer) for layer in layers]
     if given != needed:
@@ -306,6 +311,8 @@ def as_named(values: Any, name: str, of: str) -> dict[str, Any]:
     if not isinstance(values, Mapping) or not values or not all(isinstance(key, str) for key in values):
         what = f"is of type {type(values).__name__}" if not isinstance(values, Mapping) else f"has the keys {[*values]}"
         raise ValueError(f'{name} {what}, but must give a name to each of one or more {of}: pass {{"name": …}}.')
+    for key in values:
+        check_text(key, f"a name in {name}")
     return dict(values)
 
 

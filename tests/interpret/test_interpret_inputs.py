@@ -22,6 +22,7 @@ from xlmrxl_min.interpret import (
     head_classes,
     head_means,
     head_metrics,
+    hooked,
     integrated_gradients,
     logit_lens,
     mean_distance,
@@ -30,6 +31,7 @@ from xlmrxl_min.interpret import (
     occlusion,
     offset_profile,
     patch_effects,
+    plot,
     retrieval,
     rollout,
     value_norms,
@@ -166,6 +168,7 @@ def test_scores(model, function):
         ("logits", "score is of type str"),
         (lambda output: output.logits, "score gave (1, 5, 61), but must give one number"),
         (lambda output: None, "score gave NoneType"),
+        (lambda output: output.logits.sum() * math.nan, "score gave nan, but must give a finite number"),
     ):
         refused(lambda wrong=wrong: function(model, inputs, wrong), words)
     as_number = lambda output: float(score(output).detach())  # noqa: E731
@@ -426,6 +429,9 @@ def test_the_page_of_a_pruned_model(pruned):
     page = explore(pruned.out.attentions, tokens, heads=pruned.heads)
     assert '"heads":[[1,2],[0,2]]' in page.html
     assert '"heads":[[0,1],[0,1]]' in explore(pruned.out.attentions, tokens).html
+    fewer = [pruned.out.attentions[0], pruned.out.attentions[1][:, :1]]  # as if one more head were pruned
+    refused(lambda: explore(fewer, tokens), "so some are pruned: pass heads=")
+    refused(lambda: plot.head_grid(fewer), "so some are pruned: pass heads=")
     for wrong in ([[1, 2]], [[1, 2], [0]], [[1, 1], [0, 2]], [[-1, 2], [0, 2]], [["1", 2], [0, 2]], [1, 2], 3, "ab"):
         refused(lambda wrong=wrong: explore(pruned.out.attentions, tokens, heads=wrong), "heads")
 
@@ -444,3 +450,10 @@ def test_the_explorer_takes_every_form(out):
         refused(lambda wrong=wrong: explore(out.attentions, tokens, title=wrong), "title")
     refused(lambda: explore(out, tokens), "pass out.attentions")
     refused(lambda: explore(3, tokens), "attentions is of type int")
+
+
+def test_tensors_that_cannot_be_read_and_hooks_that_are_no_pairs():
+    for wrong in (torch.eye(3).to_sparse(), torch.empty(3, 3, device="meta"), torch.eye(3) * 1j):
+        refused(lambda wrong=wrong: entropy(wrong), "that can be read")
+    for hooks in (None, "ab", [torch.nn.Identity()]):
+        refused(lambda hooks=hooks: hooked(hooks).__enter__(), "must be a pair of a module and a function")

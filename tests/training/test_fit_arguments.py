@@ -1,6 +1,7 @@
 """What `fit` takes as batches and settings; anything else is refused in one sentence, before the first step."""
 
 import copy
+import io
 import math
 from collections import UserDict
 from fractions import Fraction
@@ -337,9 +338,37 @@ def test_a_damaged_state_is_refused(tmp_path):
     for content in (whole[: len(whole) // 2], b"", b"not a state", whole[:-40]):
         (tmp_path / STATE_FILE).write_bytes(content)
         refused(run, f"{STATE_FILE} is damaged, or no state of a training run: choose another folder, or delete")
-    for other in ({"a": 1}, [1], model.state_dict()):
+    state = torch.load(io.BytesIO(whole), weights_only=True)
+    lacking = [{key: x for key, x in state.items() if key != name} for name in ("position", "history", "scaler")]
+    for other in ({"a": 1}, [1], model.state_dict(), *lacking, {**state, "history": []}, {**state, "position": None}):
         torch.save(other, tmp_path / STATE_FILE)
         refused(run, "is damaged, or no state")
+    (tmp_path / STATE_FILE).unlink()
+    (tmp_path / STATE_FILE).mkdir()
+    refused(run, "is damaged, or no state")
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "words"),
+    [
+        ("regression", [math.nan], "must be finite numbers"),
+        ("multi_label_classification", [[1.0, -100.0]], "must be numbers from 0 to 1"),
+        ("multi_label_classification", [[1.0, math.nan]], "must be numbers from 0 to 1"),
+    ],
+)
+def test_impossible_numbers_as_labels(kind, labels, words):
+    model = head("ForSequenceClassification")[0]
+    model.config.problem_type = kind
+    if kind == "regression":
+        model.config.num_labels = 1
+    batch = {"input_ids": torch.tensor([[0, 5, 2]]), "labels": torch.tensor(labels)}
+    refused(lambda: fit(model, [batch], steps=1, learning_rate=0.1), words)
+
+
+def test_a_loss_without_a_gradient():
+    model, batch = head("ForSequenceClassification")
+    loss = lambda model, batch: torch.tensor(1.0)  # noqa: E731
+    refused(lambda: fit(model, [batch], steps=1, learning_rate=0.1, loss_function=loss), "without a gradient")
 
 
 def test_the_state_of_another_model_is_refused_and_changes_nothing(tmp_path):

@@ -69,4 +69,4 @@ def config_to_json(config: XLMRobertaXLConfig, **more: Any) -> str:
         raise ValueError(
             "hidden_act is a function, which JSON cannot hold: name one of the built-in activations instead."
         )
-    return json.dumps({**config_dict(config), "model_type": MODEL_TYPE, **more}, indent=2, ensure_ascii=False) + "\n"
+    return json.dumps({**config_dict(config), "model_type": MODEL_TYPE, **more}, indent=2) + "\n"

@@ -131,8 +131,11 @@ def locate(
         raise MissingFileError(f"{name} is no folder, and {known}; {remedy}.")
     hub = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
     folder = cached_folder(name, revision, cache_dir)
-    if folder is not None and not local_files_only and hub_answers(name, revision, token):
-        folder = None  # there may be newer files
+    if folder is not None and not local_files_only:
+        if hub_answers(name, revision, token):
+            folder = None  # there may be newer files
+        else:
+            hub["local_files_only"] = True  # what is not in the cache is told at once
     return Location(name, folder, hub=hub)
 
 
@@ -143,7 +146,8 @@ def list_bundled(name: str = "*") -> str:
 
 def holds_checkpoint(folder: str | os.PathLike[str]) -> bool:
     """Whether any file of a checkpoint is in `folder`."""
-    return any(os.path.lexists(Path(folder) / name) for name in (CONFIG_FILE, VOCABULARY_FILE, *WEIGHT_FILES))
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    return any(name in (CONFIG_FILE, VOCABULARY_FILE) or name.endswith(WEIGHT_SUFFIXES) for name in names)
 
 
 # ---- the Hugging Face hub

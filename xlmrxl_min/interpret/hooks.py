@@ -28,9 +28,11 @@ def hooked(hooks: Iterable[tuple[nn.Module, Callable]], before: bool = False) ->
         return lambda *args: hook(*args) if threading.get_ident() == thread else None
 
     with ExitStack() as stack:
-        for module, hook in hooks:
-            if not isinstance(module, nn.Module) or not callable(hook):
-                raise ValueError(f"got the hook {shown((module, hook))}, but it must be a module and a function.")
+        for pair in hooks if isinstance(hooks, Iterable) else [hooks]:
+            is_pair = isinstance(pair, (tuple, list)) and len(pair) == 2
+            if not is_pair or not isinstance(pair[0], nn.Module) or not callable(pair[1]):
+                raise ValueError(f"got the hook {shown(pair)}, but it must be a pair of a module and a function.")
+            module, hook = pair
             register = module.register_forward_pre_hook if before else module.register_forward_hook
             with REGISTERING:
                 stack.callback(register(in_this_thread(hook)).remove)

@@ -29,6 +29,8 @@ def compute_score(score: Score, model: PreTrainedModel, inputs: Mapping[str, Any
     if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex():
         what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"score gave {what}, but must give one number, such as output.logits[0, position, token].")
+    if not bool(value.isfinite()):
+        raise ValueError(f"score gave {value.item()}, but must give a finite number.")
     return value.reshape(()).float()
 
 
@@ -54,8 +56,9 @@ def ablated(model: PreTrainedModel, heads: Mapping[int, Sequence[int]], means: T
             )
     if means is not None:
         means, shape = as_tensor(means, "means"), mean_shape(model)
-        if tuple(means.shape) != shape:
-            raise ValueError(f"means has the shape {tuple(means.shape)}, but must be {shape}, `l h d`: use head_means.")
+        if tuple(means.shape) != shape or not bool(means.isfinite().all()):
+            given = f"the shape {tuple(means.shape)}" if tuple(means.shape) != shape else "NaN or infinite values"
+            raise ValueError(f"means has {given}, but must be finite numbers {shape}, `l h d`: use head_means.")
 
     def hook(layer: int, attention: Attention) -> Callable:
         def replace(out: nn.Linear, args: tuple[Tensor]) -> tuple[Tensor]:

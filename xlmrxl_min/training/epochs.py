@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, cast
@@ -106,6 +107,11 @@ def check_labels(model: PreTrainedModel, batch: Batch) -> None:
     logits = torch.empty((), device="meta").expand(shape)
     for name, targets in zip(model.label_names, model.targets(**batch), strict=True):
         if targets.is_floating_point():
-            match_shape(targets, logits, infer_problem_type(config, targets))
+            problem = infer_problem_type(config, targets)
+            match_shape(targets, logits, problem)
+            low, high = (0, 1) if problem == "multi_label_classification" else (-math.inf, math.inf)
+            if not bool((targets.isfinite() & (targets >= low) & (targets <= high)).all()):
+                allowed = "numbers from 0 to 1" if high == 1 else "finite numbers"
+                raise ValueError(f"{name} for {problem} must be {allowed}: leave out what has no label.")
         else:
             check_targets(name, targets, logits)

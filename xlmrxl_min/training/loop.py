@@ -165,9 +165,10 @@ class Run:
         if self.loss_function is None:
             return compute_loss(self.model, batch, weights)
         loss = self.loss_function(self.model, batch)
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
             what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise ValueError(f"loss_function returned {what}, but must return a tensor with one number.")
+            what += " without a gradient" if isinstance(loss, Tensor) and not loss.requires_grad else ""
+            raise ValueError(f"loss_function returned {what}, but must return a tensor with one number, made by the model.")
         return loss.sum() * sum(weights)
 
     def zero_grad(self) -> None:
@@ -194,13 +195,17 @@ class Run:
         path, remedy = folder / STATE_FILE, f"choose another folder, or delete {STATE_FILE} there"
         if not path.exists():
             return
-        own = self.state()
+        own, damage = self.state(), (RuntimeError, EOFError, pickle.UnpicklingError, LookupError, TypeError)
         try:
+            if not path.is_file():  # a pipe would never end
+                raise TypeError("no regular file")
             state = torch.load(path, weights_only=True, map_location=self.model.device)
             saved, settings = state["settings"], own["settings"]
             different = [name for name in sorted({**settings, **saved}) if settings.get(name) != saved.get(name)]
             sizes, own_sizes = sizes_of(state), sizes_of(own)
-        except (RuntimeError, EOFError, pickle.UnpicklingError, LookupError, TypeError, AttributeError) as error:
+            (step, epoch, done), history, scaler = state["position"], state["history"], state["scaler"]
+            seconds = history[-1]["seconds"]
+        except (*damage, AttributeError, ValueError, OSError) as error:
             raise ValueError(f"{path} is damaged, or no state of a training run: {remedy}.") from error
         if different:
             raise ValueError(f"{folder} holds a run with other settings ({', '.join(different)}): {remedy}.")
@@ -209,9 +214,9 @@ class Run:
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.scaler.load_state_dict(state["scaler"])
-        (self.step, self.epoch, self.batches_done), self.history = state["position"], state["history"]
-        self.start -= self.history[-1]["seconds"]  # the time before the interruption counts
+        self.scaler.load_state_dict(scaler)
+        self.step, self.epoch, self.batches_done, self.history = step, epoch, done, history
+        self.start -= seconds  # the time before the interruption counts
 
 
 def sizes_of(state: Mapping[str, Any]) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from ...inputs import as_fields, as_named, as_rows, as_table, as_tokens, as_values, check_type
+from ...inputs import as_fields, as_named, as_rows, as_table, as_tokens, as_values, check_text, check_type
 from ..cross_lingual import Retrieval
 from ..stream import Contributions, LogitLens
 from .figure import (
@@ -110,7 +110,7 @@ def effects(
     """
     values = as_values(values, "values", "l h" if tokens is None else "l t", may_lack_values=tokens is None)
     check_known(values, "values")
-    check_type("unit", unit, str, "a str")
+    check_text(unit, "unit")
     label, columns = Labels(), None if tokens is None else token_axis(as_tokens(tokens, values.shape[1]))
     if columns is None:
         figure, axis = subplots(2.5 + 0.42 * min(16, values.shape[1]), 1.4 + min(7.0, 0.34 * len(values)))
