@@ -168,7 +168,8 @@ class Run:
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
             what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             what += " without a gradient" if isinstance(loss, Tensor) and not loss.requires_grad else ""
-            raise ValueError(f"loss_function returned {what}, but must return a tensor with one number, made by the model.")
+            needed = "a tensor with one number, computed by the model"
+            raise ValueError(f"loss_function returned {what}, but must return {needed}.")
         return loss.sum() * sum(weights)
 
     def zero_grad(self) -> None:
