@@ -175,20 +175,21 @@ def test_local_files_only_takes_the_cache_or_nothing(online):
 def test_without_a_network_the_cache_is_taken_at_once(online):
     """For each revision, by a port that refuses and by one that accepts and is silent; the times of both processes."""
     root, answers, _ = online
-    loads = [{}, {"revision": "bin"}, {"revision": COMMIT}]
+    loads = [{}, {"revision": "bin"}, {"revision": COMMIT}, {"revision": "none"}]
     with socket.socket() as refusing, socket.socket() as silent:
         for one in (refusing, silent):
             one.bind(("127.0.0.1", 0))
         silent.listen()  # the system accepts
         refuses, is_silent = (f"http://127.0.0.1:{one.getsockname()[1]}" for one in (refusing, silent))
-        offline = client(refuses, root / "home", *loads, {"revision": "none"}, offline=True)
+        offline = client(refuses, root / "home", *loads, offline=True)
         assert [answer for answer, _ in offline[:3]] == [answers[0], answers[1], answers[1]]
         assert "model.safetensors could not be downloaded" in offline[3][0], "only its config is in the cache"
-        limit = sum(seconds for _, seconds in offline[:3]) + 5
+        limit = sum(seconds for _, seconds in offline) + 5
         for url in (refuses, is_silent):
             for _ in range(3):  # other tests may keep the machine busy
                 found = client(url, root / "home", *loads)
-                assert [answer for answer, _ in found] == [answer for answer, _ in offline[:3]]
+                assert [answer for answer, _ in found[:3]] == [answer for answer, _ in offline[:3]]
+                assert "could not be downloaded" in found[3][0]
                 if sum(seconds for _, seconds in found) < limit:
                     break
             else:
