@@ -157,18 +157,18 @@ def test_in_a_notebook(folder):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     cells = [
         f"%run -m xlmrxl_min fill '{TEXT}' --top-k 1",
-        "from xlmrxl_min.__main__ import main\nmain(['plan', '--help']), main(['plan', 'xl']), main(['fill', 'no'])",
         "%run -m xlmrxl_min fill no",
+        "from xlmrxl_min.__main__ import main\nmain(['plan', '--help']), main(['plan', 'xl']), main(['fill', 'no'])",
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
     texts = ["".join(output.get("text", "") for output in cell.outputs) for cell in notebook.cells]
     assert texts[0].startswith("<mask> 1\n")
-    assert "usage: " in texts[1]
-    assert "3,482,741,760" in texts[1]
-    assert "there is nothing to fill in 'no'" in texts[1]
-    assert notebook.cells[1].outputs[-1]["data"]["text/plain"] == "(0, 0, 2)"
-    assert texts[2] == "there is nothing to fill in 'no': put <mask> where a word is missing.\n", "and no traceback"
+    assert "usage: " in texts[2]
+    assert "3,482,741,760" in texts[2]
+    assert "there is nothing to fill in 'no'" in texts[2]
+    assert notebook.cells[2].outputs[-1]["data"]["text/plain"] == "(0, 0, 2)"
+    assert texts[1] == "there is nothing to fill in 'no': put <mask> where a word is missing.\n", "and no traceback"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")
