@@ -591,10 +591,10 @@ class XLMRobertaXLForQuestionAnswering(ModelWithHead):
             output_attentions=output_attentions, output_hidden_states=output_hidden_states,
         )  # fmt: skip
         start, end = self.qa_outputs(out.last_hidden_state).unbind(-1)
-        given = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
+        given = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
         labels = {"start_positions": start_positions, "end_positions": end_positions}
         return self.add_loss(out, {"start_logits": start, "end_logits": end}, **labels, **given)
 
     def targets(self, **inputs: Any) -> list[Tensor]:
         positions = [x.reshape(-1).clamp(min=0) for x in super().targets(**inputs)]
-        return [x.masked_fill(input_checks.is_beyond(x, **inputs), -100) for x in positions]
+        return [x.masked_fill(x >= input_checks.num_tokens(**inputs), -100) for x in positions]

@@ -139,20 +139,6 @@ def test_answers_cut_away_in_some_batches_and_in_all():
     assert model(**rows[2]).loss.isnan(), "as in transformers"
 
 
-def test_answers_on_the_padding_of_a_large_batch_are_cut_away():
-    model = twins("ForQuestionAnswering")[1]
-    long, short = torch.randint(3, 60, (1, 9)), torch.randint(3, 60, (1, 6))
-    parts = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in (long, short)]
-    for part, start, end in zip(parts, (2, 7), (3, 8), strict=True):
-        part |= {"start_positions": torch.tensor([start]), "end_positions": torch.tensor([end])}
-    fills = {"input_ids": model.config.pad_token_id, "attention_mask": 0}
-    padded = {name: F.pad(x, (0, 3), value=fills[name]) if name in fills else x for name, x in parts[1].items()}
-    batch = {name: torch.cat([parts[0][name], padded[name]]) for name in padded}
-    (large, weights), (accumulated, others) = one_step(model, [batch]), one_step(model, parts)
-    assert accumulated["loss"] == pytest.approx(large["loss"], rel=1e-5)
-    torch.testing.assert_close(others, weights, rtol=1e-5, atol=1e-6)
-
-
 def test_labels_on_padding_count_as_little_in_the_weights_as_in_the_loss():
     model = twins("ForTokenClassification")[1]
     ids = torch.tensor([[5, 6, 7, 8, 9, 10], [5, 1, 1, 1, 1, 1]])

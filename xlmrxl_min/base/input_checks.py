@@ -149,19 +149,11 @@ def warn_about_padding(model: XLMRobertaXLModel, input_ids: Tensor) -> None:
         warnings.warn(message, stacklevel=3)
 
 
-def is_beyond(
-    positions: Tensor, input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None,
-    attention_mask: Tensor | None = None, **inputs: Any,
-) -> Tensor:  # b -> b  # fmt: skip
-    """Whether positions lie beyond the text: after all tokens, or on padding."""
+def num_tokens(input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, **inputs: Any) -> int:
+    """The number of tokens per row, padding included."""
     given = input_ids if inputs_embeds is None else inputs_embeds
     check_tensor("the input", given)
-    length = given.shape[1]  # type: ignore[union-attr]
-    beyond = positions >= length
-    if attention_mask is not None and attention_mask.shape == (len(positions), length):
-        at = positions.clamp(max=length - 1).to(attention_mask.device)
-        beyond = beyond | (attention_mask.gather(1, at[:, None])[:, 0] == 0).to(positions.device)
-    return beyond
+    return given.shape[1]  # type: ignore[union-attr]
 
 
 def as_classes(name: str, labels: Any) -> Tensor:
