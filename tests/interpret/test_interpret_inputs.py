@@ -1,12 +1,12 @@
 """What users pass to interpret: every usual form gives the same answer, and anything else is refused in a sentence."""
 
 import math
-import re
 from types import SimpleNamespace
 
 import numpy
 import pytest
 import torch
+from refusal import refused_literally as refused
 from transformers import BatchEncoding
 from transformers_reference import twins
 
@@ -57,16 +57,6 @@ def out(model):
 
 def score(output):
     return output.logits[0, 1, 9]
-
-
-def refused(function, words=""):
-    """`function` raises a ValueError of one sentence with `words` in it."""
-    with pytest.raises(ValueError, match=re.escape(words) or ".") as caught:
-        function()
-    message = str(caught.value)
-    assert "\n" not in message
-    assert message.endswith(".")
-    assert len(message.split()) > 5
 
 
 def same(one, other):

@@ -8,6 +8,7 @@ import numpy
 import pytest
 import torch
 from matplotlib import font_manager
+from refusal import refused_literally as refused
 from transformers_reference import twins
 
 from xlmrxl_min.inference.generation import Beam, Beams
@@ -57,15 +58,6 @@ OTHERS = {
     "training_curves": lambda **options: plot.training_curves({"one": HISTORY}, **options),
 }
 ALL = {**{name: lambda f=f, t=t, **options: f(t, **options) for name, (f, t) in OF_TOKENS.items()}, **OTHERS}
-
-
-def refused(function, words=""):
-    with pytest.raises(ValueError, match=re.escape(words) or ".") as caught:
-        function()
-    message = str(caught.value)
-    assert "\n" not in message
-    assert message.endswith(".")
-    assert len(message.split()) > 5
 
 
 def laid_out(plotted):

@@ -4,6 +4,7 @@ import numpy
 import pytest
 import torch
 import transformers
+from refusal import refused
 
 from xlmrxl_min import XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM
 from xlmrxl_min.training import tasks
@@ -33,14 +34,6 @@ def decoder():
 @pytest.fixture(scope="module")
 def language_task():
     return tasks.task("language_identification", ["en", "fr"])
-
-
-def refused(call, words):
-    with pytest.raises(ValueError, match=words) as caught:
-        call()
-    message = str(caught.value)
-    assert message.endswith(".")
-    assert "\n" not in message
 
 
 def test_one_text_is_no_list_of_letters(model, tokenizer):

@@ -10,6 +10,7 @@ import numpy
 import pytest
 import torch
 import transformers
+from refusal import refused
 from test_loop import head, part
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler
 
@@ -28,14 +29,6 @@ class Texts(Dataset):
 
     def __getitem__(self, i):
         return {name: values[i] for name, values in self.batch.items()}
-
-
-def refused(call, words):
-    with pytest.raises(ValueError, match=words) as caught:
-        call()
-    message = str(caught.value)
-    assert message.endswith(".")
-    assert "\n" not in message
 
 
 # ---- batches that are accepted
