@@ -9,6 +9,7 @@ import numpy
 import pytest
 import torch
 import transformers
+from test_inputs import Series
 from transformers_reference import error, twins
 
 import xlmrxl_min
@@ -499,21 +500,6 @@ def test_impossible_arguments_of_the_others(task, call, words, tokenizer):
     _, ours = twins_for(tokenizer, task)
     with pytest.raises(ValueError, match=words):
         call(ours, tokenizer)
-
-
-class Series:
-    """As pandas' Series: iterable and with `tolist`, but no sequence."""
-
-    ndim = 1
-
-    def __init__(self, values):
-        self.values = list(values)
-
-    def __iter__(self):
-        return iter(self.values)
-
-    def tolist(self):
-        return self.values
 
 
 FORMS = {
