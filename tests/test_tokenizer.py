@@ -165,7 +165,7 @@ def test_offsets_give_the_characters_of_each_token(both):
         previous = 0
         for token, (begin, end) in zip(encoding.input_ids, encoding.offset_mapping, strict=True):
             if token in (0, 1, 2, 3, ours.mask_token_id):
-                assert text[begin:end] in ("", *ours.special_token_ids) or token == 3
+                assert text[begin:end] in ("", *ours.added_tokens_encoder) or token == 3
                 continue
             assert previous <= end <= len(text)
             assert text[begin:end] == text[begin:end].lstrip(), "the space before a word is not part of it"
@@ -210,7 +210,7 @@ def placed(c):
 
 def check_offsets(tokenizer, text):
     """Spans are in order, inside the text, begin and end at visible characters, and leave no visible character out."""
-    spans = [token[1:] for token in tokenizer.tokenize_with_offsets(text)]
+    spans = [token[1:3] for token in tokenizer.tokenize_with_offsets(text)]
     assert all(0 <= start <= end <= len(text) for start, end in spans), (text, spans)
     assert all(a[0] <= b[0] and a[1] <= b[1] for a, b in pairwise(spans)), (text, spans)
     for start, end in spans:
@@ -295,7 +295,7 @@ def test_tokens_of_one_character_share_it(both):
 
 def test_a_token_of_nothing_visible_has_its_characters():
     tokenizer = XLMRobertaTokenizer.from_pretrained("tiny")  # to which a soft hyphen is <unk>
-    assert [token[1:] for token in tokenizer.tokenize_with_offsets("so\xadso")] == [(0, 2), (2, 3), (3, 5)]
+    assert [token[1:3] for token in tokenizer.tokenize_with_offsets("so\xadso")] == [(0, 2), (2, 3), (3, 5)]
     assert trim(" \u200f ", 0, 3) == (0, 3)
     assert trim("x \u200fa b\ufe0f ", 1, 8) == (3, 6)
 
@@ -389,7 +389,7 @@ def test_saving_and_loading_the_vocabulary(tmp_path):
     assert XLMRobertaTokenizer.from_pretrained(tmp_path / "copy").encode("free and equal") == tokenizer.encode(
         "free and equal"
     )
-    tokenizer.save_pretrained(PRETRAINED / "tiny")  # onto itself: no error
+    XLMRobertaTokenizer.from_pretrained(tmp_path / "copy").save_pretrained(tmp_path / "copy")  # onto itself: no error
     saved = (tmp_path / "copy" / VOCABULARY_FILE).read_bytes()
     assert saved == (PRETRAINED / "tiny" / VOCABULARY_FILE).read_bytes()
 
@@ -432,7 +432,6 @@ def test_a_tokenizer_works_and_is_saved_without_the_file_it_came_from(duplicate,
         (lambda t: t("a", truncation={}), "truncation={} is unknown"),
         (lambda t: t("a", truncation=numpy.array([1, 2])), "truncation=array"),
         (lambda t: t("a", padding_side=["left"]), r"padding_side=\['left'\] is unknown"),
-        (lambda t: t("a", padding_side=None), "padding_side=None is unknown"),
         (lambda t: t("a", return_tensors=torch), "return_tensors=<module"),
         (lambda t: t("a", add_special_tokens="no"), "add_special_tokens='no' is unknown"),
         (lambda t: t("a", return_offsets_mapping=[1, 2]), "return_offsets_mapping=.* is unknown"),
@@ -449,11 +448,11 @@ def test_a_tokenizer_works_and_is_saved_without_the_file_it_came_from(duplicate,
         (lambda t: t.decode([None]), "id is an integer, but got one of type NoneType"),
         (lambda t: t.decode(None), "id is an integer, but got one of type NoneType"),
         (lambda t: t.decode(5.0), "id is an integer, but got one of type float"),
-        (lambda t: t.decode("a"), "ids is of type str, but must be a list of token ids"),
-        (lambda t: t.decode({"input_ids": [5]}), "ids is of type dict"),
+        (lambda t: t.decode("a"), "token_ids is of type str, but must be a list of token ids"),
+        (lambda t: t.decode({"input_ids": [5]}), "token_ids is of type dict"),
         (lambda t: t.decode([5, -1]), "-1 is not a token: this vocabulary has ids 0 to"),
         (lambda t: list(t.decode_stream(iter([torch.tensor([5, 6])]))), "integer, but got one of type Tensor"),
-        (lambda t: t.batch_decode(None), "rows is of type NoneType"),
+        (lambda t: t.batch_decode(None), "sequences is of type NoneType"),
         (lambda t: t.batch_decode(torch.ones(2, 2, 2).long()), "integer, but got one of type list"),
         (lambda t: t.convert_tokens_to_ids(7), "tokens is of type int"),
         (lambda t: t.convert_tokens_to_ids(None), "tokens is of type NoneType"),

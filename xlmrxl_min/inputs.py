@@ -78,6 +78,41 @@ def as_texts_or_pairs(values: Any, name: str) -> list[str | tuple[str, str]]:
     return items
 
 
+def as_samples(text: Any, text_pair: Any, are_words: bool) -> tuple[list[list[Any]], bool]:
+    """What a tokenizer is called with, as one part or two for each row, and whether it is a single row.
+
+    are_words: each part is a list of words, otherwise a text.
+    """
+    if are_words:
+        items: list[Any] = as_sequence(text, "text", "words, or lists of words")
+        is_single = all(map(is_single_text, items))
+        items = [items] if is_single else items
+        are_pairs = [isinstance(item, (list, tuple)) and not any(map(is_single_text, item)) for item in items]
+        seconds = (
+            [text_pair] if is_single or text_pair is None else as_sequence(text_pair, "text_pair", "lists of words")
+        )
+    else:
+        is_single = is_single_text(text)
+        items = as_texts(text, "text") if is_single else as_texts_or_pairs(text, "text")
+        are_pairs = [isinstance(item, (list, tuple)) for item in items]
+        seconds = [] if text_pair is None else as_texts(text_pair, "text_pair")
+    samples = [[*item] if is_pair and len(item) else [item] for item, is_pair in zip(items, are_pairs, strict=True)]
+    if text_pair is not None:
+        if len(seconds) != len(samples):
+            raise ValueError(f"got {len(samples)} texts but {len(seconds)} in text_pair: give one for each text.")
+        if any(len(sample) > 1 for sample in samples):
+            raise ValueError("text holds pairs, so text_pair would be a third text: leave one of them out.")
+        samples = [[*sample, second] for sample, second in zip(samples, seconds, strict=True)]
+    for sample in samples if are_words else []:
+        for i, part in enumerate(sample):
+            if is_single_text(part):
+                raise ValueError(
+                    "a text is given, but is_split_into_words=True takes lists of words: use text.split()."
+                )
+            sample[i] = as_texts(part, "a list of words")
+    return samples, is_single
+
+
 def check_option(name: str, value: Any, allowed: Sequence[Any]) -> None:
     """Raise ValueError unless `value` is one of `allowed`."""
     if not isinstance(value, (str, int, type(None))) or value not in allowed:

@@ -7,110 +7,221 @@ masked_lm.py; Hugging Face's tokenization_xlm_roberta.py). A text becomes `<s> A
 
 from __future__ import annotations
 
+import json
 import operator
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 from unicodedata import category
 
 import sentencepiece
-import torch
 
-from .checkpoints.locate import VOCABULARY_FILE, locate
-from .files import atomic_write, to_path
-from .inputs import (
-    as_rows,
-    as_sequence,
-    as_texts,
-    as_texts_or_pairs,
-    check_integer,
-    check_option,
-    check_text,
-    is_single_text,
-)
+from .checkpoints.locate import VOCABULARY_FILE, Location, MissingFileError, is_absent, locate
+from .encoding import Encoder, Token, fill_template
+from .files import atomic_write, lock_folder, to_path
+from .inputs import as_rows, as_sequence, check_option, check_text, is_single_text
 
 FAIRSEQ_OFFSET = 1
-TRUNCATIONS = (None, False, True, "longest_first", "only_first", "only_second")
-PADDINGS = (False, True, "longest", "max_length")
+SETTINGS_FILE = "tokenizer_config.json"
+OLDER_FILES = (
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+)  # what they say is in SETTINGS_FILE now
+SETTINGS = ("model_max_length", "padding_side", "truncation_side", "clean_up_tokenization_spaces")
+ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+SPECIAL = (*ROLES, "additional_special_tokens")
+UNLIMITED = 10**20  # transformers writes 10**30 where no length was given
+CLEAN_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")  # transformers' list
 
 
-class Token(NamedTuple):
-    id: int
-    start: int = 0  # its characters are text[start:end]; special tokens that were added have none
-    end: int = 0
+@dataclass
+class AddedToken:
+    """A token that is found in a text as it stands; SentencePiece gets what is between such tokens.
 
-
-class Encoding(dict):
-    """input_ids, attention_mask and what else was asked for, as keys and as attributes; use as `model(**encoding)`."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name in self:
-            return self[name]
-        raise AttributeError(f"this encoding has no {name!r}: it has {', '.join(self)}.")
-
-    def to(self, device: Any) -> Encoding:
-        """Move every tensor to `device`, in place as in Hugging Face."""
-        self.update({name: value.to(device) if hasattr(value, "to") else value for name, value in self.items()})
-        return self
-
-
-class XLMRobertaTokenizer:
-    """The XLM-R tokenizer. Call it on a text, a pair of texts, or lists of them.
-
-    Ids 0 to 3 are `<s>`, `<pad>`, `</s>`, `<unk>`, the last is `<mask>`; a special token written in a text becomes its
-    id. `vocab_file` is the path of a SentencePiece model. FileNotFoundError, or ValueError for another kind of file.
+    single_word: not beside a letter. lstrip, rstrip: with the white space beside it. special: decoding may skip it.
     """
 
-    bos_token, pad_token, eos_token, unk_token, mask_token = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
-    bos_token_id, pad_token_id, eos_token_id, unk_token_id = range(4)
-    cls_token, sep_token, cls_token_id, sep_token_id = bos_token, eos_token, bos_token_id, eos_token_id
-    model_max_length = 512
+    content: str
+    single_word: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    normalized: bool = False  # only for transformers' fast tokenizers, which may look for it in the normalized text
+    special: bool = False
 
-    def __init__(self, vocab_file: str | os.PathLike[str]) -> None:
-        self.vocab_file = to_path(vocab_file)
+    @classmethod
+    def of(cls, token: Any, special: bool = False) -> AddedToken:
+        """A str, transformers' AddedToken, or its JSON, as an AddedToken."""
+        token = {"content": token, "normalized": not special} if isinstance(token, str) else token
+        get: Any = token.get if isinstance(token, Mapping) else partial(getattr, token)
+        check_text(get("content", token), "a token")
+        if not get("content", ""):
+            raise ValueError("a token is empty, but must have one character or more.")
+        added = cls(*(get(field.name, False) for field in fields(cls)))
+        added.special |= special
+        return added
+
+
+class XLMRobertaTokenizer(Encoder):
+    """The XLM-R tokenizer. Call it on a text, a pair of texts, or lists of them.
+
+    Ids 0 to 3 are `<s>`, `<pad>`, `</s>`, `<unk>`, the last is `<mask>`, tokens that were added follow; a special token
+    written in a text becomes its id. `vocab_file` is the path of a SentencePiece model. FileNotFoundError, or
+    ValueError for another kind of file. special_tokens: as `add_special_tokens` takes them.
+    """
+
+    bos_token, eos_token, unk_token, mask_token = "<s>", "</s>", "<unk>", "<mask>"
+    bos_token_id, eos_token_id, unk_token_id, mask_token_id = 0, 2, 3, -1  # -1: it follows the pieces
+
+    def __init__(
+        self, vocab_file: str | os.PathLike[str], *, model_max_length: int = 512, padding_side: str = "right",
+        truncation_side: str = "right", clean_up_tokenization_spaces: bool = False,
+        added_tokens_decoder: Mapping[Any, Any] | None = None, **special_tokens: Any,
+    ) -> None:  # fmt: skip
+        self.name_or_path, self.vocab_file = str(vocab_file), to_path(vocab_file)
         if not self.vocab_file.is_file():
             raise FileNotFoundError(f"{vocab_file} is not a file: a tokenizer is loaded from {VOCABULARY_FILE}.")
         try:
             self.sp_model = sentencepiece.SentencePieceProcessor(model_file=str(vocab_file))
         except RuntimeError as error:
             raise ValueError(f"{vocab_file} is not a SentencePiece model: is the download complete?") from error
-        self.mask_token_id = len(self.sp_model) + FAIRSEQ_OFFSET
-        names = (self.bos_token, self.pad_token, self.eos_token, self.unk_token, self.mask_token)
-        self.special_token_ids = dict(zip(names, (*range(4), self.mask_token_id), strict=True))
-        self.special_tokens = {i: token for token, i in self.special_token_ids.items()}
+        self.model_max_length = self.model_max_length if model_max_length > UNLIMITED else model_max_length
+        self.padding_side, self.truncation_side = padding_side, truncation_side
+        self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
+        special = self.special_token_ids()
+        self.vocab_size = special[self.mask_token] + 1
+        self.added_tokens_decoder = {i: AddedToken(token, special=True) for token, i in special.items()}
+        self.added_tokens_decoder[special[self.mask_token]].lstrip = True
+        self.added_tokens_decoder |= {int(i): AddedToken.of(x) for i, x in (added_tokens_decoder or {}).items()}
+        self.index_added_tokens()
+        self.add_special_tokens({"mask_token": self.mask_token, **special_tokens})
+
+    def special_token_ids(self) -> dict[str, int]:
+        return {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": len(self.sp_model) + FAIRSEQ_OFFSET}
 
     @classmethod
     def from_pretrained(
         cls, source: str | os.PathLike[str], *, revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None, local_files_only: bool = False,
-        token: str | bool | None = None,
+        token: str | bool | None = None, **settings: Any,
     ) -> XLMRobertaTokenizer:  # fmt: skip
         """Load the tokenizer of a folder, a bundled checkpoint ("tiny", …) or a hub id. Raises FileNotFoundError.
 
-        The arguments are those of a model's `from_pretrained`; source may also be the vocabulary file.
+        The arguments are those of a model's `from_pretrained`; source may also be the vocabulary file. settings: those
+        of the class, such as padding_side, instead of the saved ones.
         """
         hub: Any = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
-        return cls(locate(source, **hub).find(VOCABULARY_FILE))
+        location = locate(source, **hub)
+        with lock_folder(location.folder, shared=True):  # so that both files are of one save
+            vocabulary = location.find(VOCABULARY_FILE)
+            saved = {} if location.file == vocabulary else read_settings(location)
+            tokenizer = cls(vocabulary, **{**saved, **settings})
+        tokenizer.name_or_path = str(source)
+        return tokenizer
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write the vocabulary file into `folder`, where from_pretrained finds it."""
-        target, vocabulary = to_path(folder, "folder") / VOCABULARY_FILE, self.sp_model.serialized_model_proto()
-        if not (os.path.isfile(target) and target.read_bytes() == vocabulary):
-            with atomic_write(target) as (draft,):
-                draft.write_bytes(vocabulary)
+    def save_pretrained(self, folder: str | os.PathLike[str], *, safe_serialization: bool = True) -> tuple[str, ...]:
+        """Write the vocabulary and tokenizer_config.json into `folder`, for from_pretrained here and in transformers.
+
+        Older files there that say the same are removed. safe_serialization: as a model takes it; there are no weights.
+        """
+        values = {name: getattr(self, name) for name in SETTINGS} | self.special_tokens_map
+        values["added_tokens_decoder"] = {str(i): asdict(token) for i, token in self.added_tokens_decoder.items()}
+        settings = json.dumps({**values, "tokenizer_class": "XLMRobertaTokenizer"}, indent=2, ensure_ascii=False)
+        contents = (self.sp_model.serialized_model_proto(), f"{settings}\n".encode())
+        files = [to_path(folder, "folder") / name for name in (VOCABULARY_FILE, SETTINGS_FILE)]
+        if [path.read_bytes() if path.is_file() else b"" for path in files] != [*contents]:
+            with atomic_write(*files, obsolete=re.compile("|".join(map(re.escape, OLDER_FILES)))) as drafts:
+                for draft, content in zip(drafts, contents, strict=True):
+                    draft.write_bytes(content)
+        return tuple(map(str, files))
+
+    # ---- the vocabulary, special tokens, and tokens that were added
 
     def __len__(self) -> int:
-        return self.mask_token_id + 1
+        return self.vocab_size + sum(i >= self.vocab_size for i in self.added_tokens_decoder)
+
+    def get_vocab(self) -> dict[str, int]:
+        pieces = self.convert_ids_to_tokens(range(self.vocab_size))
+        return {piece: i for i, piece in enumerate(pieces)} | self.added_tokens_encoder
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A special token and its id, such as pad_token and pad_token_id, change together."""
+        role = name.removesuffix("_id")
+        if role in ROLES:
+            token = AddedToken.of(value).content if name == role else self.convert_id_to_token(value)
+            token_id = self.convert_token_to_id(token)
+            if token_id == self.unk_token_id and token not in (self.unk_token, "<unk>"):
+                raise ValueError(f"{role}={token!r} is not in the vocabulary: pass it to add_special_tokens.")
+            super().__setattr__(f"{role}_id", token_id)
+            name, value = role, token
+        super().__setattr__(name, value)
 
     @property
-    def vocab_size(self) -> int:
-        return len(self)
+    def special_tokens_map(self) -> dict[str, Any]:
+        """The token of each role, and as additional_special_tokens those without one, if there are any."""
+        roles: dict[str, Any] = {role: getattr(self, role) for role in ROLES}
+        special = [token.content for token in self.added_tokens_decoder.values() if token.special]
+        more = [token for token in special if token not in roles.values()]
+        return {**roles, "additional_special_tokens": more} if more else roles
+
+    @property
+    def additional_special_tokens(self) -> list[str]:
+        return self.special_tokens_map.get("additional_special_tokens", [])
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        return list(dict.fromkeys([*(getattr(self, role) for role in ROLES), *self.additional_special_tokens]))
 
     @property
     def all_special_ids(self) -> list[int]:
-        return list(self.special_tokens)
+        return self.convert_tokens_to_ids(self.all_special_tokens)
+
+    def add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
+        """Add one token or several, str or transformers' AddedToken -> how many are new; the model is to be resized."""
+        before, is_one = len(self), isinstance(new_tokens, (str, Mapping)) or hasattr(new_tokens, "content")
+        for given in [new_tokens] if is_one else as_sequence(new_tokens, "new_tokens", "tokens"):
+            token = AddedToken.of(given, special_tokens)
+            known = self.added_tokens_encoder.get(token.content)
+            if known is not None and isinstance(given, str):
+                self.added_tokens_decoder[known].special |= special_tokens
+                continue
+            token_id = self.convert_token_to_id(token.content) if known is None else known
+            is_new = known is None and token_id == self.unk_token_id
+            token_id = max(self.vocab_size - 1, *self.added_tokens_decoder) + 1 if is_new else token_id
+            self.added_tokens_decoder[token_id], self.added_tokens_encoder[token.content] = token, token_id
+        self.index_added_tokens()
+        return len(self) - before
+
+    def add_special_tokens(
+        self, special_tokens_dict: Mapping[str, Any], replace_additional_special_tokens: bool = True
+    ) -> int:
+        """Add tokens by role, as {"cls_token": "<c>", "additional_special_tokens": ["<a>", "<b>"]} -> how many are new.
+
+        replace_additional_special_tokens: earlier ones are no longer special.
+        """
+        count = 0
+        for name, tokens in special_tokens_dict.items():
+            check_option("a special token", name, SPECIAL)
+            for token in self.added_tokens_decoder.values():
+                if name not in ROLES and replace_additional_special_tokens:
+                    token.special &= token.content not in self.additional_special_tokens
+            count += self.add_tokens([tokens] if name in ROLES else tokens, special_tokens=True)
+            if name in ROLES:
+                setattr(self, name, tokens)
+        return count
+
+    def index_added_tokens(self) -> None:
+        """Make the ids by token, and the pattern that finds the tokens in a text, the longest first."""
+        self.added_tokens_decoder = dict(sorted(self.added_tokens_decoder.items()))
+        self.added_tokens_encoder = {token.content: i for i, token in self.added_tokens_decoder.items()}
+        tokens = sorted(self.added_tokens_decoder.values(), key=lambda token: -len(token.content))
+        edges = [(r"(?<!\w)", r"(?!\w)") if token.single_word else ("", "") for token in tokens]
+        parts = [a + re.escape(token.content) + b for token, (a, b) in zip(tokens, edges, strict=True)]
+        self.added_pattern = re.compile("|".join(parts))
 
     # ---- one text: text <-> tokens <-> ids
 
@@ -123,15 +234,21 @@ class XLMRobertaTokenizer:
         check_text(text, "the text")
         tokens: list[Token] = []
         start = 0
-        for special in re.finditer("|".join(self.special_token_ids), text):
-            tokens += self.tokenize_segment(text, start, special.start())  # sentencepiece strips the space before it
-            tokens.append(Token(self.special_token_ids[special[0]], *special.span()))
-            start = special.end()
-        return tokens + self.tokenize_segment(text, start, len(text))
+        for found in self.added_pattern.finditer(text):
+            token_id, end = self.added_tokens_encoder[found[0]], found.start()
+            token = self.added_tokens_decoder[token_id]
+            while token.lstrip and end > start and text[end - 1].isspace():
+                end -= 1
+            tokens += self.tokenize_segment(text, start, end, next_word(tokens))
+            tokens.append(Token(token_id, *found.span(), next_word(tokens), found[0]))
+            start = found.end()
+            while token.rstrip and text[start : start + 1].isspace():
+                start += 1
+        return tokens + self.tokenize_segment(text, start, len(text), next_word(tokens))
 
-    def tokenize_segment(self, text: str, start: int, end: int) -> list[Token]:
-        """Tokenize text[start:end], a part without special tokens."""
-        segment, tokens, at = text[start:end], [], 0
+    def tokenize_segment(self, text: str, start: int, end: int, word: int = 0) -> list[Token]:
+        """Tokenize text[start:end], a part without added tokens, whose first word has the number `word`."""
+        segment, tokens, at, word = text[start:end], [], 0, word - 1
         _, starts = self.sp_model.normalize(segment, with_offsets=True)  # of each normalized character in `segment`
         ends = starts[1:]  # of characters that were normalized together, as a letter and its accent, all end last
         for i in reversed(range(len(ends) - 1)):
@@ -139,9 +256,10 @@ class XLMRobertaTokenizer:
                 ends[i] = ends[i + 1]
         subwords = self.sp_model.encode(segment, out_type=str)  # joined, they are the normalized text
         for subword, sp_id in zip(subwords, self.sp_model.piece_to_id(subwords), strict=True):
-            first, at = at + subword.startswith("▁"), at + len(subword)  # the space that became ▁ is not of the word
+            is_start = subword.startswith("▁")
+            first, at, word = at + is_start, at + len(subword), word + is_start  # the space that became ▁ is of no word
             span = trim(text, start + starts[first], start + (ends[at - 1] if first < at else starts[first]))
-            tokens.append(Token(self.add_fairseq_offset(sp_id), *span))
+            tokens.append(Token(self.add_fairseq_offset(sp_id), *span, word, subword))
         return tokens
 
     def add_fairseq_offset(self, sp_id: int) -> int:
@@ -151,21 +269,20 @@ class XLMRobertaTokenizer:
         """Split `text` into subwords, `▁` for a space; a character unknown to the vocabulary becomes `<unk>`."""
         return self.convert_ids_to_tokens([token.id for token in self.tokenize_with_offsets(text)])
 
-    def encode(self, text: str, text_pair: str | None = None, **options: Any) -> list[int]:
-        """Return the input_ids of one text or pair; options as in a call."""
-        return self(text, text_pair, **options)["input_ids"]
-
     @overload
-    def convert_ids_to_tokens(self, ids: int) -> str: ...
+    def convert_ids_to_tokens(self, ids: int, skip_special_tokens: bool = False) -> str: ...
     @overload
-    def convert_ids_to_tokens(self, ids: Iterable[int]) -> list[str]: ...
-    def convert_ids_to_tokens(self, ids: int | Iterable[int]) -> str | list[str]:
+    def convert_ids_to_tokens(self, ids: Iterable[int], skip_special_tokens: bool = False) -> list[str]: ...
+    def convert_ids_to_tokens(self, ids: int | Iterable[int], skip_special_tokens: bool = False) -> str | list[str]:
         """Look up tokens. ValueError for an id beyond the vocabulary, such as XL's last 878 rows of embeddings."""
+        check_option("skip_special_tokens", skip_special_tokens, (False, True))
         if hasattr(ids, "tolist"):
             ids = ids.tolist()
-        if isinstance(ids, Iterable):
-            return [self.convert_id_to_token(i) for i in as_sequence(ids, "ids", "token ids")]
-        return self.convert_id_to_token(ids)
+        if not isinstance(ids, Iterable):
+            return self.convert_id_to_token(ids)
+        skipped = self.all_special_tokens if skip_special_tokens else []
+        tokens = [self.convert_id_to_token(i) for i in as_sequence(ids, "ids", "token ids")]
+        return [token for token in tokens if token not in skipped]
 
     def convert_id_to_token(self, i: Any) -> str:
         try:
@@ -175,9 +292,13 @@ class XLMRobertaTokenizer:
         except TypeError:
             got, remedy = f"got one of type {type(i).__name__}", "for several sequences, use batch_decode"
             raise ValueError(f"a token id is an integer, but {got}: {remedy}.") from None
-        if not 0 <= token_id < len(self):
-            raise ValueError(f"{token_id} is not a token: this vocabulary has ids 0 to {len(self) - 1}.")
-        return self.special_tokens.get(token_id) or self.sp_model.id_to_piece(token_id - FAIRSEQ_OFFSET)
+        if token_id in self.added_tokens_decoder:
+            return self.added_tokens_decoder[token_id].content
+        if not 0 <= token_id < self.vocab_size:
+            raise ValueError(
+                f"{token_id} is not a token: this vocabulary has ids 0 to {max(self.added_tokens_decoder)}."
+            )
+        return self.sp_model.id_to_piece(token_id - FAIRSEQ_OFFSET)
 
     @overload
     def convert_tokens_to_ids(self, tokens: str) -> int: ...
@@ -191,122 +312,110 @@ class XLMRobertaTokenizer:
 
     def convert_token_to_id(self, token: str) -> int:
         check_text(token, "a token")
-        if token in self.special_token_ids:
-            return self.special_token_ids[token]
+        if token in self.added_tokens_encoder:
+            return self.added_tokens_encoder[token]
         return self.add_fairseq_offset(self.sp_model.piece_to_id(token))
 
-    def decode(self, ids: int | Iterable[int], skip_special_tokens: bool = False) -> str:
-        """Join the tokens to a text again; special tokens are separated by spaces, or skipped."""
-        if hasattr(ids, "tolist"):
-            ids = ids.tolist()
-        sequence = as_sequence(ids, "ids", "token ids") if isinstance(ids, Iterable) else [ids]
-        return "".join(self.decode_stream(sequence, skip_special_tokens))
+    def convert_tokens_to_string(self, tokens: Iterable[str]) -> str:
+        return "".join(as_sequence(tokens, "tokens", "tokens")).replace("▁", " ").strip()
+
+    def decode(
+        self, token_ids: int | Iterable[int], skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> str:  # fmt: skip
+        """Join the tokens to a text again; special tokens are separated by spaces, or skipped.
+
+        clean_up_tokenization_spaces: remove the spaces before English punctuation and contractions (default: the
+        attribute).
+        """
+        check_option("clean_up_tokenization_spaces", clean_up_tokenization_spaces, (None, False, True))
+        ids: Any = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
+        sequence = as_sequence(ids, "token_ids", "token ids") if isinstance(ids, Iterable) else [ids]
+        text, clean = "".join(self.decode_stream(sequence, skip_special_tokens)), clean_up_tokenization_spaces
+        for mark in CLEAN_UP if (self.clean_up_tokenization_spaces if clean is None else clean) else ():
+            text = text.replace(mark, mark.strip())
+        return text
 
     def decode_stream(self, ids: Iterable[int], skip_special_tokens: bool = False) -> Iterator[str]:
         """Decode ids one by one, as `model.stream` yields them for one prompt; joined, the parts are decode(ids)."""
         check_option("skip_special_tokens", skip_special_tokens, (False, True))
         if not isinstance(ids, Iterable) or getattr(ids, "ndim", 1) == 0:
             raise ValueError(f"ids is of type {type(ids).__name__}, but must be a list of token ids, or an iterator.")
+        skipped = self.all_special_tokens if skip_special_tokens else []
         gap, is_start, is_first = "", True, True  # gap: white space that is only written if something follows
         for i in ids:
             token = self.convert_id_to_token(i)
-            text, is_special = token.replace("▁", " "), token in self.special_token_ids
-            if is_special and skip_special_tokens:
+            if token in skipped:
                 continue
-            if is_special:
+            text, is_added = token.replace("▁", " "), token in self.added_tokens_encoder
+            if is_added:
                 gap = "" if is_first else " "
             elif is_start:
                 text = text.lstrip()
-            part = text.rstrip()
+            part = token if is_added else text.rstrip()
             if part:
                 yield gap + part
-                gap, is_start, is_first = " " if is_special else text[len(part) :], is_special, False
+                gap, is_start, is_first = " " if is_added else text[len(part) :], is_added, False
             else:
                 gap += text
 
-    def batch_decode(self, rows: Iterable[Iterable[int]], skip_special_tokens: bool = False) -> list[str]:
+    def batch_decode(
+        self, sequences: Iterable[Iterable[int]], skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> list[str]:  # fmt: skip
         """Decode each row of ids, as `b t`."""
-        return [self.decode(row, skip_special_tokens) for row in as_rows(rows, "rows", "lists of token ids")]
+        options = (skip_special_tokens, clean_up_tokenization_spaces)
+        return [self.decode(row, *options) for row in as_rows(sequences, "sequences", "lists of token ids")]
 
-    # ---- many texts: templates, truncation, padding
+    def get_special_tokens_mask(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None, already_has_special_tokens: bool = False
+    ) -> list[int]:
+        """1 for each special token, 0 for each other; of ids with special tokens, or of ids that are to get them."""
+        if not already_has_special_tokens:
+            mask = [[0] * len(ids) for ids in (token_ids_0, token_ids_1) if ids is not None]
+            return fill_template(mask, 1, 1)
+        if token_ids_1 is not None:
+            raise ValueError("token_ids_1 is given, but a pair that has its special tokens is one list: pass it alone.")
+        return [int(token in self.all_special_tokens) for token in self.convert_ids_to_tokens(token_ids_0)]
 
-    def __call__(
-        self, text: str | Iterable[str | tuple[str, str]], text_pair: str | Iterable[str] | None = None, *,
-        add_special_tokens: bool = True, padding: bool | str = False, truncation: bool | str | None = None,
-        max_length: int | None = None, padding_side: str = "right", return_tensors: str | None = None,
-        return_offsets_mapping: bool = False,
-    ) -> Encoding:  # fmt: skip
-        """Texts -> input_ids and attention_mask (1 = token, 0 = padding): lists, or with return_tensors="pt" `b t`.
+    def apply_chat_template(self, *_: Any, **__: Any) -> Any:
+        raise ValueError("XLM-R was never trained to chat, and has no chat template: pass a text to the tokenizer.")
 
-        A list, array or generator gives a batch, and so does one of pairs (text, text_pair). padding: True or
-        "longest", "max_length". truncation: True or "longest_first", "only_first", "only_second", to max_length
-        (default 512), including special tokens; also where only max_length is given. return_offsets_mapping adds
-        offset_mapping: the [start, end) of each token in its own text, (0, 0) for added special tokens. ValueError for
-        any other value of an option.
-        """
-        check_option("padding", padding, PADDINGS)
-        check_option("truncation", truncation, TRUNCATIONS)
-        check_option("padding_side", padding_side, ("right", "left"))
-        check_option("return_tensors", return_tensors, (None, "pt"))
-        check_option("add_special_tokens", add_special_tokens, (False, True))
-        check_option("return_offsets_mapping", return_offsets_mapping, (False, True))
-        if max_length is not None:
-            check_integer("max_length", max_length)
-        is_single = is_single_text(text)
-        texts: list[Any] = as_texts(text, "text") if is_single else as_texts_or_pairs(text, "text")
-        if text_pair is not None:
-            pairs = as_texts(text_pair, "text_pair")
-            if len(pairs) != len(texts):
-                raise ValueError(f"got {len(texts)} texts but {len(pairs)} in text_pair: give one for each text.")
-            if not all(isinstance(item, str) for item in texts):
-                raise ValueError("text holds pairs, so text_pair would be a third text: leave one of them out.")
-            texts = list(zip(texts, pairs, strict=True))
-        if truncation is None:  # a max_length alone can only mean one thing
-            truncation = max_length is not None and not padding
-        limit = (max_length or self.model_max_length) if truncation else None
-        rows = [self.encode_with_offsets(item, limit, truncation, add_special_tokens) for item in texts]
-        length = max(map(len, rows), default=0) if padding else 0
-        if padding == "max_length":
-            length = max(length, max_length or self.model_max_length)
 
-        def pad(values: list, fill: Any) -> list:
-            missing = [fill] * (length - len(values))
-            return values + missing if padding_side == "right" else missing + values
+def next_word(tokens: Sequence[Token]) -> int:
+    return (tokens[-1].word or 0) + 1 if tokens else 0
 
-        encoding = Encoding(input_ids=[pad([token.id for token in row], self.pad_token_id) for row in rows])
-        if return_offsets_mapping:
-            encoding["offset_mapping"] = [pad([(token.start, token.end) for token in row], (0, 0)) for row in rows]
-        encoding["attention_mask"] = [pad([1] * len(row), 0) for row in rows]
-        if return_tensors is None:
-            return Encoding({name: rows[0] if is_single else rows for name, rows in encoding.items()})
-        if len({len(row) for row in encoding.input_ids}) > 1:
-            raise ValueError("the texts have different lengths, and a tensor is rectangular: pass padding=True.")
-        return Encoding(
-            {name: torch.tensor(rows or [[]], dtype=torch.long)[: len(rows)] for name, rows in encoding.items()}
+
+def read_settings(location: Location) -> dict[str, Any]:
+    """The arguments of the class that tokenizer_config.json holds, or what transformers wrote before it did."""
+    found = read_json(location, SETTINGS_FILE)
+    for name in ("sp_model_kwargs", "split_special_tokens"):
+        if found.get(name):
+            what = f"{location} has {name}={found[name]!r} in {SETTINGS_FILE}, which this tokenizer does not apply"
+            raise ValueError(f"{what}: remove it there, or load it by transformers.")
+    if "added_tokens_decoder" not in found:
+        found = {**read_json(location, "special_tokens_map.json"), **found}
+        added = {i: token for token, i in read_json(location, "added_tokens.json").items()}
+        if location.holds("tokenizer.json"):  # large, and on the hub the other files say the same
+            added |= {token["id"]: token for token in read_json(location, "tokenizer.json").get("added_tokens", [])}
+        found["added_tokens_decoder"] = added
+    return {name: found[name] for name in (*SETTINGS, *SPECIAL, "added_tokens_decoder") if found.get(name) is not None}
+
+
+def read_json(location: Location, name: str) -> dict[str, Any]:
+    try:
+        values = json.loads(location.find(name).read_text(encoding="utf-8"))
+    except MissingFileError as error:
+        if location.hub is None or location.hub["local_files_only"] or is_absent(error.__cause__):
+            return {}
+        raise
+    except ValueError as error:
+        raise ValueError(f"{name} of {location} is not JSON ({error}): download it again.") from error
+    if not isinstance(values, dict):
+        raise ValueError(
+            f"{name} of {location} holds a {type(values).__name__}, but must hold a dict: download it again."
         )
-
-    def encode_with_offsets(
-        self, text: str | tuple[str, str], max_length: int | None = None, truncation: bool | str = True,
-        add_special_tokens: bool = True,
-    ) -> list[Token]:  # fmt: skip
-        """Tokenize one text or pair, and cut it to `max_length` tokens, special tokens included (None: no limit)."""
-        parts = [self.tokenize_with_offsets(part) for part in ([text] if isinstance(text, str) else text)]
-        num_special = 2 * len(parts) if add_special_tokens else 0
-        surplus = 0 if max_length is None else sum(map(len, parts)) + num_special - max_length
-        kept = [len(part) for part in parts]
-        for _ in range(surplus):  # one by one from the longer part, from the second if they are equally long
-            longer = max(range(len(parts)), key=lambda i: (kept[i], i))
-            which = 0 if truncation == "only_first" else 1 if truncation == "only_second" else longer
-            if which >= len(parts) or not kept[which]:
-                raise ValueError(f"truncation={truncation!r} cannot cut this to max_length={max_length}: allow more.")
-            kept[which] -= 1
-        parts = [part[:length] for part, length in zip(parts, kept, strict=True)]
-        if not add_special_tokens:
-            return [token for part in parts for token in part]
-        row: list[Token] = []
-        for part in parts:
-            row += [Token(self.eos_token_id if row else self.bos_token_id), *part, Token(self.eos_token_id)]
-        return row
+    return values
 
 
 # ---- characters and words

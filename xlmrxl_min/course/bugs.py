@@ -166,12 +166,9 @@ CASES["C"] = Case(
 
 
 class MaskAfterPieces(XLMRobertaTokenizer):
-    def __init__(self, vocab_file):
-        super().__init__(vocab_file)
+    def special_token_ids(self):
         special = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
-        self.mask_token_id = len(self.sp_model) + len(special)
-        self.special_token_ids = special | {"<mask>": self.mask_token_id}
-        self.special_tokens = {i: name for name, i in self.special_token_ids.items()}
+        return special | {"<mask>": len(self.sp_model) + len(special)}
 
 
 def tiny_with_spare_rows() -> tuple[XLMRobertaXLForMaskedLM, XLMRobertaTokenizer]:

@@ -9,10 +9,11 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor, nn
 
+from ..encoding import Encoding
 from ..inference.predict import run_batched
 from ..inputs import as_texts, as_values, check_option
 from ..model import PreTrainedModel
-from ..tokenizer import Encoding, XLMRobertaTokenizer
+from ..tokenizer import XLMRobertaTokenizer
 from .hooks import check_model
 
 
