@@ -18,6 +18,7 @@ from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
 
+from ..encoding import Encoding, Token
 from ..inputs import as_sequence, as_texts, as_texts_or_pairs, check_integer, check_option, is_single_text, shown
 from ..model import (
     PreTrainedModel,
@@ -27,7 +28,7 @@ from ..model import (
     XLMRobertaXLForSequenceClassification,
     XLMRobertaXLForTokenClassification,
 )
-from ..tokenizer import CONTROL_TOKENS, Encoding, Token, XLMRobertaTokenizer, group_words, trim
+from ..tokenizer import CONTROL_TOKENS, XLMRobertaTokenizer, group_words, trim
 from ..utils import eval_mode, group_by_length, pad_rows
 
 TextOrPair = str | tuple[str, str]
