@@ -5,10 +5,17 @@ from itertools import pairwise
 
 import pytest
 import torch
-from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import GenerationConfig
+from transformers.generation.logits_process import (
+    NoRepeatNGramLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 from transformers_reference import error, twins
 
 from xlmrxl_min import XLMRobertaTokenizer, XLMRobertaXLForCausalLM
+from xlmrxl_min.base.generation_mixin import NEUTRAL
 from xlmrxl_min.inference.generation import Beam, GenerationState, beam_search, sampling_probs
 
 POSITION_TYPES = ("absolute", "relative_key", "relative_key_query")
@@ -255,7 +262,7 @@ def test_half_precision_samples_from_float32_logits(dtype):
     _, model = decoder()
     model.to(dtype)
     ids, _, _ = prompts()
-    state = GenerationState(model, ids, None, None, None, use_cache=True)
+    state = GenerationState(model, input_ids=ids)
     assert state.next_logits().dtype == torch.float32
     options = {"do_sample": True, "top_p": 0.9, "generator": torch.Generator().manual_seed(0)}
     assert model.generate(ids, max_new_tokens=4, eos_token_id=-1, **options).shape == (3, 10)
@@ -338,7 +345,6 @@ BAD = {
     "no top_p": (None, {"do_sample": True, "top_p": 0}, "top_p=0 is impossible"),
     "a top_p that is no number": (None, {"do_sample": True, "top_p": NAN}, "top_p=nan is impossible"),
     "a top_p as a text": (None, {"do_sample": True, "top_p": "0.5"}, "top_p='0.5' is impossible"),
-    "a top_p of None": (None, {"top_p": None}, "top_p=None is impossible"),
     "top_k as a number with a point": (None, {"do_sample": True, "top_k": 5.0}, "top_k=5.0 is impossible"),
     "a seed as generator": (None, {"do_sample": True, "generator": 0}, "generator is of type int, .*manual_seed"),
     "a penalty as a text": (None, {"num_beams": 2, "length_penalty": "2"}, "length_penalty='2' is impossible"),
@@ -349,13 +355,27 @@ BAD = {
     "half a token": (None, {"max_new_tokens": 1.5}, "max_new_tokens=1.5 is impossible"),
     "tokens as a text": (None, {"max_new_tokens": "5"}, "max_new_tokens='5' is impossible"),
     "a prompt as a text": ("Hello", {}, "input_ids is a str, but must be a tensor: tokenize with"),
-    "no input": (None, {"input_ids": None}, "input_ids is a NoneType, but must be a tensor"),
     "ids as floats": (torch.tensor([[5.0, 6.0]]), {}, "input_ids must be integers"),
     "a list as the encoder's mask": (None, {"encoder_attention_mask": [[1]]}, "encoder_attention_mask is a list"),
     "top_p above 1": (None, {"do_sample": True, "top_p": 1.5}, "top_p=1.5 is impossible"),
     "an additive mask": (None, {"attention_mask": torch.full((3, 6), -1e9)}, "attention_mask takes only 1 .* and 0"),
     "a list as mask": (None, {"attention_mask": [[1] * 6] * 3}, "attention_mask is a list, but must be a tensor"),
-    "several ends": (None, {"eos_token_id": [5, 6]}, "must be an integer from -1 to 60"),
+    "an end of several beyond it": (None, {"eos_token_id": [5, 61]}, "eos_token_id=61 .* an integer from -1 to 60"),
+    "an end as a text": (None, {"eos_token_id": "5"}, "eos_token_id is of type str, but must be a list of ids"),
+    "padding beyond the vocabulary": (None, {"pad_token_id": -1}, "pad_token_id=-1 .* an integer from 0 to 60"),
+    "room for the prompt only": (None, {"max_length": 6}, "max_length=6 is used up by a prompt of 6 tokens: give more"),
+    "more tokens than there may be": (None, {"max_length": 8, "min_new_tokens": 3}, "an integer from 0 to 2"),
+    "a penalty of none": (None, {"repetition_penalty": 0}, "repetition_penalty=0 .* a number above 0"),
+    "a processor that is none": (None, {"logits_processor": [5]}, "logits_processor.0. is of type int, .* a function"),
+    "one criterion, not a list": (None, {"stopping_criteria": max}, "stopping_criteria is of type builtin_function"),
+    "embeddings of other tokens": (None, {"inputs_embeds": torch.zeros(3, 5, 24)}, "inputs_embeds have shape .3, 5"),
+    "embeddings as a list": (None, {"inputs_embeds": [[0.5]]}, "inputs_embeds is a list, but must be a tensor"),
+    "a misspelt setting": (None, {"max_tokens": 5}, "max_tokens=5 is not offered: .* takes input_ids,"),
+    "a setting that is not offered": (None, {"no_repeat_ngram_size": 2}, "no_repeat_ngram_size=2 is not offered"),
+    "an assistant": (None, {"assistant_model": torch.nn.Linear(2, 2)}, "assistant_model=Linear.* is not offered"),
+    "scores without a place": (None, {"num_beams": 2, "output_scores": True}, "add return_dict_in_generate=True"),
+    "a flag as a number": (None, {"num_beams": 2, "return_dict_in_generate": 2}, "in_generate=2 is unknown"),
+    "beams and a criterion": (None, {"num_beams": 2, "stopping_criteria": [max]}, "leave out .*stopping_criteria"),
     "no new tokens": (None, {"max_new_tokens": 0}, "max_new_tokens=0 is impossible"),
 }  # fmt: skip
 
@@ -417,10 +437,8 @@ def test_an_encoder_does_not_write():
 
 def step_logits(model, ids, mask, across, steps):
     """Logits of the last `steps` tokens, one step each after the others are read."""
-    state = GenerationState(
-        model, ids[:, :-steps], None if mask is None else mask[:, :-steps],
-        across.get("encoder_hidden_states"), across.get("encoder_attention_mask"), True,
-    )  # fmt: skip
+    mask = None if mask is None else mask[:, :-steps]
+    state = GenerationState(model, input_ids=ids[:, :-steps], attention_mask=mask, **across)
     logits = [state.next_logits()]
     for step in range(steps, 0, -1):
         state.append(ids[:, -step])
@@ -461,3 +479,253 @@ def test_an_int8_decoder_generates(tmp_path):
     ids, mask, _ = prompts("left")
     shared = {"max_new_tokens": 10, "eos_token_id": -1}
     assert torch.equal(model.generate(ids, mask, **shared), model.generate(ids, mask, use_cache=False, **shared))
+
+
+RETURNED = {
+    "greedy": {},
+    "greedy without a cache": {"use_cache": False},
+    "2 beams": {"num_beams": 2},
+    "3 of 4 beams": {"num_beams": 4, "num_return_sequences": 3, "length_penalty": 2.0},
+    "2 samples": {"do_sample": True, "top_k": 9, "temperature": 0.7, "num_return_sequences": 2},
+}
+ALL_OUTPUTS = {f"output_{name}": True for name in ("scores", "logits", "attentions", "hidden_states")}
+
+
+def returned_error(ours, theirs):
+    """The largest difference between two nested tuples of scores, of which some are -inf."""
+    if isinstance(theirs, tuple):
+        assert isinstance(ours, tuple)
+        assert len(ours) == len(theirs)
+        return max(map(returned_error, ours, theirs))
+    assert torch.equal(ours.isinf(), theirs.isinf())
+    return error(ours.masked_fill(ours.isinf(), 0), theirs.masked_fill(theirs.isinf(), 0))
+
+
+@pytest.mark.parametrize("options", RETURNED)
+def test_what_is_returned_beside_the_ids_is_the_reference_s(options, parity):
+    theirs, ours = decoder(seed=1)
+    theirs.config.use_cache = RETURNED[options].get("use_cache", True)  # it ignores the argument
+    ids, _, _ = prompts(seed=1)
+    ends = ours.generate(ids, max_new_tokens=6, eos_token_id=-1)[:, 9].tolist()  # a row ends before the others
+    shared = {"max_new_tokens": 6, "eos_token_id": ends[:2], "min_new_tokens": 2, **RETURNED[options]}
+    shared |= {"return_dict_in_generate": True, **ALL_OUTPUTS}
+    torch.manual_seed(0)
+    expected = theirs.generate(ids, **shared)
+    torch.manual_seed(0)
+    got = ours.generate(ids, **shared)
+    kept = [name for name in expected if name != "past_key_values"]
+    assert [name for name in got if name != "past_key_values"] == kept
+    for name in kept:
+        if name in ("sequences", "beam_indices"):
+            assert got[name].tolist() == expected[name].tolist()
+            assert got[name].dtype == expected[name].dtype
+        else:
+            parity(returned_error(got[name], expected[name]))
+    assert got[0] is got.sequences
+    assert got.past_key_values is None or got.past_key_values.get_seq_length() == got.sequences.shape[1] - 1
+    assert ("past_key_values" in got) == ("num_beams" not in shared and shared.get("use_cache", True))
+    with pytest.raises(
+        KeyError, match="there is no 'past_key_values'" if "num_beams" in shared else "there is no 'beam_indices'"
+    ):
+        got["past_key_values" if "num_beams" in shared else "beam_indices"]
+    torch.nn.Linear(61, 1)(got.scores[0].clamp(min=-99)).sum().backward()  # what is returned can be trained on
+
+
+class Recorder:
+    """A stopping criterion and a streamer: what it was called with."""
+
+    def __init__(self, last=None):
+        self.calls, self.last = [], last
+
+    def __call__(self, ids, scores):
+        self.calls.append((ids.tolist(), scores))
+        return ids[:, -1] == self.last
+
+    def put(self, ids):
+        self.calls.append(ids.tolist())
+
+    def end(self):
+        self.calls.append("end")
+
+
+SETTINGS = {
+    "max_length": {"max_length": 8},
+    "max_length with beams": {"max_length": 8, "num_beams": 3},
+    "repetition_penalty": {"repetition_penalty": 1.7},
+    "repetition_penalty with beams": {"repetition_penalty": 1.7, "num_beams": 3, "num_return_sequences": 2},
+    "a processor": {"logits_processor": [NoRepeatNGramLogitsProcessor(1)]},
+    "a processor, with beams": {"logits_processor": [NoRepeatNGramLogitsProcessor(1)], "num_beams": 3},
+    "processors in order": {"do_sample": True, "repetition_penalty": 1.4, "min_new_tokens": 9, "top_p": 0.8},
+    "min_new_tokens with beams": {"min_new_tokens": 9, "num_beams": 3},
+    "another padding": {"pad_token_id": 17},
+    "another padding, with beams": {"pad_token_id": 17, "num_beams": 3},
+    "padding that ends": {"pad_token_id": 1, "eos_token_id": [1, 9]},
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_settings_are_the_reference_s(setting):
+    plain = 0
+    for seed in range(3):
+        theirs, ours = decoder(seed=seed)
+        ids, mask, _ = prompts("left", seed=seed)
+        free = ours.generate(ids, mask, max_new_tokens=NEW, eos_token_id=-1)
+        ends = free[:2, 9].tolist()
+        shared = {
+            "eos_token_id": ends,
+            **({} if "max_length" in setting else {"max_new_tokens": 12}),
+            **SETTINGS[setting],
+        }
+        if setting == "padding that ends":  # which then is no sign of padding, unlike a mask
+            mask = None
+        torch.manual_seed(seed)
+        expected = theirs.generate(
+            ids, attention_mask=mask, **({} if "do_sample" not in shared else {"top_k": 0}), **shared
+        )
+        torch.manual_seed(seed)
+        got = ours.generate(ids, mask, **shared)
+        assert got.tolist() == expected.tolist()
+        without = {"eos_token_id": ends, "max_new_tokens": 12, "num_beams": shared.get("num_beams", 1)}
+        plain += got.tolist() == ours.generate(ids, mask, **without).tolist()
+    assert plain < 3, "the setting changed nothing, so this tested little"
+
+
+def test_criteria_and_streamers_get_what_the_reference_s_get():
+    theirs, ours = decoder()
+    ids, mask, _ = prompts()
+    last = ours.generate(ids, max_new_tokens=5, eos_token_id=-1)[1, -1].item()
+    calls = []
+    for model in (theirs, ours):
+        criterion, streamer = Recorder(last), Recorder()
+        shared = {"stopping_criteria": [criterion], "streamer": streamer, "eos_token_id": 7, "max_new_tokens": 9}
+        calls.append((model.generate(ids, attention_mask=mask, **shared).tolist(), criterion.calls, streamer.calls))
+    assert calls[0] == calls[1]
+    assert calls[1][0][1][11:] == [1] * (len(calls[1][0][1]) - 11), "padded after its end"
+    criterion = Recorder(last)
+    ours.generate(ids, stopping_criteria=[criterion], return_dict_in_generate=True, output_scores=True)
+    assert [len(scores) for _, scores in criterion.calls] == [*range(1, 1 + len(criterion.calls))]
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}], ids=["greedy", "3 beams"])
+@pytest.mark.parametrize("padding", ["none", "left"])
+@pytest.mark.parametrize("position_embedding_type", POSITION_TYPES)
+def test_embeddings_in_place_of_ids(position_embedding_type, padding, options, parity):
+    _, model = decoder(position_embedding_type)
+    ids, mask, _ = prompts(padding)
+    embeds = model.get_input_embeddings()(ids).detach()
+    shared = {"max_new_tokens": 9, "eos_token_id": 7, "return_dict_in_generate": True, "output_scores": True, **options}
+    expected = model.generate(ids, mask, **shared)
+    both = model.generate(ids, mask, inputs_embeds=embeds, **shared)
+    alone = model.generate(attention_mask=mask, inputs_embeds=embeds, use_cache=False, **shared)
+    assert both.sequences.tolist() == expected.sequences.tolist()
+    assert alone.sequences.tolist() == expected.sequences[:, 6:].tolist()
+    parity(max(returned_error(out.scores, expected.scores) for out in (both, alone)))
+    assert model.generate(inputs_embeds=embeds, attention_mask=mask, max_length=8).shape == (3, 2)
+    for one, tokens in zip(range(3), model.stream(inputs_embeds=embeds, attention_mask=mask), strict=False):
+        assert tokens.shape == (3,), one
+
+
+def test_embeddings_of_no_token_give_what_the_reference_s_forward_gives(parity):
+    """By a loop over its `forward`: its `generate` refuses embeddings for this class."""
+    theirs, ours = decoder()
+    embeds = torch.randn(2, 5, 24)
+    shared = {"max_new_tokens": 7, "eos_token_id": -1, "return_dict_in_generate": True, "output_scores": True}
+    out = ours.generate(inputs_embeds=embeds, **shared)
+    with pytest.raises(ValueError, match="doesn't have its forwarding implemented"):
+        theirs.generate(inputs_embeds=embeds, **shared)
+    for step, scores in enumerate(out.scores):
+        read = torch.cat([embeds, theirs.get_input_embeddings()(out.sequences[:, :step])], dim=1)
+        with torch.no_grad():
+            parity(error(scores, theirs(inputs_embeds=read, use_cache=False).logits[:, -1]))
+        assert scores.argmax(-1).tolist() == out.sequences[:, step].tolist()
+
+
+def test_without_a_prompt_it_begins_with_bos():
+    theirs, ours = decoder(bos_token_id=0)
+    for options in ({}, {"bos_token_id": 8}, {"num_beams": 2}):
+        shared = {"max_new_tokens": 5, "eos_token_id": 7, **options}
+        assert ours.generate(**shared).tolist() == theirs.generate(**shared).tolist()
+    _, ours = decoder(cross=True)
+    across = prompts(cross=True)[2]
+    assert ours.generate(**across).tolist() == ours.generate(torch.zeros(3, 1, dtype=torch.long), **across).tolist()
+
+
+def test_max_new_tokens_counts_beside_max_length():
+    _, ours = decoder()
+    ids, _, _ = prompts()
+    with pytest.warns(UserWarning, match="max_length=8 does nothing beside max_new_tokens=5"):
+        assert ours.generate(ids, max_new_tokens=5, max_length=8, eos_token_id=-1).shape == (3, 11)
+
+
+def test_a_generation_config_is_the_reference_s():
+    """The call's settings first, then those of its generation config, then those of the model's."""
+    theirs, ours = decoder()
+    ids, mask, _ = prompts()
+    sampling = {"do_sample": True, "temperature": 0.7, "max_new_tokens": 8}
+    calls = [
+        ({}, {"generation_config": GenerationConfig(**sampling, eos_token_id=7, pad_token_id=1)}),  # top_k is 50 here
+        ({}, {"generation_config": GenerationConfig(**sampling, eos_token_id=7, pad_token_id=1), "do_sample": False}),
+        ({"max_new_tokens": 5, "eos_token_id": [5, 9]}, {}),
+        ({"max_new_tokens": 5, "num_beams": 3}, {"generation_config": GenerationConfig(max_new_tokens=4)}),
+        ({"max_new_tokens": 5, "num_beams": 3}, {"num_beams": 2, "max_new_tokens": 7}),
+    ]
+    for held, given in calls:
+        texts = []
+        for model in decoder():
+            for name, value in held.items():
+                setattr(model.generation_config, name, value)
+            torch.manual_seed(0)
+            texts.append(model.generate(ids, attention_mask=mask, **given).tolist())
+        assert texts[0] == texts[1]
+    assert ours.generation_config.eos_token_id == theirs.generation_config.eos_token_id
+    ours.generation_config = GenerationConfig(max_new_tokens=3, eos_token_id=-1)
+    assert ours.generate(ids).shape == (3, 9)
+    assert len(list(ours.stream(ids))) == 3
+    ours.generation_config.penalty_alpha = 0.6
+    with pytest.raises(ValueError, match=r"penalty_alpha=0.6 is not offered: generate takes input_ids"):
+        ours.generate(ids)
+
+
+def test_what_changes_nothing_is_taken_and_all_else_refused():
+    _, ours = decoder()
+    ids, _, _ = prompts()
+    expected = ours.generate(ids).tolist()
+    defaults = {name: value for name, value in GenerationConfig().to_dict().items() if not name.startswith("_")}
+    del defaults["transformers_version"]
+    defaults |= {"streamer": None, "synced_gpus": None, "assistant_model": None, "stopping_criteria": []}
+    assert defaults.pop("max_length") == 20  # not the same when it is given: it counts the prompt then
+    assert defaults.pop("top_k") == 50  # not the same here: without sampling, it is refused
+    assert ours.generate(ids, **defaults).tolist() == expected
+    assert NEUTRAL.keys() <= defaults.keys() | {"use_model_defaults", "low_memory"}
+    for name, value in NEUTRAL.items():
+        other = "another" if isinstance(value, str) else not value if isinstance(value, bool) else value + 0.5
+        with pytest.raises(ValueError, match=f"^{name}={other!r} is not offered: generate takes input_ids, .*[.]$"):
+            ours.generate(ids, **{name: other})
+
+
+def test_a_loop_of_the_client_s_own_generates_the_same():
+    _, model = decoder()
+    ids, mask, _ = prompts("left")
+    expected = model.generate(ids, mask, max_new_tokens=6, eos_token_id=-1)
+    cache = None
+    for _ in range(6):
+        inputs = model.prepare_inputs_for_generation(ids, cache, attention_mask=mask, use_cache=True)
+        assert inputs["input_ids"].shape[1] == (6 if cache is None else 1)
+        with torch.no_grad():
+            out = model(**inputs)
+        cache, mask = out.past_key_values, torch.cat([mask, mask[:, -1:]], dim=1)
+        ids = torch.cat([ids, out.logits[:, -1:].argmax(-1)], dim=1)
+    assert ids.tolist() == expected.tolist()
+    assert model.can_generate()
+
+
+def test_prompts_of_an_adapter_are_not_ignored():
+    """peft puts a prepare_inputs_for_generation of its own into the model for as long as it generates."""
+    _, model = decoder()
+    ids, _, _ = prompts()
+    own = model.prepare_inputs_for_generation
+    model.prepare_inputs_for_generation = lambda *args, **kwargs: own(*args, **kwargs)
+    with pytest.raises(ValueError, match="does not call the prepare_inputs_for_generation of peft's prompts: take an"):
+        model.generate(ids)
+    model.prepare_inputs_for_generation = own
+    assert model.generate(ids, max_new_tokens=2).shape == (3, 8)

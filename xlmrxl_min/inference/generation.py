@@ -9,23 +9,45 @@ never count padding, with a cache too. Prompts of different lengths are padded o
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Iterator, Sequence
-from numbers import Real
+from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral, Real
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
 
+from ..base import GenerationMixin, ModelOutput
 from ..base.input_checks import check_binary_mask, check_tensor
-from ..inputs import check_integer, check_number, check_option, check_type, shown
+from ..inputs import as_sequence, check_integer, check_number, check_option, check_type, shown
 from ..model import Cache, XLMRobertaXLForCausalLM
-from ..utils import eval_mode
+from ..utils import eval_mode, pad_rows
 
 MIN_TEMPERATURE = 1e-6  # float32 logits divided by less may be infinite
 MAX_LENGTH_PENALTY = 50  # a length to a higher power may be more than a float holds
+PARAMETERS = [*inspect.signature(GenerationMixin.generate).parameters.values()][1:]
+DEFAULTS = {parameter.name: parameter.default for parameter in PARAMETERS}
+FLAGS = [name for name, default in DEFAULTS.items() if isinstance(default, bool)]
+NOT_WITH_BEAMS = ("do_sample", "temperature", "top_k", "top_p", "generator", "stopping_criteria", "streamer")
+
+
+class GenerateOutput(ModelOutput):
+    """What `generate` returns with return_dict_in_generate=True, under transformers' names.
+
+    sequences `b t`: what it returns otherwise. For each new token: logits `b v`; scores `b v`, these after all logits
+    processors (in beam search, log-probabilities after them); attentions and hidden_states as `forward` returns them.
+    In beam search these have a row for every beam, and each sequence has sequences_scores `b` and beam_indices `b t`,
+    the row that each of its new tokens continued, -1 after its end. Otherwise there are past_key_values, a Cache.
+    """
+
+    FIELDS = (  # type: ignore[assignment]
+        "sequences", "sequences_scores", "scores", "logits", "beam_indices", "attentions", "hidden_states",
+        "past_key_values",
+    )  # fmt: skip
 
 
 class Beam(NamedTuple):
@@ -33,6 +55,7 @@ class Beam(NamedTuple):
     score: (
         float  # the sum of their log-probabilities; of a finished sequence, divided by their number ** length_penalty
     )
+    parents: tuple[int, ...] = ()  # which of its prompt's unfinished beams each token continued
 
 
 class Beams(NamedTuple):
@@ -42,80 +65,92 @@ class Beams(NamedTuple):
     finished: list[Beam]
 
 
-def generate(
-    model: XLMRobertaXLForCausalLM, input_ids: Tensor, attention_mask: Tensor | None, *, do_sample: bool,
-    temperature: float, top_k: int | None, top_p: float, generator: torch.Generator | None, num_beams: int,
-    length_penalty: float, num_return_sequences: int, progress: bool, **shared: Any,
-) -> Tensor:  # b t -> b t  # fmt: skip
-    """The work of GenerationMixin.generate. shared: what `stream` and `beam_search` both take."""
-    check_integer("num_beams", num_beams)
-    check_number("length_penalty", length_penalty, -MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY)
-    if num_beams == 1:
-        if length_penalty != 1:
+def generate(model: XLMRobertaXLForCausalLM, **given: Any) -> Tensor | GenerateOutput:
+    """The work of GenerationMixin.generate."""
+    state = GenerationState(model, **given)
+    settings, prompts, of_beams = state.settings, state.sequences, {}
+    count, width, has_bar = settings.num_return_sequences, settings.num_beams, settings.progress
+    check_integer("num_beams", width)
+    wanted = [name for name in FLAGS if name.startswith("output_") and getattr(settings, name)]
+    if wanted and not settings.return_dict_in_generate:
+        raise ValueError(f"{wanted[0]} is for what is returned beside the ids: add return_dict_in_generate=True.")
+    if width == 1:
+        if settings.length_penalty != 1:
             raise ValueError("length_penalty is for beam search: ask for num_beams above 1 with it.")
-        tokens = stream(
-            model, input_ids, attention_mask, do_sample=do_sample, temperature=temperature, top_k=top_k, top_p=top_p,
-            generator=generator, num_return_sequences=num_return_sequences, progress=progress, **shared,
-        )  # fmt: skip
-        new = torch.stack(list(tokens), dim=1)
+        steps = sample(state)
+        put = (lambda ids: None) if settings.streamer is None else settings.streamer.put
+        put(prompts.repeat_interleave(count, 0).cpu())
+        for tokens in steps:
+            put(tokens.cpu())
+        if settings.streamer is not None:
+            settings.streamer.end()
+        sequences, rows = state.sequences, len(state.sequences)
     else:
-        if do_sample or temperature != 1 or top_k is not None or top_p != 1 or generator is not None:
-            remedy = "leave out either num_beams or do_sample, temperature, top_k, top_p and generator"
+        if any(getattr(settings, name) not in (DEFAULTS[name], []) for name in NOT_WITH_BEAMS):
+            remedy = f"leave out either num_beams or {', '.join(NOT_WITH_BEAMS)}"
             raise ValueError(f"beam search takes the most probable sequences and does not sample: {remedy}.")
-        check_integer("num_return_sequences", num_return_sequences, 1, num_beams)
-        steps = beam_search(
-            model, input_ids, attention_mask, num_beams=num_beams, length_penalty=length_penalty, **shared
-        )
-        for step in tqdm(steps, total=shared["max_new_tokens"], unit="token", disable=not progress, delay=2):
-            best = [beam.tokens for beams in step for beam in beams.finished[:num_return_sequences]]
-        longest = max(map(len, best))
-        rows = [[*tokens, *[model.config.pad_token_id] * (longest - len(tokens))] for tokens in best]
-        new = torch.tensor(rows, device=input_ids.device)
-    return torch.cat([repeat(input_ids, "b t -> (b c) t", c=num_return_sequences), new], dim=1)
+        check_integer("num_return_sequences", count, 1, width)
+        for step in tqdm(search_beams(state), total=state.num_steps, unit="token", disable=not has_bar, delay=2):
+            best = [(i * width, beam) for i, beams in enumerate(step) for beam in beams.finished[:count]]
+        new = pad_rows([beam.tokens for _, beam in best], state.pad_token_id).to(prompts.device)
+        sequences = torch.cat([prompts.repeat_interleave(count, 0), new], dim=1)
+        indices = pad_rows([[first + parent for parent in beam.parents] for first, beam in best], -1)
+        of_beams["beam_indices"] = indices.int().to(prompts.device)
+        if settings.output_scores:
+            of_beams["sequences_scores"] = torch.tensor([beam.score for _, beam in best], device=prompts.device)
+        rows, state.cache = len(prompts) * width, None  # it is of unfinished beams
+    if not settings.return_dict_in_generate:
+        return sequences
+
+    def expand(values: Any) -> Any:  # to one for each row; as copies, as tensors of inference mode cannot be trained on
+        if isinstance(values, (tuple, list)):
+            return tuple(map(expand, values))
+        return values.repeat_interleave(rows // len(values), 0)
+
+    kept = {name: expand(values) for name, values in state.outputs.items()}
+    return GenerateOutput(sequences=sequences, past_key_values=state.cache, **of_beams, **kept)
 
 
-def stream(
-    model: XLMRobertaXLForCausalLM, input_ids: Tensor, attention_mask: Tensor | None, *, max_new_tokens: int,
-    do_sample: bool, temperature: float, top_k: int | None, top_p: float, generator: torch.Generator | None,
-    num_return_sequences: int, eos_token_id: int | None, use_cache: bool, encoder_hidden_states: Tensor | None,
-    encoder_attention_mask: Tensor | None, progress: bool,
-) -> Iterator[Tensor]:  # fmt: skip
-    """The work of GenerationMixin.stream; settings are checked before the first token is asked for."""
-    check_integer("max_new_tokens", max_new_tokens)
-    check_integer("num_return_sequences", num_return_sequences)
-    validate_sampling(do_sample, generator, num_return_sequences, temperature, top_k, top_p)
-    state = GenerationState(
-        model, input_ids, attention_mask, encoder_hidden_states, encoder_attention_mask, use_cache, eos_token_id
-    )
-
-    def next_tokens(logits: Tensor) -> Tensor:  # b v -> b
-        if not do_sample:
-            return logits.argmax(-1)
-        return torch.multinomial(sampling_probs(logits, temperature, top_k, top_p), 1, generator=generator)[:, 0]
+def sample(state: GenerationState) -> Iterator[Tensor]:  # b each
+    """Greedy decoding or sampling: append a token to every sequence, and yield them. The work of stream, too."""
+    settings, device = state.settings, state.sequences.device
+    warping = (settings.temperature, settings.top_k, settings.top_p)
+    check_integer("num_return_sequences", settings.num_return_sequences)
+    validate_sampling(settings.do_sample, settings.generator, settings.num_return_sequences, *warping)
+    criteria = as_functions("stopping_criteria", settings.stopping_criteria)
 
     def steps() -> Iterator[Tensor]:
-        rows = repeat(torch.arange(len(input_ids)), "b -> (b c)", c=num_return_sequences).to(input_ids.device)
-        is_finished = torch.zeros(len(rows), dtype=torch.bool, device=input_ids.device)
-        for _ in tqdm(state.steps(max_new_tokens), total=max_new_tokens, unit="token", disable=not progress, delay=2):
+        rows = torch.arange(len(state.sequences), device=device).repeat_interleave(settings.num_return_sequences)
+        is_finished = torch.zeros(len(rows), dtype=torch.bool, device=device)
+        eos_token_ids = torch.tensor(state.eos_token_ids, device=device)
+        has_bar = settings.progress
+        for _ in tqdm(state.steps(), total=state.num_steps, unit="token", disable=not has_bar, delay=2):
             logits = state.next_logits()
             if len(logits) < len(rows):  # each prompt was read once, however many sequences continue it
                 logits = logits[rows]
                 state.reorder(rows)
-            tokens = next_tokens(logits).masked_fill(is_finished, model.config.pad_token_id)
+            scores = state.process(logits)
+            if settings.do_sample:
+                scores = warp_logits(scores, *warping)
+                tokens = torch.multinomial(scores.softmax(-1), 1, generator=settings.generator)[:, 0]
+            else:
+                tokens = scores.argmax(-1)
+            state.keep(scores=scores)
+            tokens = tokens.masked_fill(is_finished, state.pad_token_id)
+            state.append(tokens)
+            is_finished |= torch.isin(tokens, eos_token_ids)
+            for is_end in criteria:
+                is_finished |= is_end(state.sequences, tuple(state.outputs.get("scores", ())) or None)
             yield tokens
-            is_finished |= tokens == state.eos_token_id
             if is_finished.all():
                 return
-            state.append(tokens)
 
     return steps()
 
 
 def beam_search(
-    model: XLMRobertaXLForCausalLM, input_ids: Tensor, attention_mask: Tensor | None = None, *, num_beams: int,
-    length_penalty: float = 1.0, max_new_tokens: int = 20, eos_token_id: int | None = None, use_cache: bool = True,
-    encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None,
-) -> Iterator[list[Beams]]:  # fmt: skip
+    model: XLMRobertaXLForCausalLM, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **given: Any
+) -> Iterator[list[Beams]]:
     """Yield the beams of every prompt after each new token. Settings as in `generate`.
 
     input_ids `b t`. Each step continues the `num_beams` most probable unfinished sequences. A candidate that ends is
@@ -123,60 +158,66 @@ def beam_search(
     early_stopping=False, a prompt is done when it has `num_beams` finished sequences and the current score of the best
     unfinished one is not above the worst of them. Raises ValueError as `generate` does.
     """
-    check_integer("num_beams", num_beams, 1, model.config.vocab_size // 2)
+    return search_beams(GenerationState(model, input_ids=input_ids, attention_mask=attention_mask, **given))
+
+
+def search_beams(state: GenerationState) -> Iterator[list[Beams]]:
+    """The work of `beam_search`."""
+    num_beams, length_penalty = state.settings.num_beams, state.settings.length_penalty
+    per_beam = max(2, 1 + len(state.eos_token_ids))  # candidates, so that one remains if the others end
+    check_integer("num_beams", num_beams, 1, state.model.config.vocab_size // per_beam)
     check_number("length_penalty", length_penalty, -MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY)
-    check_integer("max_new_tokens", max_new_tokens)
-    state = GenerationState(
-        model, input_ids, attention_mask, encoder_hidden_states, encoder_attention_mask, use_cache, eos_token_id
-    )
 
     def steps() -> Iterator[list[Beams]]:
-        prompts = [Beams([Beam((), 0.0)], []) for _ in range(len(input_ids))]
+        prompts = [Beams([Beam((), 0.0)], []) for _ in range(len(state.sequences))]
         is_done = [False] * len(prompts)
-        for step in state.steps(max_new_tokens):
-            is_last = step == min(max_new_tokens, state.max_steps) - 1
-            candidates = best_candidates(state.next_logits(), [beams.running for beams in prompts], 2 * num_beams)
+        for step in state.steps():
+            is_last = step == state.num_steps - 1
+            scores = state.process(state.next_logits().log_softmax(-1))
+            state.keep(scores=scores)
+            candidates = best_candidates(scores, [beams.running for beams in prompts], per_beam * num_beams)
             width, parents = len(prompts[0].running), []
             for i, found in enumerate(candidates):
                 running: list[Beam] = []
                 finished = list(prompts[i].finished)
-                for rank, (parent, beam) in enumerate(found):
+                for rank, beam in enumerate(found):
                     length = len(beam.tokens)
-                    if is_last or beam.tokens[-1] == state.eos_token_id:
+                    if is_last or beam.tokens[-1] in state.eos_token_ids:
                         if rank < num_beams and not is_done[i]:
-                            finished.append(Beam(beam.tokens, beam.score / length**length_penalty))
+                            finished.append(beam._replace(score=beam.score / length**length_penalty))
                     elif len(running) < num_beams:
                         running.append(beam)
-                        parents.append(i * width + parent)
+                        parents.append(i * width + beam.parents[-1])
                 finished = sorted(finished, key=lambda beam: beam.score, reverse=True)[:num_beams]
                 prompts[i] = Beams(running, finished)
                 if len(finished) == num_beams and not is_last:
                     is_done[i] |= running[0].score / length**length_penalty <= finished[-1].score
             yield list(prompts)
-            if is_last and any(beam.tokens[-1] != state.eos_token_id for beams in prompts for beam in beams.finished):
+            ends = [beam.tokens[-1] in state.eos_token_ids for beams in prompts for beam in beams.finished]
+            if is_last and not all(ends):
                 continue  # to the end of state.steps, which warns if the positions were used up
             if is_last or all(is_done):
                 return
-            state.reorder(torch.tensor(parents, device=input_ids.device))
+            state.reorder(torch.tensor(parents, device=state.sequences.device))
             last = [beam.tokens[-1] for beams in prompts for beam in beams.running]
-            state.append(torch.tensor(last, device=input_ids.device))
+            state.append(torch.tensor(last, device=state.sequences.device))
 
     return steps()
 
 
-def best_candidates(logits: Tensor, running: Sequence[Sequence[Beam]], count: int) -> list[list[tuple[int, Beam]]]:
-    """The `count` best continuations of every prompt's beams, best first, each with the index of its parent beam.
+def best_candidates(scores: Tensor, running: Sequence[Sequence[Beam]], count: int) -> list[list[Beam]]:
+    """The `count` best continuations of every prompt's beams, best first.
 
-    logits `(b c) v`, of c beams for each of b prompts.
+    scores `(b c) v`: log-probabilities after c beams for each of b prompts.
     """
-    scores = torch.tensor([[beam.score for beam in beams] for beams in running], device=logits.device)
-    totals = rearrange(logits.log_softmax(-1), "(b c) v -> b c v", b=len(running)) + rearrange(scores, "b c -> b c 1")
+    earlier = torch.tensor([[beam.score for beam in beams] for beams in running], device=scores.device)
+    totals = rearrange(scores, "(b c) v -> b c v", b=len(running)) + rearrange(earlier, "b c -> b c 1")
     best = rearrange(totals, "b c v -> b (c v)").topk(count)
     found = []
     for beams, values, indices in zip(running, best.values.tolist(), best.indices.tolist(), strict=True):
-        pairs = [divmod(index, logits.shape[-1]) for index in indices]
+        pairs = [divmod(index, scores.shape[-1]) for index in indices]
         extended = (
-            (parent, Beam((*beams[parent].tokens, token), score))
+            Beam((*beams[parent].tokens, token), score, (*beams[parent].parents, parent))
             for (parent, token), score in zip(pairs, values, strict=True)
         )
         found.append(list(extended))
@@ -185,23 +226,28 @@ def best_candidates(logits: Tensor, running: Sequence[Sequence[Beam]], count: in
 
 # … v -> … v
 def sampling_probs(logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0) -> Tensor:
-    """The probabilities `… v` to sample from, after three logits processors in this order; each default is off.
+    """The probabilities `… v` to sample from: the softmax of `warp_logits`."""
+    return warp_logits(logits, temperature, top_k, top_p).softmax(-1)
+
+
+# … v -> … v
+def warp_logits(logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0) -> Tensor:
+    """Logits `… v` after three logits processors in this order; each default is off. -inf: cannot be sampled.
 
     temperature divides the logits: below 1 probable tokens gain, above 1 improbable ones. top_k keeps the most probable
     tokens, with ties of the last one (Fan et al. 2018). top_p keeps the fewest most probable tokens whose probabilities
-    sum to at least this much (nucleus sampling, Holtzman et al. 2020). The result sums to 1.
+    sum to at least this much (nucleus sampling, Holtzman et al. 2020).
     """
     logits = logits / temperature
     if top_k is not None and top_k < logits.shape[-1]:
         logits = logits.masked_fill(logits < logits.topk(top_k).values[..., -1:], -torch.inf)
-    probabilities = logits.softmax(-1)
     if top_p < 1:
-        ordered, indices = probabilities.sort(descending=True)
+        ordered, indices = logits.softmax(-1).sort(descending=True)
         is_outside = ordered.cumsum(-1) - ordered >= top_p  # the more probable ones are enough without it
         is_outside[..., 0] = False  # however small top_p is
         is_outside = torch.zeros_like(is_outside).scatter(-1, indices, is_outside)
-        probabilities = logits.masked_fill(is_outside, -torch.inf).softmax(-1)
-    return probabilities
+        logits = logits.masked_fill(is_outside, -torch.inf)
+    return logits
 
 
 def validate_sampling(
@@ -231,83 +277,155 @@ def validate_sampling(
 
 
 class GenerationState:
-    """A batch of sequences that are being generated: the tokens to read next, the mask, and the KV cache.
+    """A batch of sequences that are being generated: tokens, mask, KV cache, and what is kept to be returned.
 
-    max_steps: how many new tokens the model has positions for.
+    given: some of the arguments of `generate`. sequences `b t`: the ids so far; without the prompt's, if only its
+    embeddings are known. num_steps: how many new tokens there are at most, by the settings and the model's positions.
     """
 
-    def __init__(
-        self, model: XLMRobertaXLForCausalLM, input_ids: Tensor, attention_mask: Tensor | None,
-        encoder_hidden_states: Tensor | None, encoder_attention_mask: Tensor | None, use_cache: bool,
-        eos_token_id: int | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, model: XLMRobertaXLForCausalLM, **given: Any) -> None:
         config = model.config
-        eos_token_id = config.eos_token_id if eos_token_id is None else eos_token_id
+        self.settings = settings = SimpleNamespace(**{**DEFAULTS, **given})
         if not config.is_decoder:
             raise ValueError("this model is an encoder, and sees what it is to predict: build it with is_decoder=True.")
-        check_option("use_cache", use_cache, (False, True))
-        check_integer("eos_token_id", eos_token_id, -1, config.vocab_size - 1)  # -1: no token ends a text
-        if encoder_attention_mask is not None:
-            check_tensor("encoder_attention_mask", encoder_attention_mask)
-            if encoder_attention_mask.dim() != 2:
+        prepare = getattr(model.prepare_inputs_for_generation, "__func__", None)
+        if prepare is not GenerationMixin.prepare_inputs_for_generation:
+            remedy = "take an adapter that changes modules in place, such as LoRA"
+            raise ValueError(f"generate does not call the prepare_inputs_for_generation of peft's prompts: {remedy}.")
+        for name in FLAGS:
+            check_option(name, getattr(settings, name), (False, True))
+        eos, pad, bos = (
+            getattr(config, name) if getattr(settings, name) is None else getattr(settings, name)
+            for name in ("eos_token_id", "pad_token_id", "bos_token_id")
+        )
+        self.eos_token_ids: list[int] = (
+            [int(eos)] if isinstance(eos, Integral) else as_sequence(eos, "eos_token_id", "ids")
+        )
+        self.pad_token_id: int = pad
+        limits = [("eos_token_id", one, -1) for one in self.eos_token_ids]  # -1: no token ends a text
+        for name, token_id, low in (*limits, ("pad_token_id", pad, 0), ("bos_token_id", bos, 0)):
+            check_integer(name, token_id, low, config.vocab_size - 1)
+        states, encoder_mask = settings.encoder_hidden_states, settings.encoder_attention_mask
+        if encoder_mask is not None:
+            check_tensor("encoder_attention_mask", encoder_mask)
+            if encoder_mask.dim() != 2:
                 needed = "(batch, tokens of the encoder): all new tokens share it"
                 raise ValueError(f"encoder_attention_mask must be {needed}.")
-        length, mask = check_prompts(model, input_ids, attention_mask)
+        ids, embeds = settings.input_ids, settings.inputs_embeds
+        if embeds is not None:
+            check_tensor("inputs_embeds", embeds)
+        if ids is None:
+            shape = (1 if states is None else len(states), 1) if embeds is None else embeds.shape[:2]
+            ids = torch.full(shape, bos, device=model.device)
+        is_token, length = check_prompts(model, ids, embeds, settings.attention_mask, pad, self.eos_token_ids)
         self.model: XLMRobertaXLForCausalLM = model
-        self.next_input_ids: Tensor = input_ids
-        self.mask: Tensor | None = mask  # b k
-        self.encoder_hidden_states: Tensor | None = encoder_hidden_states
-        self.encoder_mask: Tensor | None = None
-        if encoder_attention_mask is not None:
-            self.encoder_mask = encoder_attention_mask.to(input_ids.device)
-        self.use_cache: bool = use_cache
-        self.eos_token_id: int = eos_token_id
+        self.sequences: Tensor = ids[:, :0] if settings.input_ids is None and embeds is not None else ids
+        self.num_given: int = self.sequences.shape[1]
+        self.is_token: Tensor = is_token  # b t, of the prompts
+        self.mask: Tensor | None = None if bool(is_token.all()) else is_token.long()  # b k
+        self.encoder_hidden_states: Tensor | None = states
+        self.encoder_mask: Tensor | None = None if encoder_mask is None else encoder_mask.to(ids.device)
+        self.use_cache: bool = settings.use_cache or embeds is not None  # new tokens have ids only
+        self.num_wanted: int = count_new_tokens(settings.max_new_tokens, settings.max_length, ids.shape[1])
         self.max_steps: int = config.max_seq_len - length + 1  # the last new token is never read
+        self.num_steps: int = min(self.num_wanted, self.max_steps)
+        check_integer("min_new_tokens", settings.min_new_tokens, 0, self.num_wanted)
+        check_number("repetition_penalty", settings.repetition_penalty, 0, above=True)
+        self.logits_processor = as_functions("logits_processor", settings.logits_processor)
+        names = ("scores", "logits", "attentions", "hidden_states")
+        self.outputs: dict[str, list[Any]] = {name: [] for name in names if getattr(settings, f"output_{name}")}
         self.cache: Cache | None = None
         self.has_training_modules: bool = any(module.training for module in model.modules())  # asked once: it is slow
 
-    def steps(self, wanted: int) -> Iterator[int]:
+    def steps(self) -> Iterator[int]:
         """0, 1, …, for as many new tokens as are wanted and possible, with a warning if these are fewer."""
-        yield from range(min(wanted, self.max_steps))
-        if wanted > self.max_steps:
-            end = f"after {self.max_steps} of {wanted} new tokens"
+        yield from range(self.num_steps)
+        if self.num_wanted > self.max_steps:
+            end = f"after {self.max_steps} of {self.num_wanted} new tokens"
             room = f"this model has positions for {self.model.config.max_seq_len} tokens"
             warnings.warn(f"the text stops {end}: {room}.", stacklevel=2)
 
     def next_logits(self) -> Tensor:  # b v
         """Logits of the next token, in float32. Reads the tokens that have not been read yet."""
-        model = self.model
-        states = self.encoder_hidden_states if self.cache is None else None  # the cache holds what is needed of them
+        model, is_first = self.model, self.cache is None
+        prompt: dict[str, Any] = {}
+        if is_first and self.settings.inputs_embeds is not None:  # forward cannot tell padding among embeddings
+            positions = model.backbone.embeddings.make_position_ids(self.is_token)
+            prompt = {"inputs_embeds": self.settings.inputs_embeds, "position_ids": positions}
+        ids = None if prompt else self.sequences if is_first else self.sequences[:, -1:]
         is_training = self.has_training_modules or model.training
         with eval_mode(model) if is_training else torch.inference_mode():
             out = model.backbone(
-                self.next_input_ids, self.mask, encoder_hidden_states=states, encoder_attention_mask=self.encoder_mask,
-                past_key_values=self.cache, use_cache=self.use_cache, output_attentions=False,
-                output_hidden_states=False,
+                ids, self.mask, encoder_hidden_states=self.encoder_hidden_states if is_first else None,  # then cached
+                encoder_attention_mask=self.encoder_mask, past_key_values=self.cache, use_cache=self.use_cache,
+                output_attentions=self.settings.output_attentions,
+                output_hidden_states=self.settings.output_hidden_states, **prompt,
             )  # fmt: skip
             self.cache = out.past_key_values
-            return model.lm_head(out.last_hidden_state[:, -1]).float()
+            if prompt and self.cache is not None:
+                self.cache.num_valid_tokens = self.is_token.sum(-1, keepdim=True)
+            logits = model.lm_head(out.last_hidden_state[:, -1]).float()
+        self.keep(logits=logits, attentions=out.attentions, hidden_states=out.hidden_states)
+        return logits
+
+    def keep(self, **values: Any) -> None:
+        """Keep what is to be returned, if it was asked for."""
+        for name in values.keys() & self.outputs.keys():
+            self.outputs[name].append(values[name])
+
+    def process(self, scores: Tensor) -> Tensor:  # b v -> b v
+        """A copy of the scores of the next token, after the logits processors, in transformers' order."""
+        ids, scores, penalty = self.sequences, scores.clone(), self.settings.repetition_penalty
+        if penalty != 1:
+            seen = scores.gather(1, ids)
+            scores.scatter_(1, ids, torch.where(seen < 0, seen * penalty, seen / penalty))
+        if ids.shape[1] < self.num_given + self.settings.min_new_tokens:
+            scores[:, [token_id for token_id in self.eos_token_ids if token_id >= 0]] = -torch.inf
+        for processor in self.logits_processor:
+            scores = processor(ids, scores)
+        return scores
 
     def append(self, tokens: Tensor) -> None:  # b
-        last = tokens.unsqueeze(1)
-        self.next_input_ids = last if self.cache is not None else torch.cat([self.next_input_ids, last], dim=1)
+        self.sequences = torch.cat([self.sequences, tokens.unsqueeze(1)], dim=1)
         if self.mask is not None:
             self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
 
     def reorder(self, rows: Tensor) -> None:  # b
         """Continue these rows, in this order, each possibly several times."""
-        self.next_input_ids = self.next_input_ids[rows]
-        for name in ("mask", "encoder_hidden_states", "encoder_mask"):
+        for name in ("sequences", "mask", "encoder_hidden_states", "encoder_mask"):
             if getattr(self, name) is not None:
                 setattr(self, name, getattr(self, name)[rows])
         if self.cache is not None:
             self.cache.reorder(rows)
 
 
+def count_new_tokens(max_new_tokens: int | None, max_length: int | None, prompt: int) -> int:
+    """How many tokens may follow those of the prompt; None for both limits: 20."""
+    if max_length is not None:
+        check_integer("max_length", max_length)
+        if max_new_tokens is not None:
+            warnings.warn(f"max_length={max_length} does nothing beside max_new_tokens={max_new_tokens}.", stacklevel=2)
+        elif max_length <= prompt:
+            remedy = "give more, or max_new_tokens, which does not count it"
+            raise ValueError(f"max_length={max_length} is used up by a prompt of {prompt} tokens: {remedy}.")
+    if max_new_tokens is None:
+        max_new_tokens = 20 if max_length is None else max_length - prompt
+    check_integer("max_new_tokens", max_new_tokens)
+    return max_new_tokens
+
+
+def as_functions(name: str, values: Any) -> list[Callable[..., Any]]:
+    functions = as_sequence(values, name, "functions")
+    for i, function in enumerate(functions):
+        check_type(f"{name}[{i}]", function, Callable, "a function")
+    return functions
+
+
 def check_prompts(
-    model: XLMRobertaXLForCausalLM, input_ids: Tensor, attention_mask: Tensor | None
-) -> tuple[int, Tensor | None]:
-    """Return the positions that the longest prompt takes, and the mask `b t`, None if there is no padding.
+    model: XLMRobertaXLForCausalLM, input_ids: Tensor, inputs_embeds: Tensor | None, attention_mask: Tensor | None,
+    pad_token_id: int, eos_token_ids: Sequence[int],
+) -> tuple[Tensor, int]:  # fmt: skip
+    """Return which tokens are not padding, `b t`, and the positions that the longest prompt takes.
 
     Raises ValueError for prompts that are empty, too long, or padded on the right.
     """
@@ -316,7 +434,12 @@ def check_prompts(
     shape = tuple(input_ids.shape)
     if len(shape) != 2:
         raise ValueError(f"input_ids have shape {shape}, but must be (batch, tokens).")
-    has_id = is_token = input_ids != config.pad_token_id
+    if inputs_embeds is not None and inputs_embeds.shape[:2] != shape:
+        given = tuple(inputs_embeds.shape)
+        raise ValueError(f"inputs_embeds have shape {given}, but input_ids {shape}: pass those of the same tokens.")
+    is_token = input_ids != pad_token_id
+    if pad_token_id in eos_token_ids:  # as in transformers, it is no sign of padding then
+        is_token = torch.ones_like(is_token)
     if attention_mask is not None:
         check_tensor("attention_mask", attention_mask)
         check_binary_mask("attention_mask", attention_mask)
@@ -331,8 +454,9 @@ def check_prompts(
     if gaps:
         raise ValueError(f'row {gaps} has padding after its text: tokenize with padding_side="left".')
     # Absolute positions count tokens, relative ones all columns.
-    length = int(has_id.sum(-1).max()) if config.position_embedding_type == "absolute" else shape[1]
+    counted = is_token if inputs_embeds is not None else input_ids != config.pad_token_id
+    length = int(counted.sum(-1).max()) if config.position_embedding_type == "absolute" else shape[1]
     if length > config.max_seq_len:
         room = f"this model has room for {config.max_seq_len}: give fewer"
         raise ValueError(f"the prompt has {length} tokens, but {room}.")
-    return length, None if bool(is_token.all()) else is_token.long()
+    return is_token, length
