@@ -1,5 +1,6 @@
 """xlmrxl_min: understand XLM-RoBERTa-XL by one file and a course of notebooks, then load it for real."""
 
+from .base import PreTrainedModel as XLMRobertaXLPreTrainedModel
 from .checkpoints import CheckpointError
 from .inference.predict import answer, choose, classify, embed, fill_mask, tag
 from .model import (
@@ -30,6 +31,7 @@ __all__ = [
     "XLMRobertaXLForSequenceClassification",
     "XLMRobertaXLForTokenClassification",
     "XLMRobertaXLModel",
+    "XLMRobertaXLPreTrainedModel",
     "answer",
     "choose",
     "classify",

@@ -59,8 +59,8 @@ class XLMRobertaXLConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-5
     pad_token_id: int = 1
-    bos_token_id: int = 0
-    eos_token_id: int = 2
+    bos_token_id: int | None = 0
+    eos_token_id: int | None = 2
     position_embedding_type: str = "absolute"
     use_cache: bool = True
     classifier_dropout: float | None = None  # None: hidden_dropout_prob
@@ -243,8 +243,9 @@ class Attention(nn.Module):
         query_offset = key.shape[2] - query.shape[2]  # with a cache, the queries are the last tokens
         if self.position_embedding_type == "absolute":
             return sdpa(query, key, value, self.bias(query, key, query_offset, mask)), None
-        blocks = query.split(QUERY_BLOCK_SIZE, dim=2)
-        per_query = None if mask is None else mask.expand(-1, -1, query.shape[2], -1).split(QUERY_BLOCK_SIZE, dim=2)
+        size = query.shape[2] if torch.compiler.is_exporting() else QUERY_BLOCK_SIZE  # exported: for any length
+        blocks = query.split(size, dim=2)
+        per_query = None if mask is None else mask.expand(-1, -1, query.shape[2], -1).split(size, dim=2)
         contexts, masks = [], per_query or [None] * len(blocks)
         for block, its_mask in zip(blocks, masks, strict=True):
             contexts.append(sdpa(block, key, value, self.bias(block, key, query_offset, its_mask)))
@@ -306,11 +307,10 @@ class XLMRobertaXLModel(PreTrainedModel):
 
     def __init__(self, config: XLMRobertaXLConfig, add_pooling_layer: bool = True) -> None:
         super().__init__(config)
-        self.embeddings = Embeddings(config)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.pooler = Pooler(config) if add_pooling_layer else None
-        self.gradient_checkpointing = False
+        self.embeddings = Embeddings(self.config)
+        self.layers = nn.ModuleList(Block(self.config) for _ in range(self.config.num_hidden_layers))
+        self.norm = nn.LayerNorm(self.config.hidden_size, eps=self.config.layer_norm_eps)
+        self.pooler = Pooler(self.config) if add_pooling_layer else None
         self.post_init()
 
     # b t -> b t e
@@ -338,26 +338,22 @@ class XLMRobertaXLModel(PreTrainedModel):
 
         queries, device = tokens.shape[1], tokens.device
         keys = queries + (0 if cache is None else cache.get_seq_length())
-        is_token = tokens != config.pad_token_id if inputs_embeds is None else tokens.new_ones(tokens.shape[:2]) > 0
+        is_token = (tokens != config.pad_token_id if inputs_embeds is None else torch.ones_like(tokens[..., 0])).long()
         num_earlier = 0 if cache is None else cache.num_valid_tokens
         if position_ids is None:
             position_ids = self.embeddings.make_position_ids(is_token, num_earlier)
         input_checks.check_length(config, position_ids, keys)
         mask = build_attention_mask(attention_mask, queries, keys, device, is_causal=config.is_decoder)
-        encoder_mask = None
-        if encoder_attention_mask is not None and config.add_cross_attention:
-            keys = encoder_attention_mask.shape[-1]
-            encoder_mask = build_attention_mask(encoder_attention_mask, queries, keys, device, is_causal=False)
-        # The fused kernels give wrong gradients for queries that may attend to nothing, such as those of left padding.
-        given = ((mask, attention_mask), (encoder_mask, encoder_attention_mask))
-        is_eager = torch.is_grad_enabled() and any(input_checks.has_fully_masked_rows(self, *masks) for masks in given)
+        encoder_attention_mask = encoder_attention_mask if config.add_cross_attention else None
+        encoder_mask = build_attention_mask(encoder_attention_mask, queries, keys, device, is_causal=False)
+        is_eager = input_checks.needs_eager(self, (mask, attention_mask), (encoder_mask, encoder_attention_mask))
         head_masks = input_checks.expand_head_mask(self, head_mask)
 
         hidden = self.embeddings(input_ids, inputs_embeds, token_type_ids, position_ids)
         hidden_states, attentions, cross_attentions = [hidden], [], []
         recomputes = self.gradient_checkpointing and self.training
         for i, block in enumerate(self.layers):
-            run: Callable[..., Any] = partial(checkpoint, block, use_reentrant=False) if recomputes else block
+            run: Any = partial(checkpoint, block, **self.gradient_checkpointing_kwargs) if recomputes else block
             caches = (None, None) if cache is None else (cache.layers[i], cache.cross[i])
             hidden, weights, cross_weights = run(
                 hidden, mask, encoder_hidden_states, encoder_mask, head_masks[i], *caches, output_attentions or is_eager
@@ -420,10 +416,10 @@ class XLMRobertaXLForMaskedLM(ModelWithHead):
 
     def __init__(self, config: XLMRobertaXLConfig) -> None:
         super().__init__(config)
-        if config.is_decoder:
+        if self.config.is_decoder:
             warnings.warn("with is_decoder=True a masked language model cannot see what follows a mask.", stacklevel=2)
-        self.backbone = XLMRobertaXLModel(config, add_pooling_layer=False)
-        self.lm_head = LMHead(config)
+        self.backbone = XLMRobertaXLModel(self.config, add_pooling_layer=False)
+        self.lm_head = LMHead(self.config)
         self.post_init()
 
     # b t -> b t v
@@ -446,10 +442,10 @@ class XLMRobertaXLForCausalLM(GenerationMixin, ModelWithHead):
 
     def __init__(self, config: XLMRobertaXLConfig) -> None:
         super().__init__(config)
-        if not config.is_decoder:
+        if not self.config.is_decoder:
             warnings.warn("with is_decoder=False a causal language model sees what it is to predict.", stacklevel=2)
-        self.backbone = XLMRobertaXLModel(config, add_pooling_layer=False)
-        self.lm_head = LMHead(config)
+        self.backbone = XLMRobertaXLModel(self.config, add_pooling_layer=False)
+        self.lm_head = LMHead(self.config)
         self.post_init()
 
     # b t -> b t v
@@ -458,14 +454,18 @@ class XLMRobertaXLForCausalLM(GenerationMixin, ModelWithHead):
         head_mask: Opt = None, inputs_embeds: Opt = None, encoder_hidden_states: Opt = None,
         encoder_attention_mask: Opt = None, labels: Opt = None, past_key_values: Cache | None = None,
         use_cache: bool | None = None, output_attentions: bool | None = None, output_hidden_states: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> ModelOutput:  # fmt: skip
-        """labels `b t`, usually input_ids: each position is scored on the label to its right; -100 is ignored."""
+        """labels `b t`, usually input_ids: each position is scored on the label to its right; -100 is ignored.
+
+        num_items_in_batch: what the sum of the losses is divided by, instead of the number of scored labels.
+        """
         out = self.backbone(
             input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds, encoder_hidden_states,
             encoder_attention_mask, past_key_values, use_cache if labels is None else False, output_attentions,
             output_hidden_states,
         )  # fmt: skip
-        return self.add_loss(out, {"logits": self.lm_head(out.last_hidden_state)}, labels=labels)
+        return self.add_loss(out, {"logits": self.lm_head(out.last_hidden_state)}, num_items_in_batch, labels=labels)
 
     def targets(self, **inputs: Any) -> list[Tensor]:
         return [F.pad(labels[..., 1:], (0, 1), value=-100) for labels in super().targets(**inputs)]  # the next tokens
@@ -479,8 +479,8 @@ class XLMRobertaXLForSequenceClassification(ModelWithHead):
 
     def __init__(self, config: XLMRobertaXLConfig) -> None:
         super().__init__(config)
-        self.backbone = XLMRobertaXLModel(config, add_pooling_layer=False)
-        self.classifier = ClassificationHead(config)
+        self.backbone = XLMRobertaXLModel(self.config, add_pooling_layer=False)
+        self.classifier = ClassificationHead(self.config)
         self.post_init()
 
     # b t -> b c
@@ -514,9 +514,9 @@ class XLMRobertaXLForMultipleChoice(ModelWithHead):
 
     def __init__(self, config: XLMRobertaXLConfig) -> None:
         super().__init__(config)
-        self.backbone = XLMRobertaXLModel(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.classifier = nn.Linear(config.hidden_size, 1)
+        self.backbone = XLMRobertaXLModel(self.config)
+        self.dropout = nn.Dropout(self.config.hidden_dropout_prob)
+        self.classifier = nn.Linear(self.config.hidden_size, 1)
         self.post_init()
 
     # b c t -> b c
@@ -542,9 +542,9 @@ class XLMRobertaXLForTokenClassification(ModelWithHead):
 
     def __init__(self, config: XLMRobertaXLConfig) -> None:
         super().__init__(config)
-        self.backbone = XLMRobertaXLModel(config, add_pooling_layer=False)
-        self.dropout = nn.Dropout(config.head_dropout_prob)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.backbone = XLMRobertaXLModel(self.config, add_pooling_layer=False)
+        self.dropout = nn.Dropout(self.config.head_dropout_prob)
+        self.classifier = nn.Linear(self.config.hidden_size, self.config.num_labels)
         self.post_init()
 
     # b t -> b t c
@@ -573,10 +573,10 @@ class XLMRobertaXLForQuestionAnswering(ModelWithHead):
 
     def __init__(self, config: XLMRobertaXLConfig) -> None:
         super().__init__(config)
-        if config.num_labels != 2:
-            raise ValueError(f"num_labels={config.num_labels} is impossible here: a span has 2 ends.")
-        self.backbone = XLMRobertaXLModel(config, add_pooling_layer=False)
-        self.qa_outputs = nn.Linear(config.hidden_size, config.num_labels)
+        if self.config.num_labels != 2:
+            raise ValueError(f"num_labels={self.config.num_labels} is impossible here: a span has 2 ends.")
+        self.backbone = XLMRobertaXLModel(self.config, add_pooling_layer=False)
+        self.qa_outputs = nn.Linear(self.config.hidden_size, self.config.num_labels)
         self.post_init()
 
     # b t -> b t, b t

@@ -206,6 +206,6 @@ def test_other_wrong_arguments_of_loading_are_refused_by_a_sentence():
     for device in ("gpu", "cuda:99", 3.5, "tpu"):
         with pytest.raises(ValueError, match=f"device={device!r} cannot be used here"):
             load("tiny", device=device)
-    for dtype in ("auto", 16, "int8", torch.int64):
+    for dtype in ("automatic", 16, "int8", torch.int64):
         with pytest.raises(ValueError, match=r"dtype=.* is unknown: take float32"):
             load("tiny", dtype=dtype)

@@ -55,11 +55,17 @@ def test_what_are_no_heads_is_refused_and_changes_nothing(heads):
             XLMRobertaXLConfig(**SMALL, pruned_heads=heads)
 
 
-@pytest.mark.parametrize("heads", [{"2": [0]}, {"-1": [0]}, {0: [-1]}, {"0": [3]}, {numpy.int64(5): [0]}])
+@pytest.mark.parametrize("heads", [{"2": [0]}, {"-3": [0]}, {0: [-1]}, {"0": [3]}, {numpy.int64(5): [0]}])
 def test_heads_that_do_not_exist(heads):
     model = twins("Model")[1]
     with pytest.raises(ValueError, match="there are layers 0 to 1 with heads 0 to 2"):
         model.prune_heads(heads)
+
+
+def test_layers_counted_from_the_end():
+    model = twins("Model")[1]
+    model.prune_heads({-1: [0], 1: [2]})
+    assert [layer.attention.heads for layer in model.layers] == [[0, 1, 2], [1]]
 
 
 @pytest.mark.parametrize("heads", [{}, {0: []}, {"1": ()}])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from numbers import Integral, Real
 from operator import index
@@ -35,8 +36,8 @@ class ConfigOverrides(TypedDict, total=False):
     initializer_range: float
     layer_norm_eps: float
     pad_token_id: int
-    bos_token_id: int
-    eos_token_id: int
+    bos_token_id: int | None
+    eos_token_id: int | None
     position_embedding_type: str
     use_cache: bool
     classifier_dropout: float | None
@@ -57,10 +58,20 @@ class ModelOverrides(ConfigOverrides, total=False):
 
     add_pooling_layer: bool  # of XLMRobertaXLModel
     torch_dtype: torch.dtype | str | None  # another name of dtype
+    low_cpu_mem_usage: bool
+    use_safetensors: bool | None
+    trust_remote_code: bool
 
 
 class PreTrainedConfig:
     """The behaviour of XLMRobertaXLConfig, whose fields are in model.py."""
+
+    model_type = "xlm-roberta-xl"
+    is_encoder_decoder = False
+    sub_configs: ClassVar[dict[str, Any]] = {}
+    _commit_hash = None  # of the hub: transformers' pipelines read it
+    _attn_implementation = "sdpa"
+    _is_built = False
 
     if TYPE_CHECKING:  # the fields that are needed here
         extra: dict[str, Any]
@@ -75,29 +86,68 @@ class PreTrainedConfig:
         id2label: dict[int, str]
         label2id: dict[str, int]
         pruned_heads: dict[int, list[int]]
+        hidden_act: str | Callable[[Tensor], Tensor]
 
     @classmethod
     def from_pretrained(
-        cls, source: str | os.PathLike[str], *, revision: str | None = None,
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *, revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None, local_files_only: bool = False,
         token: str | bool | None = None, **config_overrides: Unpack[ConfigOverrides],
     ) -> Self:  # fmt: skip
         """Read the `config.json` of a folder, a bundled checkpoint or a hub id; `config_overrides` replace fields.
 
-        source, revision, cache_dir, local_files_only, token: as in a model's `from_pretrained`; source may also be the
-        file. Raises CheckpointError if there is none or it is another model's, ValueError for impossible overrides.
+        The other arguments are those of a model's `from_pretrained`; the path may also be that of the file. Raises
+        CheckpointError if there is none or it is another model's, ValueError for impossible overrides.
         """
         from ..checkpoints.config import load_config
         from ..checkpoints.locate import locate
 
         hub: Any = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
-        return load_config(cls, locate(source, **hub), **config_overrides)  # type: ignore[arg-type, return-value]
+        return load_config(cls, locate(pretrained_model_name_or_path, **hub), **config_overrides)  # type: ignore[type-var]
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write `config.json` into `folder`, with the keys of Hugging Face."""
         from ..checkpoints.config import save_config
 
-        save_config(self, folder)  # type: ignore[arg-type]
+        save_config(self, folder)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> Self:
+        """Build a config from the keys of a `config.json`, with `overrides` on top; unknown keys go to `extra`."""
+        names = [field.name for field in fields(cls) if field.name != "extra"]  # type: ignore[arg-type]
+        unknown = sorted(set(overrides) - set(names))
+        if unknown:
+            raise ValueError(f"got {', '.join(unknown)}, which is neither an argument nor a field of the config.")
+        labels = overrides.get("num_labels")
+        is_new = "id2label" in overrides or (  # num_labels: 2 by default
+            labels is not None and labels != len(values.get("id2label") or range(2))
+        )
+        stale = ("num_labels", "id2label", "label2id") if is_new else ()
+        known = {**{name: value for name, value in values.items() if name not in (*stale, "model_type")}, **overrides}
+        extra = {name: known.pop(name) for name in list(known) if name not in names}
+        return cls(**known, extra=extra)  # type: ignore[call-arg]
+
+    @classmethod
+    def convert(cls, config: Any) -> Self:
+        """The config itself, or that of transformers with the same values. TypeError for anything else."""
+        if isinstance(config, cls):
+            return config
+        if not hasattr(config, "to_diff_dict") or getattr(config, "model_type", None) != cls.model_type:
+            allowed = f"an {cls.__name__} of this package, or of transformers"
+            raise TypeError(f"config is a {type(config).__name__}, but must be {allowed}.")
+        return cls.from_dict(config.to_diff_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys and values of the config's `config.json`, those of `extra` included."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        return {**values.pop("extra"), **values, "model_type": self.model_type}
+
+    def to_json_string(self) -> str:
+        """The text of the config's `config.json`. ValueError if hidden_act is a function."""
+        if callable(self.hidden_act):
+            remedy = "name one of the built-in activations instead"
+            raise ValueError(f"hidden_act is a function, which JSON cannot hold: {remedy}.")
+        return json.dumps(self.to_dict(), indent=2) + "\n"
 
     def __post_init__(self) -> None:
         names = self.id2label or {i: f"LABEL_{i}" for i in range(2 if self.num_labels is None else self.num_labels)}
@@ -106,12 +156,34 @@ class PreTrainedConfig:
         self.label2id = self.label2id or {name: i for i, name in self.id2label.items()}
         self.num_labels = len(self.id2label) if self.num_labels is None else self.num_labels
         self.pruned_heads = as_heads({} if self.pruned_heads is None else self.pruned_heads, "pruned_heads")
+        self._is_built = True
         self.validate()
 
     def __getattr__(self, name: str) -> Any:  # called only for what is not a field
         if name in self.__dict__.get("extra", {}):
             return self.extra[name]
         raise AttributeError(f"{type(self).__name__} has no field {name!r}.")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        is_field = name in self.__dict__ or hasattr(type(self), name) or name.startswith("_")
+        if not self._is_built or is_field:
+            super().__setattr__(name, value)
+        else:
+            self.extra[name] = value  # and so it is saved
+        if self._is_built and name == "num_labels" and is_positive_integer(value) and value != len(self.id2label):
+            self.id2label = {i: f"LABEL_{i}" for i in range(value)}
+        if self._is_built and name == "id2label":
+            super().__setattr__("num_labels", len(value))
+            self.label2id = {label: i for i, label in value.items()}
+
+    def get_text_config(self, **options: Any) -> Self:
+        """The config itself: transformers asks for it, as some models have several."""
+        return self
+
+    @property
+    def use_return_dict(self) -> bool:
+        """False: models return a tuple. return_dict and torchscript are keys of transformers' `config.json`."""
+        return self.extra.get("return_dict", True) and not self.extra.get("torchscript", False)
 
     @property
     def max_seq_len(self) -> int:
@@ -177,7 +249,12 @@ CONFIG_RULES: tuple[tuple[str, Callable[[Any, Any], bool], str], ...] = (
     ("vocab_size hidden_size num_hidden_layers", lambda x, c: is_positive_integer(x), "a positive integer"),
     ("num_attention_heads intermediate_size", lambda x, c: is_positive_integer(x), "a positive integer"),
     ("type_vocab_size num_labels", lambda x, c: is_positive_integer(x), "a positive integer"),
-    ("pad_token_id bos_token_id eos_token_id", lambda x, c: x in range(c.vocab_size), "an id below {vocab_size}"),
+    ("pad_token_id", lambda x, c: x in range(c.vocab_size), "an id below {vocab_size}"),
+    (
+        "bos_token_id eos_token_id",
+        lambda x, c: x is None or x in range(c.vocab_size),
+        "an id below {vocab_size}, or None",
+    ),
     (
         "max_position_embeddings",
         lambda x, c: is_positive_integer(x) and x > c.pad_token_id + 1,

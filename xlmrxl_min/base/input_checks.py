@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 
 def is_readable(values: Tensor) -> bool:
-    """Whether values can be read now: not while compiling, and not without storage."""
-    return values.numel() > 0 and not (values.is_meta or torch.compiler.is_compiling())
+    """Whether values can be read now: not while compiling, exporting or tracing, and not without storage."""
+    is_recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return values.numel() > 0 and not (values.is_meta or is_recorded)
 
 
 def check_tensor(name: str, value: Any) -> None:
@@ -185,6 +186,17 @@ def check_choices(input_ids: Any, inputs_embeds: Any) -> int:
     if not isinstance(given, Tensor) or given.dim() != axes:
         raise ValueError("multiple choice takes input_ids (batch, choices, tokens), or the same as inputs_embeds.")
     return given.shape[1]
+
+
+def needs_eager(model: XLMRobertaXLModel, *masks: tuple[Tensor | None, Tensor | None]) -> bool:
+    """Whether attention must not use the fused kernels: if the config says so, or for some masks in training.
+
+    The kernels give wrong gradients for queries that may attend to nothing, such as those of left padding. masks: the
+    mask `b 1 q k`, and the one of 0 and 1 that it is made from.
+    """
+    return model.config._attn_implementation == "eager" or (
+        torch.is_grad_enabled() and any(has_fully_masked_rows(model, *pair) for pair in masks)
+    )
 
 
 def has_fully_masked_rows(model: XLMRobertaXLModel, mask: Tensor | None, given: Tensor | None) -> bool:

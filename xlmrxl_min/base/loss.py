@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -25,6 +26,11 @@ class ModelWithLoss(PreTrainedModel):
             """Of one term."""
             raise NotImplementedError
 
+    @property
+    def accepts_loss_kwargs(self) -> bool:
+        """Whether transformers' Trainer passes num_items_in_batch: as to Hugging Face's causal language model."""
+        return "num_items_in_batch" in signature(self.forward).parameters
+
     def targets(self, **inputs: Any) -> list[Tensor]:
         """What each term scores, from the arguments of `forward`: classes, -100 for none, or floats, which all count.
 
@@ -38,10 +44,19 @@ class ModelWithLoss(PreTrainedModel):
         terms = zip(self.label_names, logits, targets, weights or [1 / count] * count, strict=True)
         return torch.stack([w * self.mean_loss(x, y, name) if w else 0 * x.sum() for name, x, y, w in terms]).sum()
 
-    def add_loss(self, out: ModelOutput, logits: dict[str, Tensor], **inputs: Any) -> ModelOutput:
-        """The backbone's output with logits in place of its last hidden state, and, given labels, the loss."""
-        is_labelled = all(inputs[name] is not None for name in self.label_names)
-        loss = self.loss(logits.values(), self.targets(**inputs)) if is_labelled else None
+    def add_loss(
+        self, out: ModelOutput, logits: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None, **inputs: Any
+    ) -> ModelOutput:
+        """The backbone's output with logits in place of its last hidden state, and, given labels, the loss.
+
+        num_items_in_batch: what the sum of the losses is divided by, instead of the number of targets.
+        """
+        if any(inputs[name] is None for name in self.label_names):
+            return out.with_logits(None, **logits)
+        targets = self.targets(**inputs)
+        loss = self.loss(logits.values(), targets)
+        if num_items_in_batch is not None:
+            loss = loss * (targets[0] != -100).sum() / num_items_in_batch
         return out.with_logits(loss, **logits)
 
 

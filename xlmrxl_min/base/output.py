@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 
 class ModelOutput(dict):
@@ -50,3 +51,11 @@ class ModelOutput(dict):
         """The backbone's output with logits in place of its last hidden state."""
         rest = {name: value for name, value in self.items() if name not in ("last_hidden_state", "pooler_output")}
         return ModelOutput(loss=loss, **logits, **rest)
+
+
+pytree.register_pytree_node(  # so that torch.export and DDP find its tensors
+    ModelOutput,
+    lambda out: (list(out.values()), list(out)),
+    lambda values, names: ModelOutput(zip(names, values, strict=True)),
+    serialized_type_name="xlmrxl_min.ModelOutput",
+)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Mapping
+from functools import cache
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from einops import rearrange
-from torch import nn
+from torch import Tensor, nn
 
 from .config import as_heads, shown
 
@@ -20,38 +22,67 @@ if TYPE_CHECKING:
     from .config import ModelOverrides
 
 
+class ConfigClass:
+    """The attribute `config_class` of all models: XLMRobertaXLConfig, which is defined after this file is read."""
+
+    def __get__(self, model: PreTrainedModel | None, cls: type[PreTrainedModel]) -> type[XLMRobertaXLConfig]:
+        from ..model import XLMRobertaXLConfig
+
+        return XLMRobertaXLConfig
+
+
 class PreTrainedModel(nn.Module):
     """What all models share: initialisation, ties, loading and saving, resizing and pruning."""
 
     warned_about_padding = False
+    gradient_checkpointing = False
+    gradient_checkpointing_kwargs: Mapping[str, Any] = {"use_reentrant": False}
+    # read by transformers' Trainer and pipelines, accelerate, and peft
+    main_input_name, base_model_prefix = "input_ids", "backbone"
+    supports_gradient_checkpointing = _supports_sdpa = True
+    _is_stateful = _can_compile_fullgraph = _supports_attention_backend = False
+    _no_split_modules: ClassVar = ["Embeddings", "Block"]
+    _keys_to_ignore_on_save = None
+    config_class = ConfigClass()
 
     if TYPE_CHECKING:  # of the classes with a head
         backbone: XLMRobertaXLModel
         lm_head: Any
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        return super().__new__(add_transformers_base(cls) if "transformers" in sys.modules else cls)  # type: ignore
+
     def __init__(self, config: XLMRobertaXLConfig) -> None:
-        super().__init__()
-        config.validate()  # fields may have been changed since it was made
-        self.config = config
+        nn.Module.__init__(self)  # not that of transformers
+        self.config: XLMRobertaXLConfig = self.config_class.convert(config)
+        self.config.validate()  # fields may have been changed since it was made
 
     def __call__(self, *args: Any, return_dict: bool | None = None, **kwargs: Any) -> Any:
         out = super().__call__(*args, **kwargs)
-        return out.to_tuple() if return_dict is False else out
+        return out if (self.config.use_return_dict if return_dict is None else return_dict) else out.to_tuple()
 
     @classmethod
     def from_pretrained(
-        cls, source: str | os.PathLike[str], *, config: XLMRobertaXLConfig | None = None,
-        dtype: torch.dtype | str | None = None, device: torch.device | str = "cpu", quantize: str | None = None,
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *, config: XLMRobertaXLConfig | None = None,
+        dtype: torch.dtype | str | None = None, device: torch.device | str = "cpu",
+        device_map: str | Mapping[str, Any] | None = None, quantize: str | None = None,
+        ignore_mismatched_sizes: bool = False, output_loading_info: bool = False, attn_implementation: str = "sdpa",
         progress: bool = True, revision: str | None = None, cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False, token: str | bool | None = None, **config_overrides: Unpack[ModelOverrides],
     ) -> Self:  # fmt: skip
-        """Build a model with the weights of `source`, in evaluation mode.
+        """Build a model with the weights of a checkpoint, in evaluation mode.
 
-        source: a folder (safetensors or .bin, one file or sharded; or fairseq's model.pt), one of its files, a bundled
-        checkpoint ("tiny"), or a Hugging Face hub id. Where both exist, the folder is taken, with a warning. dtype:
-        None for float32, or a torch dtype or its name. quantize: "int8" for the large matrices, with a scale per row.
+        pretrained_model_name_or_path: a folder (safetensors or .bin, one file or sharded; or fairseq's model.pt), one
+        of its files, a bundled checkpoint ("tiny"), or a Hugging Face hub id. Where both exist, the folder is taken,
+        with a warning. config: one of this package or of transformers. dtype, or torch_dtype: None for float32, "auto"
+        for that of the file, or a torch dtype or its name. device_map: a device; or "auto" or {module: device}, with
+        the modules' names here, for which accelerate is needed. quantize: "int8" for the large matrices, with a scale
+        per row. ignore_mismatched_sizes: initialise weights that are stored in another shape.
+        output_loading_info: return (model, {"missing_keys": …, "unexpected_keys": …, "mismatched_keys": …}).
+        attn_implementation: "sdpa", or "eager", which never uses the fused kernels; the result is the same.
         revision, cache_dir, local_files_only, token: those of huggingface_hub, for a hub id; without an answer of the
-        hub within 3 s, its cached files are taken. config_overrides: fields of the config, such as num_labels=3.
+        hub within 3 s, its cached files are taken. config_overrides: fields of the config, such as num_labels=3;
+        low_cpu_mem_usage, use_safetensors and trust_remote_code change nothing here.
 
         A task head that the checkpoint lacks is newly initialised, with one warning. Weights are streamed from the
         memory-mapped file: on the CPU, in the file's own dtype, they stay mapped. Raises ValueError for a dtype,
@@ -62,21 +93,42 @@ class PreTrainedModel(nn.Module):
         from ..checkpoints.locate import locate
 
         hub: Any = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
-        return load(  # type: ignore[return-value]
-            cls, locate(source, **hub), config=config, dtype=dtype, device=device, quantize=quantize,
-            progress=progress, **config_overrides,
+        model, info = load(
+            cls, locate(pretrained_model_name_or_path, **hub), config=config, dtype=dtype, device=device,
+            device_map=device_map, quantize=quantize, ignore_mismatched_sizes=ignore_mismatched_sizes,
+            attn_implementation=attn_implementation, progress=progress, **config_overrides,
         )  # fmt: skip
+        return (model, info) if output_loading_info else model  # type: ignore[return-value]
 
-    def save_pretrained(self, folder: str | os.PathLike[str], *, max_shard_size: int | str = "5GB") -> None:
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None, save_function: Any = None, *,
+        max_shard_size: int | str = "5GB", safe_serialization: bool = True,
+    ) -> None:  # fmt: skip
         """Write `config.json` and `model.safetensors` into `folder`, under Hugging Face's names: all files or none.
 
-        max_shard_size: in bytes, or a text such as "5GB" (10⁹ bytes); a larger model is written as several files and an
-        index. Weights of an earlier save in the folder are removed. Raises CheckpointError if it cannot be written,
-        ValueError for an impossible max_shard_size and for weights that are not tied as the config says.
+        is_main_process: False does nothing, for all but one of several processes. state_dict: the weights by this
+        model's names, if they are not to be taken from it. max_shard_size: in bytes, or a text such as "5GB" (10⁹
+        bytes); a larger model is written as several files and an index. Weights of an earlier save in the folder are
+        removed. save_function changes nothing: safetensors are written by their own. Raises CheckpointError if the
+        files cannot be written, ValueError for an impossible max_shard_size, for safe_serialization=False, and for
+        weights that are not tied as the config says.
         """
         from ..checkpoints.save import save
 
-        save(self, folder, max_shard_size=max_shard_size)
+        if not safe_serialization:
+            raise ValueError("safe_serialization=False is not offered: only safetensors are written.")
+        if is_main_process:
+            save(self, folder, max_shard_size=max_shard_size, state_dict=state_dict)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As in PyTorch. A state dict with the names of transformers is renamed first.
+
+        Raises ValueError, also with strict=False, if no name is known.
+        """
+        from ..checkpoints.names import rename_state_dict
+
+        return super().load_state_dict(rename_state_dict(self, state_dict), strict, assign)
 
     # initialisation and ties
 
@@ -121,8 +173,28 @@ class PreTrainedModel(nn.Module):
     def get_input_embeddings(self) -> nn.Embedding:
         return self.base_model.embeddings.word
 
+    def set_input_embeddings(self, module: nn.Embedding) -> None:
+        self.base_model.embeddings.word = module
+
     def get_output_embeddings(self) -> nn.Linear | None:
         return self.lm_head.decoder if hasattr(self, "lm_head") else None
+
+    @property
+    def _tied_weights_keys(self) -> list[str] | None:
+        return None if self.get_output_embeddings() is None else ["lm_head.decoder.weight"]
+
+    def set_output_embeddings(self, module: nn.Linear) -> None:
+        self.lm_head.decoder = module
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """The number of parameters, each counted once; exclude_embeddings: without those of nn.Embedding modules."""
+        tables = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)} if exclude_embeddings else set()
+        parameters = (p for p in self.parameters() if id(p) not in tables)
+        return sum(p.numel() for p in parameters if p.requires_grad or not only_trainable)
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        return hasattr(cls, "generate")
 
     def can_cache(self) -> bool:
         """Whether keys and values can be cached: in decoders, unless gradient checkpointing recomputes them."""
@@ -130,15 +202,22 @@ class PreTrainedModel(nn.Module):
 
     # changes of size
 
-    def resize_token_embeddings(self, n: int) -> nn.Embedding:
-        """Cut or grow the vocabulary to `n` ids; old rows keep their values, new ones are initialised. Returns it.
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """Cut or grow the vocabulary to `new_num_tokens` ids, and return the word embeddings.
 
-        Raises ValueError if `n` is no integer, or the special tokens would be cut off.
+        None: leave it. pad_to_multiple_of: round up. Old rows keep their values. New ones are the mean of the old ones,
+        or with mean_resizing=False initialised as in a new model. Raises ValueError if new_num_tokens is no integer, or
+        the special tokens would be cut off.
         """
-        special = max(self.config.pad_token_id, self.config.bos_token_id, self.config.eos_token_id)
+        n = self.config.vocab_size if new_num_tokens is None else new_num_tokens
+        special = max(self.config.pad_token_id, self.config.bos_token_id or 0, self.config.eos_token_id or 0)
         if isinstance(n, bool) or not isinstance(n, Integral) or n <= special:
             allowed = f"an integer above {special}, the largest id of a special token"
             raise ValueError(f"a vocabulary cannot have {shown(n)} ids: it needs {allowed}.")
+        if pad_to_multiple_of is not None:
+            n += -n % pad_to_multiple_of
         for table in filter(None, (self.get_input_embeddings(), self.get_output_embeddings())):
             old = dict(table.named_parameters())
             for name, parameter in old.items():
@@ -146,6 +225,8 @@ class PreTrainedModel(nn.Module):
                 setattr(table, name, nn.Parameter(resized, parameter.requires_grad))
             self.init_weights(table)
             for name, parameter in old.items():
+                if mean_resizing and parameter.is_floating_point():
+                    getattr(table, name).data[:] = parameter.data.mean(0)
                 getattr(table, name).data[: len(parameter)] = parameter.data[:n]
             setattr(table, "num_embeddings" if isinstance(table, nn.Embedding) else "out_features", n)
         self.tie_weights()
@@ -153,7 +234,7 @@ class PreTrainedModel(nn.Module):
         return self.get_input_embeddings()
 
     def prune_heads(self, heads: Mapping[int, Iterable[int]]) -> None:
-        """Remove attention heads, `{layer: [heads]}`, always by the numbers of the unpruned model.
+        """Remove attention heads, `{layer: [heads]}`, by the numbers of the unpruned model; layer -1 is the last.
 
         Raises ValueError, and changes nothing, for layers or heads that are no numbers or do not exist, if a layer
         would have none, and for int8 weights.
@@ -161,10 +242,11 @@ class PreTrainedModel(nn.Module):
         layers, num_heads = self.config.num_hidden_layers, self.config.num_attention_heads
         pruned: dict[int, list[int]] = {}
         for layer, numbers in as_heads(heads, "prune_heads: heads").items():
+            layer = layer + layers if layer in range(-layers, 0) else layer
             if layer not in range(layers) or not set(numbers) <= set(range(num_heads)):
                 ranges = f"there are layers 0 to {layers - 1} with heads 0 to {num_heads - 1}"
                 raise ValueError(f"prune_heads got layer {layer}, heads {numbers}, but {ranges}.")
-            pruned[layer] = sorted({*self.config.pruned_heads.get(layer, []), *numbers})
+            pruned[layer] = sorted({*self.config.pruned_heads.get(layer, []), *pruned.get(layer, []), *numbers})
             if len(pruned[layer]) == num_heads:
                 raise ValueError(f"prune_heads would leave no head in layer {layer}: keep at least one.")
         if pruned and any(parameter.dtype == torch.int8 for parameter in self.parameters()):
@@ -173,12 +255,41 @@ class PreTrainedModel(nn.Module):
             prune_attention(self.base_model.layers[layer].attention, numbers)  # type: ignore[arg-type]
         self.config.pruned_heads = {**self.config.pruned_heads, **pruned}
 
-    def gradient_checkpointing_enable(self, enable: bool = True) -> None:
-        """In training, keep only each block's input and recompute the rest in the backward pass: saves memory."""
-        self.base_model.gradient_checkpointing = enable
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
+        """In training, keep only each block's input and recompute the rest in the backward pass: saves memory.
+
+        gradient_checkpointing_kwargs: those of torch.utils.checkpoint.checkpoint; use_reentrant is False without them.
+        """
+        self.gradient_checkpointing = self.base_model.gradient_checkpointing = True
+        options = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+        self.base_model.gradient_checkpointing_kwargs = options
 
     def gradient_checkpointing_disable(self) -> None:
-        self.gradient_checkpointing_enable(False)
+        self.gradient_checkpointing = self.base_model.gradient_checkpointing = False
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        return self.base_model.gradient_checkpointing
+
+
+@cache
+def add_transformers_base(cls: type) -> type:
+    """The class with transformers' PreTrainedModel as its last base, which changes no method of this package.
+
+    transformers' Trainer saves a checkpoint that can be loaded only of instances of that class.
+    """
+    try:
+        from transformers import PreTrainedModel as Base
+    except ImportError:  # a transformers without PyTorch, for its tokenizers
+        return cls
+    if issubclass(cls, Base):
+        return cls
+
+    def reduce_ex(self: Any, protocol: Any) -> Any:  # pickled as the class that can be imported
+        return cls.__new__, (cls,), *object.__reduce_ex__(self, protocol)[2:]
+
+    names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(cls.__name__, (cls, Base), {**names, "__reduce_ex__": reduce_ex})
 
 
 def prune_attention(attention: Attention, heads: list[int]) -> None:

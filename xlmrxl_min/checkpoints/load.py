@@ -5,11 +5,11 @@ from __future__ import annotations
 import mmap
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from ..files import lock_folder
 from ..inputs import check_option, shown
 from ..model import PreTrainedModel, XLMRobertaXLConfig
 from . import CheckpointError, MissingFileError
-from .config import build_config, config_dict, load_config
+from .config import load_config
 from .int8 import convert_to_int8, quantize_rows
 from .locate import CONFIG_FILE, WEIGHT_FILES, Location, is_absent, locate
 from .memory import free_memory
@@ -35,6 +35,7 @@ from .names import (
 from .readers import Checkpoint, load_index, open_checkpoint
 
 CHUNK_BYTES = 1 << 22  # of float32 that a thread converts or quantizes at a time; int8 needs a few times that
+BALANCED = ("auto", "balanced", "balanced_low_0", "sequential")  # accelerate's ways to fill several devices
 NUM_THREADS = 4  # of readers: twice as fast as one on a file that is not in the page cache yet
 HUGE_PAGE = 1 << 21
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -62,21 +63,36 @@ class Sharding:
         yield
 
 
+class Matches(NamedTuple):
+    """Which stored tensor each parameter is loaded from, and what was left over."""
+
+    stored: dict[str, Tensor]  # by the name of the parameter
+    newly_initialized: list[str]  # parameters
+    unexpected: list[str]  # stored tensors, those of heads for other tasks included
+    mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]]  # parameters, with the stored shape and the model's
+
+
 def load(
     cls: type[Model], source: str | os.PathLike[str] | Location, *, config: XLMRobertaXLConfig | None = None,
-    dtype: torch.dtype | str | None = None, device: torch.device | str = "cpu", quantize: str | None = None,
-    progress: bool = True, sharding: Sharding | None = None, **config_overrides: Any,
-) -> Model:  # fmt: skip
+    dtype: torch.dtype | str | None = None, device: torch.device | str = "cpu",
+    device_map: str | Mapping[str, Any] | None = None, quantize: str | None = None,
+    ignore_mismatched_sizes: bool = False, attn_implementation: str = "sdpa", progress: bool = True,
+    sharding: Sharding | None = None, **config_overrides: Any,
+) -> tuple[Model, dict[str, list]]:  # fmt: skip
     """Build a model with the weights of `source`, in evaluation mode; see `PreTrainedModel.from_pretrained`.
 
+    Also returns the names of the weights that were missing, unexpected, or of another shape.
     sharding: which shard of each weight to load (default: all of it). Each weight is allocated once, in its final
     dtype, and converted in chunks. On the CPU, weights of the dtype asked for stay in the mapped file.
     """
+    if device_map is not None:
+        device, device_map = split_device_map(device, device_map)
     sharding, device = sharding or Sharding(), as_device(device)
-    dtype = as_dtype(config_overrides.pop("torch_dtype", None) if dtype is None else dtype)
+    dtype = config_overrides.pop("torch_dtype", None) if dtype is None else dtype
+    check_option("attn_implementation", attn_implementation, ("sdpa", "eager", None))
+    for name in ("low_cpu_mem_usage", "use_safetensors", "trust_remote_code"):  # transformers' options, without effect
+        config_overrides.pop(name, None)
     check_option("quantize", quantize, (None, "int8"))
-    if not (config is None or isinstance(config, XLMRobertaXLConfig)):
-        raise TypeError(f"config is a {type(config).__name__}, but must be an XLMRobertaXLConfig of this package.")
     pooling = config_overrides.pop("add_pooling_layer", None)
     build = {} if pooling is None else {"add_pooling_layer": pooling}
     location = locate(source)
@@ -84,13 +100,16 @@ def load(
         checkpoint = open_checkpoint(locate_weights(location))
         tensors = hugging_face_tensors(checkpoint)
         config = resolve_config(location, checkpoint, tensors, config, config_overrides)
+    config._attn_implementation = attn_implementation or "sdpa"
+    dtype = next(t.dtype for t in tensors.values() if t.is_floating_point()) if dtype == "auto" else as_dtype(dtype)
     with torch.device("meta"):  # shapes without memory
         model = cls(config, **build)
     is_int8 = any(tensor.dtype == torch.int8 for tensor in tensors.values())
     if quantize or is_int8:
         convert_to_int8(model, dtype)
     sharding.shard_model(model)
-    stored, newly_initialized = match_parameters(model, tensors, checkpoint.path, quantizing=not is_int8)
+    matches = match_parameters(model, tensors, checkpoint.path, not is_int8, ignore_mismatched_sizes)
+    stored, newly_initialized = matches.stored, matches.newly_initialized
     if any(not model.get_parameter(name).is_floating_point() for name in newly_initialized):
         raise CheckpointError(
             f"{checkpoint.path} holds no LM head, and a new one could not learn in int8: leave out quantize."
@@ -105,12 +124,48 @@ def load(
     if newly_initialized:
         initialize_weights(model, newly_initialized, dtype, device, sharding)
         heads = ", ".join(sorted({name.removeprefix("backbone.").split(".")[0] for name in newly_initialized}))
-        what = f"{checkpoint.path} holds no {heads}: initialised at random, to be trained before use."
+        holds = "holds other shapes of" if matches.mismatched else "holds no"
+        what = f"{checkpoint.path} {holds} {heads}: initialised at random, to be trained before use."
         warnings.warn(what, stacklevel=3)
     model.tie_weights()
     left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     assert not left, f"never loaded: {left}"
-    return model.eval()
+    model.eval()
+    if device_map is not None:
+        dispatch(model, device_map)
+    return model, {
+        "missing_keys": newly_initialized, "unexpected_keys": matches.unexpected,
+        "mismatched_keys": matches.mismatched, "error_msgs": [],
+    }  # fmt: skip
+
+
+def split_device_map(device: Any, device_map: Any) -> tuple[Any, Any]:
+    """The device to load to, and the map for accelerate; None if it has only one device. ValueError for other types."""
+    if isinstance(device_map, (int, torch.device)):
+        return device_map, None
+    if isinstance(device_map, str) and device_map not in BALANCED:
+        return device_map, None
+    if isinstance(device_map, Mapping) and set(device_map) == {""} and device_map[""] != "disk":
+        return device_map[""], None
+    if not isinstance(device_map, (str, Mapping)):
+        allowed = f"a device, one of {', '.join(BALANCED)}, or {{module: device}}"
+        raise ValueError(f"device_map={shown(device_map)} is impossible: it must be {allowed}.")
+    return device, device_map
+
+
+def dispatch(model: PreTrainedModel, device_map: str | Mapping[str, Any]) -> None:
+    """Spread the modules over devices by accelerate's hooks, which move their inputs. ValueError without accelerate."""
+    try:
+        import accelerate  # type: ignore[import-untyped]
+    except ImportError as error:
+        remedy = "pip install 'xlmrxl_min[offload]'"
+        raise ValueError(f"device_map={shown(device_map)} needs accelerate: {remedy}, or name one device.") from error
+    placement: Any = device_map
+    if isinstance(device_map, str):
+        options: Any = {"no_split_module_classes": model._no_split_modules, "dtype": model.dtype}
+        memory = accelerate.utils.get_balanced_memory(model, low_zero=device_map == "balanced_low_0", **options)
+        placement = accelerate.infer_auto_device_map(model, None if device_map == "sequential" else memory, **options)
+    accelerate.dispatch_model(model, dict(placement))
 
 
 def locate_weights(location: Location) -> Path:
@@ -142,18 +197,19 @@ def resolve_config(
     """A copy of `config` if given, or else that of the checkpoint, with `overrides` on top."""
     if config is None and checkpoint.format != "fairseq":
         return load_config(XLMRobertaXLConfig, location, **(overrides or {}))
-    values = fairseq_config(checkpoint, tensors) if config is None else config_dict(config)
-    return build_config(XLMRobertaXLConfig, values, overrides or {})
+    values = fairseq_config(checkpoint, tensors) if config is None else XLMRobertaXLConfig.convert(config).to_dict()
+    return XLMRobertaXLConfig.from_dict(values, **(overrides or {}))
 
 
 def match_parameters(
-    model: PreTrainedModel, tensors: dict[str, Tensor], path: Path, quantizing: bool
-) -> tuple[dict[str, Tensor], list[str]]:
-    """The stored tensor of each of the model's parameters, and the parameters that are to be initialised.
+    model: PreTrainedModel, tensors: dict[str, Tensor], path: Path, quantizing: bool,
+    ignore_mismatched_sizes: bool = False,
+) -> Matches:  # fmt: skip
+    """Find the stored tensor of each of the model's parameters.
 
     The prefix of the backbone differs between checkpoints: it is taken from the name of the word embeddings.
-    quantizing: int8's scales are not stored, but computed. Raises CheckpointError, which lists all names that are
-    missing, unexpected, or of another shape or dtype.
+    quantizing: int8's scales are not stored, but computed. ignore_mismatched_sizes: initialise those anew. Raises
+    CheckpointError, which lists all names that are missing, unexpected, or of another shape or dtype.
     """
     prefix = next(
         (name.removesuffix(WORD_EMBEDDINGS) for name in tensors if name.endswith(WORD_EMBEDDINGS)), "roberta."
@@ -164,7 +220,7 @@ def match_parameters(
         first = name.removeprefix(prefix).removeprefix(outer).split(".")[0]
         return first if first in HEAD_MODULES else None
 
-    stored, missing, mismatched, used = {}, {}, [], set()
+    stored, missing, mismatched, faulty, used = {}, {}, [], [], set()
     for ours, parameter in model.named_parameters():  # a tied pair counts once
         if quantizing and ours.endswith(".scale"):
             continue
@@ -179,23 +235,28 @@ def match_parameters(
         for candidate in found:
             shape, dtype = tuple(tensors[candidate].shape), tensors[candidate].dtype
             fits = dtype.is_floating_point or (dtype == torch.int8 == parameter.dtype)
-            if shape != tuple(parameter.shape) or not fits:
+            if shape != tuple(parameter.shape) and fits and ignore_mismatched_sizes:
+                mismatched.append((ours, shape, tuple(parameter.shape)))
+            elif shape != tuple(parameter.shape) or not fits:
                 kind = "" if fits else f" {str(dtype).removeprefix('torch.')}"
-                mismatched.append(f"{candidate} is {shape}{kind}, the model needs {tuple(parameter.shape)}")
-        if found:
+                faulty.append(f"{candidate} is {shape}{kind}, the model needs {tuple(parameter.shape)}")
+        if found and ours not in (name for name, *_ in mismatched):
             stored[ours] = tensors[found[0]]
+        elif found:
+            pass
         else:
             missing[ours] = (name, head)
     stored_heads, used_heads = {head_of(name) for name in tensors}, {head_of(name) for name in used}
     newly_initialized = [ours for ours, (_, head) in missing.items() if head and head not in stored_heads]
     lacking = [name for ours, (name, _) in missing.items() if ours not in newly_initialized]
     unexpected = [name for name in tensors if name not in used and not LEGACY_BUFFERS.search(name)]
-    unexpected = [n for n in unexpected if not head_of(n) or head_of(n) in used_heads]  # no head for another task
-    kinds = (("missing", lacking), ("unexpected", unexpected), ("of another shape or dtype", mismatched))
+    alien = [n for n in unexpected if not head_of(n) or head_of(n) in used_heads]  # of no head for another task
+    kinds = (("missing", lacking), ("unexpected", alien), ("of another shape or dtype", faulty))
     faults = [f"{kind}: {', '.join(sorted(names))}" for kind, names in kinds if names]
     if faults:
         raise CheckpointError(f"{path} does not fit {type(model).__name__} with this config. {'. '.join(faults)}.")
-    return stored, newly_initialized
+    newly_initialized += [ours for ours, *_ in mismatched]
+    return Matches(stored, newly_initialized, unexpected, mismatched)
 
 
 def check_memory(

@@ -6,11 +6,12 @@ Stored tensors are looked up by Hugging Face's names; those of a fairseq checkpo
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import CheckpointError
 from .readers import Checkpoint
@@ -89,6 +90,27 @@ def hugging_face_name(ours: str) -> str:
 def hugging_face_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The tensors of a checkpoint by Hugging Face's names. Raises CheckpointError for another model of fairseq's."""
     return fairseq_tensors(checkpoint) if checkpoint.format == "fairseq" else checkpoint.tensors
+
+
+def rename_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A state dict with Hugging Face's names under those of this model; one with its own names as it is.
+
+    Raises ValueError if it holds no weight of the model.
+    """
+    ours = model.state_dict(keep_vars=True)
+    theirs = {hugging_face_name(name): name for name in ours}
+    theirs |= {ALIASES[name]: theirs[name] for name in ALIASES if name in theirs}
+    if state_dict and not any(name in ours or name in theirs for name in state_dict):
+        remedy = "use from_pretrained, or checkpoints.names.hugging_face_name, which gives the names in a file"
+        raise ValueError(f"no name of this state dict is known, such as {next(iter(state_dict))!r}: {remedy}.")
+    if all(name in ours or name not in theirs for name in state_dict):
+        return state_dict
+    renamed = {theirs.get(name, name): tensor for name, tensor in state_dict.items()}
+    for name, tensor in ours.items():  # of tied parameters, a file holds one
+        tied = next((other for other in renamed if ours.get(other) is tensor), None)
+        if name not in renamed and tied is not None:
+            renamed[name] = renamed[tied]
+    return renamed
 
 
 # ---- fairseq

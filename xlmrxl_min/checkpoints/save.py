@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -15,20 +17,23 @@ from ..files import atomic_write, to_path
 from ..inputs import shown
 from ..model import PreTrainedModel
 from . import CheckpointError
-from .config import CONFIG_FILE, config_to_json
-from .locate import import_hub
+from .locate import CONFIG_FILE, import_hub
 from .names import ALIASES, hugging_face_name
 
 INDEX_FILE = "model.safetensors.index.json"
 WEIGHT_FILE = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 
-def save(model: PreTrainedModel, folder: str | os.PathLike[str], *, max_shard_size: int | str = "5GB") -> None:
+def save(
+    model: PreTrainedModel, folder: str | os.PathLike[str], *, max_shard_size: int | str = "5GB",
+    state_dict: Mapping[str, Tensor] | None = None,
+) -> None:  # fmt: skip
     """Write `config.json` and `model.safetensors` into `folder`, under Hugging Face's names: all files, or none.
 
-    max_shard_size: in bytes, or a text such as "5GB"; a larger model is written as several files and an index. Raises
-    CheckpointError if the files cannot be written, and ValueError for an impossible size, a hidden_act that is a
-    function, or an LM head whose tie contradicts the config.
+    state_dict: the weights under the model's own names, if they are not to be taken from it. max_shard_size: in bytes,
+    or a text such as "5GB"; a larger model is written as several files and an index. Raises CheckpointError if the
+    files cannot be written, and ValueError for an impossible size, a hidden_act that is a function, or an LM head whose
+    tie contradicts the config.
     """
     head = model.get_output_embeddings()
     is_tied = head is not None and head.weight is model.get_input_embeddings().weight
@@ -38,14 +43,13 @@ def save(model: PreTrainedModel, folder: str | os.PathLike[str], *, max_shard_si
             f"tie_word_embeddings={model.config.tie_word_embeddings}: correct that field, or call tie_weights()."
         )
     tensors = {}
-    for ours, parameter in model.state_dict().items():
+    for ours, parameter in (model.state_dict() if state_dict is None else state_dict).items():
         if not (is_tied and ours in ("lm_head.decoder.weight", "lm_head.decoder.scale")):
             tensors[ALIASES.get(ours) or hugging_face_name(ours)] = parameter.detach()
     shards = import_hub().split_torch_state_dict_into_shards(tensors, max_shard_size=parse_size(max_shard_size))
     dtype = str(model.dtype).removeprefix("torch.")  # under both of the names that transformers has used
-    texts = {
-        CONFIG_FILE: config_to_json(model.config, architectures=[type(model).__name__], torch_dtype=dtype, dtype=dtype)
-    }
+    written = {"architectures": [type(model).__name__], "torch_dtype": dtype, "dtype": dtype}
+    texts = {CONFIG_FILE: replace(model.config, extra={**model.config.extra, **written}).to_json_string()}
     if shards.is_sharded:
         metadata = {"total_size": sum(tensor.nbytes for tensor in tensors.values())}
         index = {"metadata": metadata, "weight_map": shards.tensor_to_filename}

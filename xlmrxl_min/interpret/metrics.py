@@ -101,7 +101,8 @@ def head_metrics(model: PreTrainedModel, texts: Sequence[Tensor], *, progress: b
         def of_head(weights: Tensor, ids: Tensor = ids) -> dict[str, Tensor]:  # q k
             mean_entropy, distance = entropy(weights).mean(), mean_distance(weights).mean()
             spread = {"entropy": mean_entropy, "normalised entropy": mean_entropy / math.log(len(ids))}
-            mass = attention_mass(weights, ids, model.config.bos_token_id, model.config.eos_token_id)
+            special = (model.config.bos_token_id, model.config.eos_token_id)
+            mass = attention_mass(weights, ids, *(-1 if token_id is None else token_id for token_id in special))
             return {**spread, "distance": distance, **mass}
 
         def of_layer(weights: Tensor) -> dict[str, Tensor]:  # 1 h q k -> h each

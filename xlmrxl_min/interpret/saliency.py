@@ -69,7 +69,8 @@ def integrated_gradients(
     check_integer("steps", steps)
     inputs = as_model_inputs(inputs, model)
     ids, embed = inputs["input_ids"], model.get_input_embeddings()
-    special = torch.isin(ids, torch.tensor([model.config.bos_token_id, model.config.eos_token_id], device=ids.device))
+    special_ids = [i for i in (model.config.bos_token_id, model.config.eos_token_id) if i is not None]
+    special = torch.isin(ids, torch.tensor(special_ids, device=ids.device))
     with torch.no_grad():
         end, start = embed(ids), embed(ids.where(special, baseline_id))
     total = torch.zeros_like(end)

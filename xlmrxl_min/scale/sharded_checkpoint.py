@@ -67,7 +67,7 @@ def load(
     on_cpu = mesh.device_type == "cpu"
     device = torch.device("cpu") if on_cpu else torch.device(mesh.device_type, torch.accelerator.current_device_index())
     options = {"progress": dist.get_rank() == 0, **options}
-    model = checkpoint.load(cls, source, device=device, sharding=MeshSharding(mesh, mixed_precision), **options)
+    model, _ = checkpoint.load(cls, source, device=device, sharding=MeshSharding(mesh, mixed_precision), **options)
     allocate_unsharded(model)
     return model
 
