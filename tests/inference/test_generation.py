@@ -665,6 +665,7 @@ def test_a_generation_config_is_the_reference_s():
     calls = [
         ({}, {"generation_config": GenerationConfig(**sampling, eos_token_id=7, pad_token_id=1)}),  # top_k is 50 here
         ({}, {"generation_config": GenerationConfig(**sampling, eos_token_id=7, pad_token_id=1), "do_sample": False}),
+        ({}, {"generation_config": GenerationConfig(eos_token_id=-1, pad_token_id=1)}),  # 20 is for the new tokens here
         ({"max_new_tokens": 5, "eos_token_id": [5, 9]}, {}),
         ({"max_new_tokens": 5, "num_beams": 3}, {"generation_config": GenerationConfig(max_new_tokens=4)}),
         ({"max_new_tokens": 5, "num_beams": 3}, {"num_beams": 2, "max_new_tokens": 7}),
