@@ -67,7 +67,7 @@ class PreTrainedConfig:
     """The behaviour of XLMRobertaXLConfig, whose fields are in model.py."""
 
     model_type = "xlm-roberta-xl"
-    is_encoder_decoder = False
+    is_encoder_decoder, use_return_dict = False, True
     sub_configs: ClassVar[dict[str, Any]] = {}
     _commit_hash = None  # of the hub: transformers' pipelines read it
     _attn_implementation = "sdpa"
@@ -162,6 +162,8 @@ class PreTrainedConfig:
     def __getattr__(self, name: str) -> Any:  # called only for what is not a field
         if name in self.__dict__.get("extra", {}):
             return self.extra[name]
+        if name == "task_specific_params":  # transformers' text-generation pipeline reads it of every config
+            return None
         raise AttributeError(f"{type(self).__name__} has no field {name!r}.")
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -179,11 +181,6 @@ class PreTrainedConfig:
     def get_text_config(self, **options: Any) -> Self:
         """The config itself: transformers asks for it, as some models have several."""
         return self
-
-    @property
-    def use_return_dict(self) -> bool:
-        """False: models return a tuple. return_dict and torchscript are keys of transformers' `config.json`."""
-        return self.extra.get("return_dict", True) and not self.extra.get("torchscript", False)
 
     @property
     def max_seq_len(self) -> int:
