@@ -59,7 +59,7 @@ class PreTrainedModel(nn.Module):
 
     def __call__(self, *args: Any, return_dict: bool | None = None, **kwargs: Any) -> Any:
         out = super().__call__(*args, **kwargs)
-        return out if (self.config.use_return_dict if return_dict is None else return_dict) else out.to_tuple()
+        return out.to_tuple() if return_dict is False else out
 
     @classmethod
     def from_pretrained(
@@ -208,8 +208,8 @@ class PreTrainedModel(nn.Module):
         """Cut or grow the vocabulary to `new_num_tokens` ids, and return the word embeddings.
 
         None: leave it. pad_to_multiple_of: round up. Old rows keep their values. New ones are the mean of the old ones,
-        or with mean_resizing=False initialised as in a new model. Raises ValueError if new_num_tokens is no integer, or
-        the special tokens would be cut off.
+        except for the bias of a tied LM head, or with mean_resizing=False initialised as in a new model; all this as in
+        Hugging Face. Raises ValueError if new_num_tokens is no integer, or the special tokens would be cut off.
         """
         n = self.config.vocab_size if new_num_tokens is None else new_num_tokens
         special = max(self.config.pad_token_id, self.config.bos_token_id or 0, self.config.eos_token_id or 0)
@@ -225,8 +225,8 @@ class PreTrainedModel(nn.Module):
                 setattr(table, name, nn.Parameter(resized, parameter.requires_grad))
             self.init_weights(table)
             for name, parameter in old.items():
-                if mean_resizing and parameter.is_floating_point():
-                    getattr(table, name).data[:] = parameter.data.mean(0)
+                if mean_resizing and not (name == "bias" and self.config.tie_word_embeddings):
+                    getattr(table, name).data[:] = parameter.data.float().mean(0)
                 getattr(table, name).data[: len(parameter)] = parameter.data[:n]
             setattr(table, "num_embeddings" if isinstance(table, nn.Embedding) else "out_features", n)
         self.tie_weights()
