@@ -85,7 +85,7 @@ def plant(model: PreTrainedModel, original: type[nn.Module], replacement: type[n
     """Turn every module of the class `original` into a `replacement`: the same weights, another method."""
     disguised = type(original.__name__, (replacement,), {})  # `print(model)` does not tell them apart
     for module in model.modules():
-        if type(module) is original:
+        if isinstance(module, original):
             module.__class__ = disguised
     return model.eval()
 
