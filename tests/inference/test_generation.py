@@ -366,6 +366,7 @@ BAD = {
     "room for the prompt only": (None, {"max_length": 6}, "max_length=6 is used up by a prompt of 6 tokens: give more"),
     "more tokens than there may be": (None, {"max_length": 8, "min_new_tokens": 3}, "an integer from 0 to 2"),
     "a penalty of none": (None, {"repetition_penalty": 0}, "repetition_penalty=0 .* a number above 0"),
+    "a bad word beyond the vocabulary": (None, {"bad_words_ids": [[5], [6, 61]]}, "bad_words_ids=61 is impossible"),
     "a processor that is none": (None, {"logits_processor": [5]}, "logits_processor.0. is of type int, .* a function"),
     "one criterion, not a list": (None, {"stopping_criteria": max}, "stopping_criteria is of type builtin_function"),
     "embeddings of other tokens": (None, {"inputs_embeds": torch.zeros(3, 5, 24)}, "inputs_embeds have shape .3, 5"),
@@ -557,6 +558,9 @@ SETTINGS = {
     "a processor, with beams": {"logits_processor": [NoRepeatNGramLogitsProcessor(1)], "num_beams": 3},
     "processors in order": {"do_sample": True, "repetition_penalty": 1.4, "min_new_tokens": 9, "top_p": 0.8},
     "min_new_tokens with beams": {"min_new_tokens": 9, "num_beams": 3},
+    "bad words": {"bad_words_ids": [[5], [59, 27], [48, 59, 59, 5, 5], [9]], "eos_token_id": 9},
+    "bad words with beams": {"bad_words_ids": [[i] for i in range(30)], "num_beams": 3},
+    "removed values": {"remove_invalid_values": True, "bad_words_ids": [[i] for i in range(61)]},
     "another padding": {"pad_token_id": 17},
     "another padding, with beams": {"pad_token_id": 17, "num_beams": 3},
     "padding that ends": {"pad_token_id": 1, "eos_token_id": [1, 9]},
@@ -718,6 +722,19 @@ def test_a_loop_of_the_client_s_own_generates_the_same():
         ids = torch.cat([ids, out.logits[:, -1:].argmax(-1)], dim=1)
     assert ids.tolist() == expected.tolist()
     assert model.can_generate()
+
+
+def test_new_tokens_have_the_type_of_the_last_one():
+    _, model = decoder(type_vocab_size=3)
+    ids, mask, _ = prompts("left")
+    types = torch.tensor([[0, 0, 0, 1, 0, 2]]).repeat(3, 1)
+    for options in ({"num_beams": 3}, {"use_cache": False}, {}):
+        out = model.generate(ids, mask, token_type_ids=types, max_new_tokens=9, eos_token_id=-1, **options)
+    assert out.tolist() != model.generate(ids, mask, max_new_tokens=9, eos_token_id=-1).tolist()
+    mask, types = torch.nn.functional.pad(mask, (0, 8), value=1), torch.cat([types, types[:, -1:].repeat(1, 8)], dim=1)
+    with torch.no_grad():
+        logits = model(out[:, :-1], mask, types, use_cache=False).logits
+    assert logits[:, 5:].argmax(-1).tolist() == out[:, 6:].tolist()
 
 
 def test_prompts_of_an_adapter_are_not_ignored():

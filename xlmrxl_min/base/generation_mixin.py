@@ -22,7 +22,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 # Defaults of transformers' settings that are not offered: these values change nothing, and neither does None.
 NEUTRAL: dict[str, Any] = {
     **dict.fromkeys(("disable_compile", "early_stopping", "is_assistant", "low_memory"), False),
-    **dict.fromkeys(("remove_invalid_values", "renormalize_logits", "synced_gpus", "token_healing"), False),
+    **dict.fromkeys(("renormalize_logits", "synced_gpus", "token_healing"), False),
     **dict.fromkeys(("diversity_penalty", "encoder_no_repeat_ngram_size", "epsilon_cutoff", "eta_cutoff"), 0),
     **dict.fromkeys(("min_length", "no_repeat_ngram_size"), 0),
     **dict.fromkeys(("encoder_repetition_penalty", "num_beam_groups", "typical_p"), 1),
@@ -72,11 +72,12 @@ class GenerationMixin:
     @takes_generation_config
     def generate(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, *,
-        inputs_embeds: Tensor | None = None, max_new_tokens: int | None = None, max_length: int | None = None,
+        inputs_embeds: Tensor | None = None, token_type_ids: Tensor | None = None, max_new_tokens: int | None = None,
+        max_length: int | None = None,
         min_new_tokens: int = 0, do_sample: bool = False, temperature: float = 1.0, top_k: int | None = None,
         top_p: float = 1.0, generator: torch.Generator | None = None, num_beams: int = 1, length_penalty: float = 1.0,
-        num_return_sequences: int = 1, repetition_penalty: float = 1.0,
-        logits_processor: Sequence[Callable[[Tensor, Tensor], Tensor]] = (),
+        num_return_sequences: int = 1, repetition_penalty: float = 1.0, bad_words_ids: Sequence[Sequence[int]] = (),
+        remove_invalid_values: bool = False, logits_processor: Sequence[Callable[[Tensor, Tensor], Tensor]] = (),
         stopping_criteria: Sequence[Callable[[Tensor, Any], Any]] = (), eos_token_id: int | Sequence[int] | None = None,
         pad_token_id: int | None = None, bos_token_id: int | None = None, use_cache: bool = True,
         encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None,
@@ -89,7 +90,8 @@ class GenerationMixin:
         A sequence ends with an `eos_token_id` (None: the config's; -1: never), after `max_new_tokens` (None: 20), or
         with a warning where the model has no more positions; then it is padded. max_length counts the prompt, too.
         attention_mask `b t`: None finds padding by its id. inputs_embeds `b t e` are read in place of input_ids; if
-        these are left out, only new tokens are returned. Without either, the prompt is `bos_token_id`.
+        these are left out, only new tokens are returned. Without either, the prompt is `bos_token_id`. token_type_ids
+        `b t`: new tokens have the last one's.
 
         Greedy decoding by default. do_sample: sample with `generator` from the softmax after temperature, top_k and
         top_p (none of them by default; transformers has top_k=50). num_beams above 1: beam search. Of each prompt,
@@ -97,7 +99,8 @@ class GenerationMixin:
         encoder_attention_mask `b k`: for cross-attention. use_cache=False recomputes earlier tokens for each new one,
         with the same result.
 
-        The scores `b v` first go through repetition_penalty, min_new_tokens, and each logits_processor(ids, scores).
+        The scores `b v` first go through repetition_penalty, bad_words_ids (lists of ids that must not be generated),
+        min_new_tokens, remove_invalid_values (of NaN and infinity), and each logits_processor(ids, scores).
         stopping_criteria: functions of ids `b t` and the scores so far; True `b` ends a sequence. streamer: its `put`
         gets the prompts, then each token. return_dict_in_generate: return a GenerateOutput, with what the output_…
         arguments ask for. generation_config, and the model's attribute of this name: settings that hold unless an
@@ -111,10 +114,12 @@ class GenerationMixin:
     @takes_generation_config
     def stream(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, *,
-        inputs_embeds: Tensor | None = None, max_new_tokens: int | None = None, max_length: int | None = None,
+        inputs_embeds: Tensor | None = None, token_type_ids: Tensor | None = None, max_new_tokens: int | None = None,
+        max_length: int | None = None,
         min_new_tokens: int = 0, do_sample: bool = False, temperature: float = 1.0, top_k: int | None = None,
         top_p: float = 1.0, generator: torch.Generator | None = None, num_return_sequences: int = 1,
-        repetition_penalty: float = 1.0, logits_processor: Sequence[Callable[[Tensor, Tensor], Tensor]] = (),
+        repetition_penalty: float = 1.0, bad_words_ids: Sequence[Sequence[int]] = (),
+        remove_invalid_values: bool = False, logits_processor: Sequence[Callable[[Tensor, Tensor], Tensor]] = (),
         stopping_criteria: Sequence[Callable[[Tensor, Any], Any]] = (), eos_token_id: int | Sequence[int] | None = None,
         pad_token_id: int | None = None, bos_token_id: int | None = None, use_cache: bool = True,
         encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None,

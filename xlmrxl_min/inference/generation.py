@@ -298,11 +298,13 @@ class GenerationState:
             getattr(config, name) if getattr(settings, name) is None else getattr(settings, name)
             for name in ("eos_token_id", "pad_token_id", "bos_token_id")
         )
-        self.eos_token_ids: list[int] = (
-            [int(eos)] if isinstance(eos, Integral) else as_sequence(eos, "eos_token_id", "ids")
+        eos = (
+            [] if eos is None else [int(eos)] if isinstance(eos, Integral) else as_sequence(eos, "eos_token_id", "ids")
         )
+        self.eos_token_ids: list[int] = eos
         self.pad_token_id: int = pad
         limits = [("eos_token_id", one, -1) for one in self.eos_token_ids]  # -1: no token ends a text
+        limits += [("bad_words_ids", one, 0) for word in settings.bad_words_ids for one in word]
         for name, token_id, low in (*limits, ("pad_token_id", pad, 0), ("bos_token_id", bos, 0)):
             check_integer(name, token_id, low, config.vocab_size - 1)
         states, encoder_mask = settings.encoder_hidden_states, settings.encoder_attention_mask
@@ -323,6 +325,7 @@ class GenerationState:
         self.num_given: int = self.sequences.shape[1]
         self.is_token: Tensor = is_token  # b t, of the prompts
         self.mask: Tensor | None = None if bool(is_token.all()) else is_token.long()  # b k
+        self.token_type_ids: Tensor | None = settings.token_type_ids  # b k; those of new tokens are the last one's
         self.encoder_hidden_states: Tensor | None = states
         self.encoder_mask: Tensor | None = None if encoder_mask is None else encoder_mask.to(ids.device)
         self.use_cache: bool = settings.use_cache or embeds is not None  # new tokens have ids only
@@ -353,10 +356,11 @@ class GenerationState:
             positions = model.backbone.embeddings.make_position_ids(self.is_token)
             prompt = {"inputs_embeds": self.settings.inputs_embeds, "position_ids": positions}
         ids = None if prompt else self.sequences if is_first else self.sequences[:, -1:]
+        types = self.token_type_ids if is_first or self.token_type_ids is None else self.token_type_ids[:, -1:]
         is_training = self.has_training_modules or model.training
         with eval_mode(model) if is_training else torch.inference_mode():
             out = model.backbone(
-                ids, self.mask, encoder_hidden_states=self.encoder_hidden_states if is_first else None,  # then cached
+                ids, self.mask, types, encoder_hidden_states=self.encoder_hidden_states if is_first else None,
                 encoder_attention_mask=self.encoder_mask, past_key_values=self.cache, use_cache=self.use_cache,
                 output_attentions=self.settings.output_attentions,
                 output_hidden_states=self.settings.output_hidden_states, **prompt,
@@ -379,8 +383,15 @@ class GenerationState:
         if penalty != 1:
             seen = scores.gather(1, ids)
             scores.scatter_(1, ids, torch.where(seen < 0, seen * penalty, seen / penalty))
+        for *earlier, last in self.settings.bad_words_ids:
+            is_end = not earlier and last in self.eos_token_ids
+            if not is_end and len(earlier) < max(1, ids.shape[1]):
+                tail = ids[:, ids.shape[1] - len(earlier) :]
+                scores[(tail == torch.tensor(earlier, device=ids.device)).all(-1), last] = -torch.inf
         if ids.shape[1] < self.num_given + self.settings.min_new_tokens:
             scores[:, [token_id for token_id in self.eos_token_ids if token_id >= 0]] = -torch.inf
+        if self.settings.remove_invalid_values:
+            scores = scores.nan_to_num()
         for processor in self.logits_processor:
             scores = processor(ids, scores)
         return scores
@@ -389,10 +400,12 @@ class GenerationState:
         self.sequences = torch.cat([self.sequences, tokens.unsqueeze(1)], dim=1)
         if self.mask is not None:
             self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
+        if self.token_type_ids is not None:
+            self.token_type_ids = torch.cat([self.token_type_ids, self.token_type_ids[:, -1:]], dim=1)
 
     def reorder(self, rows: Tensor) -> None:  # b
         """Continue these rows, in this order, each possibly several times."""
-        for name in ("sequences", "mask", "encoder_hidden_states", "encoder_mask"):
+        for name in ("sequences", "mask", "token_type_ids", "encoder_hidden_states", "encoder_mask"):
             if getattr(self, name) is not None:
                 setattr(self, name, getattr(self, name)[rows])
         if self.cache is not None:
