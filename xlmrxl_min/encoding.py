@@ -6,9 +6,10 @@ Names and meanings are those of transformers' tokenizers.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter, itemgetter
 from typing import Any, ClassVar, NamedTuple
 
 import numpy
@@ -33,13 +34,35 @@ class Token(NamedTuple):
 class Row:
     """What is known of each token, `t`, of one row of an encoding; padding and added special tokens are of no word."""
 
-    ids: list[int]
-    tokens: list[str]
-    offsets: list[tuple[int, int]]
-    word_ids: list[int | None]
-    sequence_ids: list[int | None]  # 1 in the second text of a pair
-    special_tokens_mask: list[int]
-    attention_mask: list[int]
+    parts: list[list[Token]]  # a text or a pair
+    special: tuple[Token, ...]  # `<s>` and `</s>`, or none
+    pad: Token
+    left: int = 0  # how much padding there is on each side
+    right: int = 0
+
+    ids = property(lambda self: self.column(attrgetter("id"), self.pad.id))
+    tokens = property(lambda self: self.column(attrgetter("text"), self.pad.text))
+    offsets = property(lambda self: self.column(itemgetter(slice(1, 3)), (0, 0)))
+    word_ids = property(lambda self: self.column(attrgetter("word"), None))
+    attention_mask = property(lambda self: [0] * self.left + [1] * self.num_tokens + [0] * self.right)
+    special_tokens_mask = property(lambda self: [int(i is None) for i in self.sequence_ids])
+    type_ids = property(lambda self: [0] * self.length)
+    length = property(lambda self: self.left + self.num_tokens + self.right)
+
+    @property
+    def num_tokens(self) -> int:  # without padding
+        return sum(map(len, self.parts)) + len(self.special) * len(self.parts)
+
+    @property
+    def sequence_ids(self) -> list[int | None]:  # 1 in the second text of a pair
+        numbers = [[i] * len(part) for i, part in enumerate(self.parts)]
+        return self.around(fill_template(numbers, *(None for _ in self.special)), None)
+
+    def column(self, get: Callable[[Token], Any], fill: Any) -> list[Any]:
+        return self.around([get(token) for token in fill_template(self.parts, *self.special)], fill)
+
+    def around(self, values: list[Any], fill: Any) -> list[Any]:
+        return [fill] * self.left + values + [fill] * self.right
 
     def token_to_sequence(self, token: int) -> int | None:
         return self.sequence_ids[token]
@@ -66,6 +89,9 @@ class Row:
     def word_to_chars(self, word: int, sequence_index: int = 0) -> tuple[int, int] | None:
         span = self.word_to_tokens(word, sequence_index)
         return span and (self.offsets[span[0]][0], self.offsets[span[1] - 1][1])
+
+
+FIELDS = {"input_ids": "ids", "token_type_ids": "type_ids", "offset_mapping": "offsets"}  # of Row, for what is asked
 
 
 class Encoding(dict):
@@ -173,15 +199,16 @@ class Encoder(ABC):
         flags = (
             ("add_special_tokens", "", add_special_tokens),
             ("is_split_into_words", "", is_split_into_words),
+            ("return_overflowing_tokens", "", return_overflowing_tokens),
             ("return_token_type_ids", "token_type_ids", return_token_type_ids),
             ("return_attention_mask", "attention_mask", return_attention_mask is None or return_attention_mask),
             ("return_special_tokens_mask", "special_tokens_mask", return_special_tokens_mask),
             ("return_offsets_mapping", "offset_mapping", return_offsets_mapping),
             ("return_length", "length", return_length),
-            ("return_overflowing_tokens", "overflow_to_sample_mapping", return_overflowing_tokens),
         )
         for name, _, flag in flags:
-            check_option(name, flag, (None, False, True))
+            if not isinstance(flag, bool) and flag is not None:
+                check_option(name, flag, (None, False, True))
         check_option("truncation", truncation, TRUNCATIONS)
         check_integer("stride", stride, 0)
         if truncation is None:  # a max_length alone can only mean one thing
@@ -197,32 +224,28 @@ class Encoder(ABC):
                 raise ValueError(f"{what}: pass another max_length.")
         samples, is_single = as_samples(text, text_pair, is_split_into_words)
         options: Any = {"side": truncation_side, "overlap": stride if return_overflowing_tokens else None}
-        rows, sequence_ids, origins = [], [], []
+        special: tuple[Token, ...] = (
+            Token(self.cls_token_id, text=self.cls_token),
+            Token(self.sep_token_id, text=self.sep_token),
+        )
+        special, pad = special if add_special_tokens else (), Token(self.pad_token_id, text=self.pad_token)
+        rows, origins = [], []
         for number, sample in enumerate(samples):
-            parts = [self.tokenize_part(part) for part in sample]
-            for kept in self.truncate(parts, limit, truncation, add_special_tokens, **options):
-                rows.append(self.fill_template(kept, add_special_tokens))
-                numbers = [[i] * len(part) for i, part in enumerate(kept)]
-                sequence_ids.append(fill_template(numbers, *((None, None) if add_special_tokens else ())))
-                origins.append(number)
-        columns: dict[str, list[Any]] = {
-            "input_ids": [[token.id for token in row] for row in rows],
-            "tokens": [[token.text for token in row] for row in rows],
-            "offset_mapping": [[(token.start, token.end) for token in row] for row in rows],
-            "word_ids": [[token.word for token in row] for row in rows],
-            "sequence_ids": sequence_ids,
-            "special_tokens_mask": [[int(i is None) for i in row] for row in sequence_ids],
-        }
-        columns |= self.pad(columns, padding, max_length, pad_to_multiple_of, padding_side)
-        encodings = [Row(*values) for values in zip(*columns.values(), strict=True)]
-        ids = columns["input_ids"]
-        columns["token_type_ids"] = [[self.pad_token_type_id] * len(row) for row in ids]
-        columns |= {"length": [len(row) for row in ids], "overflow_to_sample_mapping": origins}
-        wanted = ["input_ids", *(name for _, name, flag in flags if name and flag)]
-        if is_single and return_tensors is None and not return_overflowing_tokens:
-            return Encoding({name: columns[name][0] for name in wanted}, encodings=encodings)
-        encoding = Encoding({name: columns[name] for name in wanted}, encodings=encodings)
-        return encoding.convert_to_tensors(return_tensors)
+            cuts = self.truncate(
+                [self.tokenize_part(part) for part in sample], limit, truncation, bool(special), **options
+            )
+            rows += [Row(kept, special, pad) for kept in cuts]
+            origins += [number] * len(cuts)
+        length = self.padded_length([row.num_tokens for row in rows], padding, max_length, pad_to_multiple_of)
+        for row in rows:
+            setattr(row, self.side(padding_side), max(0, length - row.num_tokens))
+        names = ["input_ids", *(name for _, name, flag in flags if name and flag)]
+        values = {name: [getattr(row, FIELDS.get(name, name)) for row in rows] for name in names}
+        if return_overflowing_tokens:
+            values["overflow_to_sample_mapping"] = origins
+        elif is_single and return_tensors is None:
+            values = {name: column[0] for name, column in values.items()}
+        return Encoding(values, encodings=rows).convert_to_tensors(return_tensors)
 
     encode_plus = batch_encode_plus = __call__  # their names before transformers 3
 
@@ -235,7 +258,8 @@ class Encoder(ABC):
     ) -> list[Token]:
         """Tokenize one text or pair, and cut it to `max_length` tokens, special tokens included (None: no limit)."""
         parts = [self.tokenize_with_offsets(part) for part in ([text] if isinstance(text, str) else text)]
-        return self.fill_template(self.truncate(parts, max_length, truncation)[0])
+        [kept, *_] = self.truncate(parts, max_length, truncation)
+        return fill_template(kept, Token(self.cls_token_id), Token(self.sep_token_id))
 
     def tokenize_part(self, part: str | list[str]) -> list[Token]:
         """Tokenize a text, or words, each by itself."""
@@ -266,7 +290,7 @@ class Encoder(ABC):
         else:  # from the longer one, from the second if they are equally long
             kept = [min(lengths[0], max(room - lengths[1], room - room // 2))]
             kept.append(room - kept[0])
-        if min(kept) < 0 or which >= len(parts):
+        if min(kept) < 0 or which >= len(parts) or (truncation in ("only_first", "only_second") and not kept[which]):
             raise ValueError(f"truncation={truncation!r} cannot cut this to max_length={max_length}: allow more.")
         if overlap is not None and overlap >= kept[which]:
             raise ValueError(f"stride={overlap} is impossible: rows have room for {kept[which]} tokens of the text.")
@@ -277,10 +301,6 @@ class Encoder(ABC):
             for i in range(count)
         ]
 
-    def fill_template(self, parts: list[list[Token]], add_special_tokens: bool = True) -> list[Token]:
-        special = ((self.cls_token_id, self.cls_token), (self.sep_token_id, self.sep_token))
-        return fill_template(parts, *(Token(i, text=text) for i, text in special if add_special_tokens))
-
     def pad(
         self, encoded_inputs: Any, padding: bool | str = True, max_length: int | None = None,
         pad_to_multiple_of: int | None = None, padding_side: str | None = None,
@@ -290,12 +310,6 @@ class Encoder(ABC):
 
         Tensors and arrays stay what they are. What else there is, such as labels, is not padded.
         """
-        side = self.padding_side if padding_side is None else padding_side
-        check_option("padding", padding, PADDINGS)
-        check_option("padding_side", side, SIDES)
-        for name, value in (("max_length", max_length), ("pad_to_multiple_of", pad_to_multiple_of)):
-            if value is not None:
-                check_integer(name, value)
         columns, kind = as_columns(encoded_inputs)
         ids = columns["input_ids"]
         is_single = bool(ids) and not isinstance(ids[0], list)
@@ -304,24 +318,37 @@ class Encoder(ABC):
         lengths = [len(row) for row in columns["input_ids"]]
         if return_attention_mask is not False:
             columns.setdefault("attention_mask", [[1] * length for length in lengths])
-        length, step = 0, pad_to_multiple_of or 1
-        if padding not in (False, "do_not_pad"):
-            longest = max(lengths, default=0)
-            length = -(-((max_length or self.model_max_length) if padding == "max_length" else longest) // step) * step
-        elif pad_to_multiple_of is not None:
-            raise ValueError(f"pad_to_multiple_of={pad_to_multiple_of} needs padding: pass padding=True too.")
-        fills = {
-            "input_ids": self.pad_token_id, "attention_mask": 0, "token_type_ids": self.pad_token_type_id,
-            "special_tokens_mask": 1, "offset_mapping": (0, 0), "tokens": self.pad_token, "word_ids": None,
-            "sequence_ids": None,
-        }  # fmt: skip
+        length = self.padded_length(lengths, padding, max_length, pad_to_multiple_of)
+        fills: dict[str, Any] = {
+            "input_ids": self.pad_token_id,
+            "token_type_ids": self.pad_token_type_id,
+            "attention_mask": 0,
+        }
+        fills |= {"special_tokens_mask": 1, "offset_mapping": (0, 0)}
         for name in fills.keys() & columns.keys():
             missing = [[fills[name]] * (length - len(row)) for row in columns[name]]
             pairs = zip(columns[name], missing, strict=True)
-            columns[name] = [row + more if side == "right" else more + row for row, more in pairs]
+            columns[name] = [row + more if self.side(padding_side) == "right" else more + row for row, more in pairs]
         if is_single:
             columns = {name: values for name, [values] in columns.items()}
         return Encoding(columns).convert_to_tensors(return_tensors or kind)
+
+    def padded_length(self, lengths: Iterable[int], padding: Any, max_length: Any, pad_to_multiple_of: Any) -> int:
+        check_option("padding", padding, PADDINGS)
+        for name, value in (("max_length", max_length), ("pad_to_multiple_of", pad_to_multiple_of)):
+            if value is not None:
+                check_integer(name, value)
+        if padding in (False, "do_not_pad"):
+            if pad_to_multiple_of is not None:
+                raise ValueError(f"pad_to_multiple_of={pad_to_multiple_of} needs padding: pass padding=True too.")
+            return 0
+        length = (max_length or self.model_max_length) if padding == "max_length" else max(lengths, default=0)
+        return length + -length % (pad_to_multiple_of or 1)
+
+    def side(self, padding_side: str | None) -> str:
+        side = self.padding_side if padding_side is None else padding_side
+        check_option("padding_side", side, SIDES)
+        return side
 
     # ---- ids alone
 
@@ -333,6 +360,9 @@ class Encoder(ABC):
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
         return 4 if pair else 2
+
+    max_len_single_sentence = property(lambda self: self.model_max_length - self.num_special_tokens_to_add())
+    max_len_sentences_pair = property(lambda self: self.model_max_length - self.num_special_tokens_to_add(pair=True))
 
 
 def fill_template(parts: Iterable[Sequence[Any]], *special: Any) -> list[Any]:

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import partial
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any, overload
 from unicodedata import category
@@ -21,9 +21,9 @@ from unicodedata import category
 import sentencepiece
 
 from .checkpoints.locate import VOCABULARY_FILE, Location, MissingFileError, is_absent, locate
-from .encoding import Encoder, Token, fill_template
+from .encoding import SIDES, Encoder, Token, fill_template
 from .files import atomic_write, lock_folder, to_path
-from .inputs import as_rows, as_sequence, check_option, check_text, is_single_text
+from .inputs import as_rows, as_sequence, check_integer, check_option, check_text, is_single_text
 
 FAIRSEQ_OFFSET = 1
 SETTINGS_FILE = "tokenizer_config.json"
@@ -35,6 +35,7 @@ OLDER_FILES = (
 SETTINGS = ("model_max_length", "padding_side", "truncation_side", "clean_up_tokenization_spaces")
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 SPECIAL = (*ROLES, "additional_special_tokens")
+OFF = {"do_lower_case": False, "split_special_tokens": False, "sp_model_kwargs": {}}  # what is not offered, turned off
 UNLIMITED = 10**20  # transformers writes 10**30 where no length was given
 CLEAN_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")  # transformers' list
 
@@ -89,6 +90,14 @@ class XLMRobertaTokenizer(Encoder):
             self.sp_model = sentencepiece.SentencePieceProcessor(model_file=str(vocab_file))
         except RuntimeError as error:
             raise ValueError(f"{vocab_file} is not a SentencePiece model: is the download complete?") from error
+        for name, off in OFF.items():
+            given = special_tokens.pop(name, off)
+            if given not in (None, off):
+                what = f"{name}={given!r} is not offered: pass {off} or nothing, and leave it out of {SETTINGS_FILE}"
+                raise ValueError(f"{what}, or tokenize by transformers.")
+        check_integer("model_max_length", model_max_length)
+        check_option("padding_side", padding_side, SIDES)
+        check_option("truncation_side", truncation_side, SIDES)
         self.model_max_length = self.model_max_length if model_max_length > UNLIMITED else model_max_length
         self.padding_side, self.truncation_side = padding_side, truncation_side
         self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
@@ -300,6 +309,8 @@ class XLMRobertaTokenizer(Encoder):
             )
         return self.sp_model.id_to_piece(token_id - FAIRSEQ_OFFSET)
 
+    _convert_id_to_token = convert_id_to_token  # the name by which transformers' collator for whole words calls it
+
     @overload
     def convert_tokens_to_ids(self, tokens: str) -> int: ...
     @overload
@@ -389,17 +400,14 @@ def next_word(tokens: Sequence[Token]) -> int:
 def read_settings(location: Location) -> dict[str, Any]:
     """The arguments of the class that tokenizer_config.json holds, or what transformers wrote before it did."""
     found = read_json(location, SETTINGS_FILE)
-    for name in ("sp_model_kwargs", "split_special_tokens"):
-        if found.get(name):
-            what = f"{location} has {name}={found[name]!r} in {SETTINGS_FILE}, which this tokenizer does not apply"
-            raise ValueError(f"{what}: remove it there, or load it by transformers.")
     if "added_tokens_decoder" not in found:
         found = {**read_json(location, "special_tokens_map.json"), **found}
         added = {i: token for token, i in read_json(location, "added_tokens.json").items()}
         if location.holds("tokenizer.json"):  # large, and on the hub the other files say the same
             added |= {token["id"]: token for token in read_json(location, "tokenizer.json").get("added_tokens", [])}
         found["added_tokens_decoder"] = added
-    return {name: found[name] for name in (*SETTINGS, *SPECIAL, "added_tokens_decoder") if found.get(name) is not None}
+    names = (*SETTINGS, *SPECIAL, *OFF, "added_tokens_decoder")
+    return {name: found[name] for name in names if found.get(name) is not None}
 
 
 def read_json(location: Location, name: str) -> dict[str, Any]:
@@ -425,6 +433,7 @@ IGNORABLE = re.compile(  # invisible letters and marks: variation selectors, fil
 )
 
 
+@lru_cache(maxsize=1 << 16)
 def is_visible(character: str) -> bool:
     """Whether it is no white space, control or format character, and not otherwise invisible."""
     return category(character) not in ("Cc", "Cf", "Zs", "Zl", "Zp") and not IGNORABLE.match(character)
@@ -432,6 +441,8 @@ def is_visible(character: str) -> bool:
 
 def trim(text: str, start: int, end: int) -> tuple[int, int]:
     """Cut white space and invisible characters off both ends of text[start:end], unless there is nothing else."""
+    if start < end and is_visible(text[start]) and is_visible(text[end - 1]):  # nearly always
+        return start, end
     first = next((i for i in range(start, end) if is_visible(text[i])), None)
     if first is None:
         return start, end
