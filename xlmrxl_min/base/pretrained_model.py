@@ -255,11 +255,18 @@ class PreTrainedModel(nn.Module):
             prune_attention(self.base_model.layers[layer].attention, numbers)  # type: ignore[arg-type]
         self.config.pruned_heads = {**self.config.pruned_heads, **pruned}
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None, *, every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:  # fmt: skip
         """In training, keep only each block's input and recompute the rest in the backward pass: saves memory.
 
         gradient_checkpointing_kwargs: those of torch.utils.checkpoint.checkpoint; use_reentrant is False without them.
+        ValueError for other values of every_n_layers and offload, which transformers 5 has.
         """
+        if every_n_layers != 1 or offload:
+            given = f"every_n_layers={every_n_layers}, offload={offload}"
+            raise ValueError(f"{given} is not offered: all layers are recomputed, from inputs that stay where they are.")
         self.gradient_checkpointing = self.base_model.gradient_checkpointing = True
         options = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
         self.base_model.gradient_checkpointing_kwargs = options
