@@ -560,7 +560,12 @@ SETTINGS = {
     "min_new_tokens with beams": {"min_new_tokens": 9, "num_beams": 3},
     "bad words": {"bad_words_ids": [[5], [59, 27], [48, 59, 59, 5, 5], [9]], "eos_token_id": 9},
     "bad words with beams": {"bad_words_ids": [[i] for i in range(30)], "num_beams": 3},
-    "removed values": {"do_sample": True, "remove_invalid_values": True, "bad_words_ids": [[i] for i in range(61)]},
+    "no valid values": {
+        "eos_token_id": -1,
+        "do_sample": True,
+        "remove_invalid_values": True,
+        "bad_words_ids": [[i] for i in range(61)],
+    },
     "another padding": {"pad_token_id": 17},
     "another padding, with beams": {"pad_token_id": 17, "num_beams": 3},
     "padding that ends": {"pad_token_id": 1, "eos_token_id": [1, 9]},
