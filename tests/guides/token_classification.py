@@ -54,6 +54,8 @@ def run(library: ModuleType, folder: Path) -> dict[str, Any]:
     trainer.save_model(output)
 
     model = library.XLMRobertaXLForTokenClassification.from_pretrained(output)
-    tagger = pipeline("token-classification", model=model, tokenizer=tokenizer, aggregation_strategy="simple")
+    tagger = pipeline(
+        "token-classification", model=model, tokenizer=tokenizer, aggregation_strategy="simple", device="cpu"
+    )
     answers = tagger([" ".join(words) for words in sentences["test"]["words"][:4]])
     return guide.results(trainer, tokenized["test"], answers)
