@@ -1,6 +1,7 @@
 """The tokenizer equals published ids, SentencePiece's and fairseq's rules, and transformers' tokenizer; words."""
 
 import copy
+import json
 import pickle
 import random
 import shutil
@@ -13,6 +14,7 @@ import pytest
 import sentencepiece
 import torch
 import transformers
+from refusal import refused
 
 from xlmrxl_min import XLMRobertaTokenizer
 from xlmrxl_min.checkpoints.locate import PRETRAINED
@@ -392,6 +394,183 @@ def test_saving_and_loading_the_vocabulary(tmp_path):
     XLMRobertaTokenizer.from_pretrained(tmp_path / "copy").save_pretrained(tmp_path / "copy")  # onto itself: no error
     saved = (tmp_path / "copy" / VOCABULARY_FILE).read_bytes()
     assert saved == (PRETRAINED / "tiny" / VOCABULARY_FILE).read_bytes()
+
+
+# ---- added tokens, special tokens, settings
+
+ADDED_TEXTS = (
+    "a <ent> b",
+    "a<ent>b <e1>x <e2> y",
+    "<e1><ent>",
+    "use sw here swx xsw",
+    "café <c> der   frei",
+    "<r>  a  <r> b",
+)
+
+
+def add_all(tokenizer):
+    """Of each kind; returns how many were new."""
+    word, space = (
+        transformers.AddedToken("sw", single_word=True),
+        transformers.AddedToken("<r>", lstrip=True, rstrip=True),
+    )
+    return [
+        tokenizer.add_tokens(["<ent>", "frei", "▁der"]),
+        tokenizer.add_tokens([word, space]),
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<e1>", "<e2>"]}),
+        tokenizer.add_special_tokens({"cls_token": "<c>"}),
+        tokenizer.add_tokens("<ent>"),
+        tokenizer.add_tokens(["zz"], special_tokens=True),
+    ]
+
+
+@pytest.fixture
+def grown():
+    """transformers' slow tokenizer and ours, with the same tokens added."""
+    path = str(PRETRAINED / "tiny" / VOCABULARY_FILE)
+    kinds = (transformers.XLMRobertaTokenizer, XLMRobertaTokenizer)
+    tokenizers = [kind(path, model_max_length=100, padding_side="left", truncation_side="left") for kind in kinds]
+    assert add_all(tokenizers[0]) == add_all(tokenizers[1])
+    return tokenizers
+
+
+def check_same_vocabulary(ours, theirs):
+    for name in ("added_tokens_encoder", "special_tokens_map", "all_special_tokens", "all_special_ids", "vocab_size",
+                 "additional_special_tokens", "cls_token", "cls_token_id", "mask_token_id", "model_max_length",
+                 "padding_side", "truncation_side"):  # fmt: skip
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert len(ours) == len(theirs)
+    assert ours.get_vocab() == theirs.get_vocab()
+    assert ours.get_added_vocab() == theirs.get_added_vocab()
+    for text in ADDED_TEXTS:
+        ids = theirs(text)["input_ids"]
+        assert ours.encode(text) == ids, text
+        assert ours.decode(ids, skip_special_tokens=True) == theirs.decode(ids, skip_special_tokens=True)
+
+
+def test_added_tokens_equal_transformers(grown):
+    theirs, ours = grown
+    check_same_vocabulary(ours, theirs)
+    tokens = {i: vars(token) for i, token in ours.added_tokens_decoder.items()}
+    for i, token in theirs.added_tokens_decoder.items():
+        assert tokens[i] == {name: getattr(token, name) for name in tokens[i]}
+    assert ours.tokenize("a<ent>b") == ["▁a", "<ent>", "▁b"]
+    spans = {token.text: (token.start, token.end, token.word) for token in ours.tokenize_with_offsets("a  <r> sw")}
+    assert spans == {"▁a": (0, 1, 0), "<r>": (3, 6, 1), "sw": (7, 9, 2)}
+    for tokenizer in grown:
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<e3>"]}, replace_additional_special_tokens=False)
+        assert {"<e1>", "<e3>"} <= set(tokenizer.additional_special_tokens)
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<e4>"]})
+        assert tokenizer.additional_special_tokens == ["<e4>"]
+
+
+def test_added_tokens_and_settings_are_saved_for_transformers(grown, tmp_path):
+    theirs, ours = grown
+    written = ours.save_pretrained(tmp_path / "ours", safe_serialization=True)  # which a pipeline passes to all
+    assert {path.name for path in (tmp_path / "ours").iterdir()} == {VOCABULARY_FILE, "tokenizer_config.json"}
+    assert all(str(tmp_path / "ours") in path for path in written)
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours", use_fast=False)
+    check_same_vocabulary(again, theirs)
+    assert len(again("a " * 300, truncation=True)["input_ids"]) == 100
+    check_same_vocabulary(XLMRobertaTokenizer.from_pretrained(tmp_path / "ours"), theirs)
+    loaded = XLMRobertaTokenizer.from_pretrained(tmp_path / "ours", padding_side="right", model_max_length=7)
+    assert (loaded.padding_side, loaded.truncation_side, loaded.model_max_length) == ("right", "left", 7)
+    fast = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
+    assert fast.is_fast
+    assert fast.encode("<e1><ent>", add_special_tokens=False) == ours.encode("<e1><ent>", add_special_tokens=False)
+
+
+def test_what_transformers_saved_is_loaded(grown, tmp_path):
+    theirs, ours = grown
+    theirs.save_pretrained(tmp_path)
+    check_same_vocabulary(XLMRobertaTokenizer.from_pretrained(tmp_path), theirs)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    del settings["added_tokens_decoder"]  # as before transformers 4.34; then single_word is lost there, too
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    old = transformers.XLMRobertaTokenizer.from_pretrained(tmp_path)
+    loaded = XLMRobertaTokenizer.from_pretrained(tmp_path)
+    assert loaded.get_added_vocab() == old.get_added_vocab()
+    assert loaded(list(ADDED_TEXTS)) == old(list(ADDED_TEXTS)) != theirs(list(ADDED_TEXTS))
+    assert set(loaded.all_special_tokens) == set(old.all_special_tokens)  # they list some twice
+    ours.save_pretrained(tmp_path)  # whose tokenizer_config.json holds all that the other files do
+    assert {path.name for path in tmp_path.iterdir()} == {VOCABULARY_FILE, "tokenizer_config.json"}
+    fast = transformers.XLMRobertaTokenizerFast(str(PRETRAINED / "tiny" / VOCABULARY_FILE))
+    add_all(fast)
+    fast.save_pretrained(tmp_path / "fast")
+    assert XLMRobertaTokenizer.from_pretrained(tmp_path / "fast").model_max_length == 512  # they save 10**30 for none
+    for name in ("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"):
+        (tmp_path / "fast" / name).unlink()  # only tokenizer.json is left
+    loaded = XLMRobertaTokenizer.from_pretrained(tmp_path / "fast")
+    assert loaded.get_added_vocab() == fast.get_added_vocab()
+    assert loaded("a<ent>b <e1>x swx", add_special_tokens=False) == ours("a<ent>b <e1>x swx", add_special_tokens=False)
+
+
+def test_a_named_vocabulary_file_is_loaded_without_what_is_beside_it(grown, tmp_path):
+    grown[1].save_pretrained(tmp_path)
+    assert len(XLMRobertaTokenizer.from_pretrained(tmp_path / VOCABULARY_FILE)) == 8002
+
+
+def test_a_special_token_and_its_id_change_together():
+    tokenizer = XLMRobertaTokenizer.from_pretrained("tiny")
+    tokenizer.pad_token = tokenizer.eos_token
+    assert (tokenizer.pad_token_id, tokenizer.all_special_ids) == (2, [0, 2, 3, 8001, 1])
+    assert tokenizer(["a", "a b"], padding=True).input_ids[0][-2:] == [2, 2]
+    tokenizer.pad_token_id = 5
+    assert tokenizer.pad_token == tokenizer.convert_ids_to_tokens(5)
+    refused(
+        lambda: setattr(tokenizer, "cls_token", "[CLS]"), r"cls_token='\[CLS\]' is not in the vocabulary: pass it to"
+    )
+    refused(lambda: setattr(tokenizer, "cls_token", None), "a token is of type NoneType")
+    refused(lambda: setattr(tokenizer, "cls_token_id", 9000), "9000 is not a token")
+    assert tokenizer.cls_token_id == 0
+
+
+def test_spaces_are_cleaned_up_as_in_transformers(both):
+    theirs, ours = both
+    text = "Do n't you , I 'm , it 's ? we 've ' so ' ! they 're ."
+    for clean in (False, True):
+        expected = theirs.decode(theirs.encode(text), True, clean_up_tokenization_spaces=clean)
+        assert ours.decode(ours.encode(text), True, clean_up_tokenization_spaces=clean) == expected
+        assert ours.batch_decode([ours.encode(text)], True, clean) == [expected]
+    clean = XLMRobertaTokenizer(ours.vocab_file, clean_up_tokenization_spaces=True)
+    assert clean.decode(ours.encode("a ,"), skip_special_tokens=True) == "a,"
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda t: t.add_tokens(7), "new_tokens is of type int, but must be a list of tokens"),
+        (lambda t: t.add_tokens([7]), "a token is of type int, but must be a text"),
+        (lambda t: t.add_tokens([""]), "a token is empty"),
+        (lambda t: t.add_special_tokens({"end": "<x>"}), "a special token='end' is unknown: take one of 'bos_token'"),
+        (lambda t: type(t)(t.vocab_file, padding_side="top"), "padding_side='top' is unknown"),
+        (lambda t: type(t)(t.vocab_file, model_max_length="5"), "model_max_length='5' is impossible"),
+        (
+            lambda t: type(t)(t.vocab_file, do_lower_case=True),
+            "do_lower_case=True is not offered: pass False or nothing",
+        ),
+        (
+            lambda t: type(t)(t.vocab_file, sp_model_kwargs={"alpha": 0.1}),
+            "sp_model_kwargs={'alpha': 0.1} is not offered",
+        ),
+    ],
+)
+def test_impossible_tokens_and_settings_are_refused(call, words):
+    refused(lambda: call(XLMRobertaTokenizer.from_pretrained("tiny")), words)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "holds a list, but must hold a dict"),
+        ('{"split_special_tokens": true}', "split_special_tokens=True is not offered"),
+    ],
+)
+def test_a_broken_settings_file_is_told(tmp_path, content, words):
+    shutil.copy(PRETRAINED / "tiny" / VOCABULARY_FILE, tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(content)
+    refused(lambda: XLMRobertaTokenizer.from_pretrained(tmp_path), words)
 
 
 @pytest.mark.parametrize("duplicate", [lambda t: pickle.loads(pickle.dumps(t)), copy.deepcopy, copy.copy, lambda t: t])

@@ -217,26 +217,17 @@ class Encoder(ABC):
         if truncation not in (False, "do_not_truncate"):
             limit = self.model_max_length if max_length is None else max_length
             check_integer("max_length", limit)
-            if padding not in (False, "do_not_pad") and pad_to_multiple_of and limit % pad_to_multiple_of:
-                what = (
-                    f"texts are cut to {limit} tokens, which is no multiple of pad_to_multiple_of={pad_to_multiple_of}"
-                )
-                raise ValueError(f"{what}: pass another max_length.")
         samples, is_single = as_samples(text, text_pair, is_split_into_words)
         options: Any = {"side": truncation_side, "overlap": stride if return_overflowing_tokens else None}
-        special: tuple[Token, ...] = (
-            Token(self.cls_token_id, text=self.cls_token),
-            Token(self.sep_token_id, text=self.sep_token),
-        )
-        special, pad = special if add_special_tokens else (), Token(self.pad_token_id, text=self.pad_token)
-        rows, origins = [], []
+        roles = ((self.cls_token_id, self.cls_token), (self.sep_token_id, self.sep_token))
+        special = tuple(Token(i, text=text) for i, text in roles if add_special_tokens)
+        pad, rows, origins = Token(self.pad_token_id, text=self.pad_token), [], []
         for number, sample in enumerate(samples):
-            cuts = self.truncate(
-                [self.tokenize_part(part) for part in sample], limit, truncation, bool(special), **options
-            )
+            parts = [self.tokenize_part(part) for part in sample]
+            cuts = self.truncate(parts, limit, truncation, bool(special), **options)
             rows += [Row(kept, special, pad) for kept in cuts]
             origins += [number] * len(cuts)
-        length = self.padded_length([row.num_tokens for row in rows], padding, max_length, pad_to_multiple_of)
+        length = self.padded_length([row.num_tokens for row in rows], padding, max_length, pad_to_multiple_of, limit)
         for row in rows:
             setattr(row, self.side(padding_side), max(0, length - row.num_tokens))
         names = ["input_ids", *(name for _, name, flag in flags if name and flag)]
@@ -333,7 +324,9 @@ class Encoder(ABC):
             columns = {name: values for name, [values] in columns.items()}
         return Encoding(columns).convert_to_tensors(return_tensors or kind)
 
-    def padded_length(self, lengths: Iterable[int], padding: Any, max_length: Any, pad_to_multiple_of: Any) -> int:
+    def padded_length(
+        self, lengths: Iterable[int], padding: Any, max_length: Any, pad_to_multiple_of: Any, limit: int | None = None
+    ) -> int:
         check_option("padding", padding, PADDINGS)
         for name, value in (("max_length", max_length), ("pad_to_multiple_of", pad_to_multiple_of)):
             if value is not None:
@@ -342,6 +335,9 @@ class Encoder(ABC):
             if pad_to_multiple_of is not None:
                 raise ValueError(f"pad_to_multiple_of={pad_to_multiple_of} needs padding: pass padding=True too.")
             return 0
+        if limit is not None and pad_to_multiple_of is not None and limit % pad_to_multiple_of:
+            what = f"texts are cut to {limit} tokens, which is no multiple of pad_to_multiple_of={pad_to_multiple_of}"
+            raise ValueError(f"{what}: pass another max_length.")
         length = (max_length or self.model_max_length) if padding == "max_length" else max(lengths, default=0)
         return length + -length % (pad_to_multiple_of or 1)
 

@@ -27,11 +27,7 @@ from .inputs import as_rows, as_sequence, check_integer, check_option, check_tex
 
 FAIRSEQ_OFFSET = 1
 SETTINGS_FILE = "tokenizer_config.json"
-OLDER_FILES = (
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-)  # what they say is in SETTINGS_FILE now
+OLDER_FILES = re.compile("(added_tokens|special_tokens_map|tokenizer)[.]json")  # what they say is in SETTINGS_FILE now
 SETTINGS = ("model_max_length", "padding_side", "truncation_side", "clean_up_tokenization_spaces")
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 SPECIAL = (*ROLES, "additional_special_tokens")
@@ -142,8 +138,8 @@ class XLMRobertaTokenizer(Encoder):
         settings = json.dumps({**values, "tokenizer_class": "XLMRobertaTokenizer"}, indent=2, ensure_ascii=False)
         contents = (self.sp_model.serialized_model_proto(), f"{settings}\n".encode())
         files = [to_path(folder, "folder") / name for name in (VOCABULARY_FILE, SETTINGS_FILE)]
-        if [path.read_bytes() if path.is_file() else b"" for path in files] != [*contents]:
-            with atomic_write(*files, obsolete=re.compile("|".join(map(re.escape, OLDER_FILES)))) as drafts:
+        if [path.read_bytes() if os.path.isfile(path) else b"" for path in files] != [*contents]:
+            with atomic_write(*files, obsolete=OLDER_FILES) as drafts:
                 for draft, content in zip(drafts, contents, strict=True):
                     draft.write_bytes(content)
         return tuple(map(str, files))
@@ -156,6 +152,9 @@ class XLMRobertaTokenizer(Encoder):
     def get_vocab(self) -> dict[str, int]:
         pieces = self.convert_ids_to_tokens(range(self.vocab_size))
         return {piece: i for i, piece in enumerate(pieces)} | self.added_tokens_encoder
+
+    def get_added_vocab(self) -> dict[str, int]:
+        return dict(self.added_tokens_encoder)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """A special token and its id, such as pad_token and pad_token_id, change together."""

@@ -141,7 +141,8 @@ def test_the_shards_of_an_index_are_downloaded_and_no_other_files(online, folder
     got = [file for method, revision, file in hub.asked if method == "GET" and revision in ("main", commit_of("main"))]
     shards = sorted(path.name for path in folders["main"].glob("*.safetensors"))
     assert len(shards) == 3
-    assert sorted(got) == sorted([*shards, "config.json", "model.safetensors.index.json", "sentencepiece.bpe.model"])
+    others = ["config.json", "model.safetensors.index.json", "sentencepiece.bpe.model", "tokenizer_config.json"]
+    assert sorted(got) == sorted([*shards, *others])
 
 
 def test_revision_cache_dir_and_token_are_passed_on(online):
