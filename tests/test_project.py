@@ -187,7 +187,7 @@ def test_environment_and_pyproject_name_the_same():
 
     conda = dict(split(line) for line in environment if isinstance(line, str) and line != "pip")
     project = PROJECT["project"]
-    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
+    extras = [line for name in ("lab", "offload", "test") for line in project["optional-dependencies"][name]]
     pip = dict(split(line) for line in [*project["dependencies"], *extras])
     assert conda.pop("python") == project["requires-python"]
     assert conda == pip

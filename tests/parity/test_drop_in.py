@@ -182,6 +182,23 @@ def test_sizes_that_do_not_match_and_what_was_loaded(saved):
     assert len(info["unexpected_keys"]) == 4
 
 
+def test_settings_of_generation_are_saved_and_loaded(tmp_path):
+    theirs, ours = twins("ForCausalLM", is_decoder=True)
+    ours.save_pretrained(tmp_path / "ours")
+    loaded = transformers.GenerationConfig.from_pretrained(tmp_path / "ours")
+    assert (loaded.bos_token_id, loaded.pad_token_id, loaded.eos_token_id) == (0, 1, 2)
+    theirs.generation_config.max_new_tokens = 3
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = type(ours).from_pretrained(tmp_path / "theirs")
+    assert again.generate(IDS[:1, :3], eos_token_id=-1).shape == (1, 3 + 3)
+
+
+def test_the_default_device_is_used(saved):
+    model, folder = saved
+    with torch.device("meta"):
+        assert {p.device.type for p in type(model).from_pretrained(folder).parameters()} == {"meta"}
+
+
 def test_saving_arguments_of_transformers(saved, tmp_path):
     model, _ = saved
     weights = {name: weight + 1 for name, weight in model.state_dict().items()}
@@ -203,6 +220,7 @@ def test_resized_embeddings_equal_those_of_transformers(tie):
         model.resize_token_embeddings(70, pad_to_multiple_of=8)
     assert len(ours.get_input_embeddings().weight) == ours.config.vocab_size == ours.lm_head.decoder.out_features == 72
     assert error(ours(IDS, MASK).logits, theirs(IDS, MASK).logits) < 1e-4  # theirs adds noise to the mean
+    refused(lambda: ours.resize_token_embeddings(70, pad_to_multiple_of=1.3), "pad_to_multiple_of=1.3")
     ours.resize_token_embeddings(2000, mean_resizing=False)
     assert ours.get_input_embeddings().weight[72:].std().item() == pytest.approx(0.2, rel=0.05)
     assert len(ours.resize_token_embeddings().weight) == 2000

@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from .config import as_heads, shown
+from .config import as_heads, is_positive_integer, shown
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -35,7 +35,6 @@ class PreTrainedModel(nn.Module):
     """What all models share: initialisation, ties, loading and saving, resizing and pruning."""
 
     warned_about_padding = False
-    gradient_checkpointing = False
     gradient_checkpointing_kwargs: Mapping[str, Any] = {"use_reentrant": False}
     # read by transformers' Trainer and pipelines, accelerate, and peft
     main_input_name, base_model_prefix = "input_ids", "backbone"
@@ -56,6 +55,7 @@ class PreTrainedModel(nn.Module):
         nn.Module.__init__(self)  # not that of transformers
         self.config: XLMRobertaXLConfig = self.config_class.convert(config)
         self.config.validate()  # fields may have been changed since it was made
+        self.gradient_checkpointing = bool(self.config.extra.get("gradient_checkpointing", False))  # of old versions
 
     def __call__(self, *args: Any, return_dict: bool | None = None, **kwargs: Any) -> Any:
         out = super().__call__(*args, **kwargs)
@@ -64,7 +64,7 @@ class PreTrainedModel(nn.Module):
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], *, config: XLMRobertaXLConfig | None = None,
-        dtype: torch.dtype | str | None = None, device: torch.device | str = "cpu",
+        dtype: torch.dtype | str | None = None, device: torch.device | str | None = None,
         device_map: str | Mapping[str, Any] | None = None, quantize: str | None = None,
         ignore_mismatched_sizes: bool = False, output_loading_info: bool = False, attn_implementation: str = "sdpa",
         progress: bool = True, revision: str | None = None, cache_dir: str | os.PathLike[str] | None = None,
@@ -75,9 +75,10 @@ class PreTrainedModel(nn.Module):
         pretrained_model_name_or_path: a folder (safetensors or .bin, one file or sharded; or fairseq's model.pt), one
         of its files, a bundled checkpoint ("tiny"), or a Hugging Face hub id. Where both exist, the folder is taken,
         with a warning. config: one of this package or of transformers. dtype, or torch_dtype: None for float32, "auto"
-        for that of the file, or a torch dtype or its name. device_map: a device; or "auto" or {module: device}, with
-        the modules' names here, for which accelerate is needed. quantize: "int8" for the large matrices, with a scale
-        per row. ignore_mismatched_sizes: initialise weights that are stored in another shape.
+        for that of the file, or a torch dtype or its name. device: None for PyTorch's default device. device_map: a
+        device; or "auto" or {module: device}, with the modules' names here, for which accelerate is needed. quantize:
+        "int8" for the large matrices, with a scale per row. ignore_mismatched_sizes: initialise weights that are stored
+        in another shape.
         output_loading_info: return (model, {"missing_keys": …, "unexpected_keys": …, "mismatched_keys": …}).
         attn_implementation: "sdpa", or "eager", which never uses the fused kernels; the result is the same.
         revision, cache_dir, local_files_only, token: those of huggingface_hub, for a hub id; without an answer of the
@@ -130,6 +131,13 @@ class PreTrainedModel(nn.Module):
 
         return super().load_state_dict(rename_state_dict(self, state_dict), strict, assign)
 
+    @classmethod
+    def _from_config(cls, config: Any, *, attn_implementation: str | None = None, **options: Any) -> Self:
+        """A new model, as transformers' `from_config` makes it; options: dtype or torch_dtype."""
+        model = cls(config, **{name: options[name] for name in options if name not in ("dtype", "torch_dtype")})
+        model.config._attn_implementation = attn_implementation or "sdpa"
+        return model.to(dtype=options.get("dtype", options.get("torch_dtype")))
+
     # initialisation and ties
 
     def post_init(self) -> None:
@@ -170,6 +178,10 @@ class PreTrainedModel(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.base_model.norm.weight.dtype  # the matrices may be in int8
 
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
     def get_input_embeddings(self) -> nn.Embedding:
         return self.base_model.embeddings.word
 
@@ -194,7 +206,7 @@ class PreTrainedModel(nn.Module):
 
     @classmethod
     def can_generate(cls) -> bool:
-        return hasattr(cls, "generate")
+        return False
 
     def can_cache(self) -> bool:
         """Whether keys and values can be cached: in decoders, unless gradient checkpointing recomputes them."""
@@ -217,6 +229,8 @@ class PreTrainedModel(nn.Module):
             allowed = f"an integer above {special}, the largest id of a special token"
             raise ValueError(f"a vocabulary cannot have {shown(n)} ids: it needs {allowed}.")
         if pad_to_multiple_of is not None:
+            if not is_positive_integer(pad_to_multiple_of):
+                raise ValueError(f"pad_to_multiple_of={shown(pad_to_multiple_of)} must be an integer of 1 or more.")
             n += -n % pad_to_multiple_of
         for table in filter(None, (self.get_input_embeddings(), self.get_output_embeddings())):
             old = dict(table.named_parameters())
@@ -266,7 +280,7 @@ class PreTrainedModel(nn.Module):
         """
         if every_n_layers != 1 or offload:
             given = f"every_n_layers={every_n_layers}, offload={offload}"
-            raise ValueError(f"{given} is not offered: all layers are recomputed, from inputs that stay where they are.")
+            raise ValueError(f"{given} is not offered: all layers are recomputed, from inputs on the same device.")
         self.gradient_checkpointing = self.base_model.gradient_checkpointing = True
         options = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
         self.base_model.gradient_checkpointing_kwargs = options

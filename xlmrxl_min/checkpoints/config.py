@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from ..base import PreTrainedConfig
@@ -30,6 +32,14 @@ def load_config(cls: type[Config], location: Location, **overrides: Any) -> Conf
     except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is not a valid config: {error}") from error
     return cls.from_dict(config.to_dict(), **overrides)
+
+
+def load_generation_config(path: Path) -> SimpleNamespace:
+    """The settings of `generate` in a `generation_config.json`."""
+    try:
+        return SimpleNamespace(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} is not the JSON of a generation config ({error}): download it again.") from error
 
 
 def save_config(config: PreTrainedConfig, folder: str | os.PathLike[str]) -> None:

@@ -19,9 +19,9 @@ from ..files import lock_folder
 from ..inputs import check_option, shown
 from ..model import PreTrainedModel, XLMRobertaXLConfig
 from . import CheckpointError, MissingFileError
-from .config import load_config
+from .config import load_config, load_generation_config
 from .int8 import convert_to_int8, quantize_rows
-from .locate import CONFIG_FILE, WEIGHT_FILES, Location, is_absent, locate
+from .locate import CONFIG_FILE, GENERATION_CONFIG_FILE, WEIGHT_FILES, Location, is_absent, locate
 from .memory import free_memory
 from .names import (
     ALIASES,
@@ -74,7 +74,7 @@ class Matches(NamedTuple):
 
 def load(
     cls: type[Model], source: str | os.PathLike[str] | Location, *, config: XLMRobertaXLConfig | None = None,
-    dtype: torch.dtype | str | None = None, device: torch.device | str = "cpu",
+    dtype: torch.dtype | str | None = None, device: torch.device | str | None = None,
     device_map: str | Mapping[str, Any] | None = None, quantize: str | None = None,
     ignore_mismatched_sizes: bool = False, attn_implementation: str = "sdpa", progress: bool = True,
     sharding: Sharding | None = None, **config_overrides: Any,
@@ -87,7 +87,7 @@ def load(
     """
     if device_map is not None:
         device, device_map = split_device_map(device, device_map)
-    sharding, device = sharding or Sharding(), as_device(device)
+    sharding, device = sharding or Sharding(), as_device(torch.get_default_device() if device is None else device)
     dtype = config_overrides.pop("torch_dtype", None) if dtype is None else dtype
     check_option("attn_implementation", attn_implementation, ("sdpa", "eager", None))
     for name in ("low_cpu_mem_usage", "use_safetensors", "trust_remote_code"):  # transformers' options, without effect
@@ -128,9 +128,11 @@ def load(
         what = f"{checkpoint.path} {holds} {heads}: initialised at random, to be trained before use."
         warnings.warn(what, stacklevel=3)
     model.tie_weights()
-    left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    left = [name for name, parameter in model.named_parameters() if parameter.device.type != device.type]
     assert not left, f"never loaded: {left}"
     model.eval()
+    if model.can_generate() and location.holds(GENERATION_CONFIG_FILE):
+        setattr(model, "generation_config", load_generation_config(location.find(GENERATION_CONFIG_FILE)))  # noqa: B010
     if device_map is not None:
         dispatch(model, device_map)
     return model, {

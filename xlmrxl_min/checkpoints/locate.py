@@ -16,6 +16,7 @@ from . import CheckpointError, MissingFileError
 
 PRETRAINED = Path(__file__).parents[1] / "pretrained"  # the bundled checkpoints, the vocabularies and the text
 CONFIG_FILE = "config.json"
+GENERATION_CONFIG_FILE = "generation_config.json"
 VOCABULARY_FILE = "sentencepiece.bpe.model"
 WEIGHT_FILES = (
     "model.safetensors",

@@ -17,7 +17,7 @@ from ..files import atomic_write, to_path
 from ..inputs import shown
 from ..model import PreTrainedModel
 from . import CheckpointError
-from .locate import CONFIG_FILE, import_hub
+from .locate import CONFIG_FILE, GENERATION_CONFIG_FILE, import_hub
 from .names import ALIASES, hugging_face_name
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -50,6 +50,9 @@ def save(
     dtype = str(model.dtype).removeprefix("torch.")  # under both of the names that transformers has used
     written = {"architectures": [type(model).__name__], "torch_dtype": dtype, "dtype": dtype}
     texts = {CONFIG_FILE: replace(model.config, extra={**model.config.extra, **written}).to_json_string()}
+    if model.can_generate():
+        settings = {name: value for name, value in vars(model.generation_config).items() if name[0] != "_"}
+        texts[GENERATION_CONFIG_FILE] = json.dumps(settings, indent=2) + "\n"
     if shards.is_sharded:
         metadata = {"total_size": sum(tensor.nbytes for tensor in tensors.values())}
         index = {"metadata": metadata, "weight_map": shards.tensor_to_filename}
