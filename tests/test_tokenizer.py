@@ -403,7 +403,7 @@ ADDED_TEXTS = (
     "a<ent>b <e1>x <e2> y",
     "<e1><ent>",
     "use sw here swx xsw",
-    "café <c> der   frei",
+    "café <c> der   frei fre",
     "<r>  a  <r> b",
 )
 
@@ -415,7 +415,7 @@ def add_all(tokenizer):
         transformers.AddedToken("<r>", lstrip=True, rstrip=True),
     )
     return [
-        tokenizer.add_tokens(["<ent>", "frei", "▁der"]),
+        tokenizer.add_tokens(["<ent>", "frei", "▁der", "fre"]),
         tokenizer.add_tokens([word, space]),
         tokenizer.add_special_tokens({"additional_special_tokens": ["<e1>", "<e2>"]}),
         tokenizer.add_special_tokens({"cls_token": "<c>"}),
