@@ -227,9 +227,10 @@ class Encoder(ABC):
             cuts = self.truncate(parts, limit, truncation, bool(special), **options)
             rows += [Row(kept, special, pad) for kept in cuts]
             origins += [number] * len(cuts)
-        length = self.padded_length([row.num_tokens for row in rows], padding, max_length, pad_to_multiple_of, limit)
-        for row in rows:
-            setattr(row, self.side(padding_side), max(0, length - row.num_tokens))
+        side, lengths = self.side(padding_side), (row.num_tokens for row in rows)
+        length = self.padded_length(lengths, padding, max_length, pad_to_multiple_of, limit)
+        for row in rows if length else ():
+            setattr(row, side, max(0, length - row.num_tokens))
         names = ["input_ids", *(name for _, name, flag in flags if name and flag)]
         values = {name: [getattr(row, FIELDS.get(name, name)) for row in rows] for name in names}
         if return_overflowing_tokens:
