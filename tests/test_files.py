@@ -59,7 +59,7 @@ WRITERS = {
     "checkpoint": (save_checkpoint, ["config.json", "model.safetensors"]),
     "tokenizer": (
         lambda folder: XLMRobertaTokenizer.from_pretrained("tiny").save_pretrained(folder),
-        ["sentencepiece.bpe.model"],
+        ["sentencepiece.bpe.model", "tokenizer_config.json"],
     ),
     "training state": (lambda folder: Training().save(folder), [STATE_FILE]),
 }
