@@ -8,8 +8,9 @@ from torch.export import Dim
 from transformers_reference import SMALL, TASKS, error, twins
 
 slow = pytest.mark.slow
-POSITION_TYPES = ("absolute", pytest.param("relative_key", marks=slow), pytest.param("relative_key_query", marks=slow))
-ONE_TASK = [task if task == "ForSequenceClassification" else pytest.param(task, marks=slow) for task in TASKS]
+RELATIVE = [(task, kind) for task in ("Model", "ForCausalLM") for kind in ("relative_key", "relative_key_query")]
+CASES = [*((task, "absolute") for task in TASKS), *RELATIVE]
+FAST = ("ForSequenceClassification", "absolute")  # in the default run
 OTHERS = ((2, 7, 0), (3, 12, 3), (1, 30, 0), (2, 6, 1), (2, 150, 2))  # batch, tokens, padding of the first row
 NAMES = ["input_ids", "attention_mask"]
 
@@ -54,8 +55,7 @@ def worst(task, theirs, run):
 
 
 @slow  # PyTorch takes several seconds for each
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("position_embedding_type", ["absolute", "relative_key", "relative_key_query"])
+@pytest.mark.parametrize(("task", "position_embedding_type"), CASES)
 def test_export(task, position_embedding_type, parity):
     theirs, ours = pair(task, position_embedding_type)
     ids, mask = draw(task, 2, 7, 0)
@@ -66,8 +66,9 @@ def test_export(task, position_embedding_type, parity):
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:`torch.jit.trace:DeprecationWarning")
-@pytest.mark.parametrize("task", ONE_TASK)
-@pytest.mark.parametrize("position_embedding_type", POSITION_TYPES)
+@pytest.mark.parametrize(
+    ("task", "position_embedding_type"), [case if case == FAST else pytest.param(*case, marks=slow) for case in CASES]
+)
 def test_trace(task, position_embedding_type, parity):
     """The example's mask has no padding: the others' is not lost."""
     theirs, ours = pair(task, position_embedding_type)
@@ -78,13 +79,12 @@ def test_trace(task, position_embedding_type, parity):
 
 @slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("position_embedding_type", ["absolute", "relative_key", "relative_key_query"])
 @pytest.mark.parametrize(
-    ("task", "dynamo"),
-    [*((task, False) for task in TASKS), ("Model", True), ("ForSequenceClassification", True)],
+    ("task", "position_embedding_type", "dynamo"),
+    [*((*case, False) for case in CASES), (*FAST, True), ("Model", "relative_key_query", True)],
     ids=lambda value: {False: "traced", True: "exported"}.get(value, value),
 )
-def test_onnx(task, dynamo, position_embedding_type, parity, tmp_path):
+def test_onnx(task, position_embedding_type, dynamo, parity, tmp_path):
     """By torch.onnx's two ways: from a trace, and from torch.export, which takes onnxscript."""
     pytest.importorskip("onnx", reason="onnx is not installed: pip install onnx")
     runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install onnxruntime")

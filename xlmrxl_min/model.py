@@ -143,7 +143,7 @@ def relative_scores(vectors: Tensor, table: Tensor, query_offset: int, num_keys:
     if num_keys == 1:  # keys in the role of queries, and one new query in that of the keys: nothing to skew
         return einsum(vectors, table[start : start + vectors.shape[2]], "b h q d, q d -> b h q")[..., None]
     blocks = []
-    for block in vectors.split(QUERY_BLOCK_SIZE, dim=2):
+    for block in input_checks.split_queries(vectors, QUERY_BLOCK_SIZE):
         stop = start + block.shape[2]
         distances = table[start - num_keys + 1 : stop].flip(0)  # the last query's largest distance first
         blocks.append(skew(einsum(block, distances, "b h q d, r d -> b h q r"), num_keys))
@@ -156,10 +156,9 @@ def skew(scores: Tensor, num_keys: int) -> Tensor:  # b h q r -> b h q k
 
     In memory one row follows the other. Read with rows that are one shorter, each row starts one element earlier.
     """
-    batch, heads, rows, width = scores.shape
-    strides = (heads * rows * width, rows * width, width - 1, 1)
-    flat = rearrange(scores.contiguous(), "b h q r -> b h (q r)")[..., rows - 1 :]
-    return flat.as_strided((batch, heads, rows, num_keys), strides)
+    rows = scores.shape[2]
+    flat = rearrange(scores, "b h q r -> b h (q r)")[..., rows - 1 : -1]
+    return scores if rows == 1 else rearrange(flat, "b h (q r) -> b h q r", q=rows)[..., :num_keys]
 
 
 class Attention(nn.Module):
@@ -243,10 +242,11 @@ class Attention(nn.Module):
         query_offset = key.shape[2] - query.shape[2]  # with a cache, the queries are the last tokens
         if self.position_embedding_type == "absolute":
             return sdpa(query, key, value, self.bias(query, key, query_offset, mask)), None
-        size = query.shape[2] if torch.compiler.is_exporting() else QUERY_BLOCK_SIZE  # exported: for any length
-        blocks = query.split(size, dim=2)
-        per_query = None if mask is None else mask.expand(-1, -1, query.shape[2], -1).split(size, dim=2)
-        contexts, masks = [], per_query or [None] * len(blocks)
+        blocks = input_checks.split_queries(query, QUERY_BLOCK_SIZE)
+        masks: Any = [None] * len(blocks)
+        if mask is not None:
+            masks = input_checks.split_queries(mask.expand(-1, -1, query.shape[2], -1), QUERY_BLOCK_SIZE)
+        contexts = []
         for block, its_mask in zip(blocks, masks, strict=True):
             contexts.append(sdpa(block, key, value, self.bias(block, key, query_offset, its_mask)))
             query_offset += block.shape[2]

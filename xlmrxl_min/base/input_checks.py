@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,8 +17,17 @@ if TYPE_CHECKING:
 
 def is_readable(values: Tensor) -> bool:
     """Whether values can be read now: not while compiling, exporting or tracing, and not without storage."""
-    is_recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return values.numel() > 0 and not (values.is_meta or is_recorded)
+    return not (is_recorded() or torch.compiler.is_compiling() or values.is_meta) and values.numel() > 0
+
+
+def is_recorded() -> bool:
+    """Whether torch.export or torch.jit.trace records a graph, for inputs of any length."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
+def split_queries(tensor: Tensor, size: int) -> Sequence[Tensor]:
+    """Split `b h q …` into blocks of `size` queries; while a graph is recorded, into one, as their number would be."""
+    return (tensor,) if is_recorded() else tensor.split(size, dim=2)
 
 
 def check_tensor(name: str, value: Any) -> None:
