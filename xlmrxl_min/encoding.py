@@ -6,10 +6,9 @@ Names and meanings are those of transformers' tokenizers.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from operator import attrgetter, itemgetter
 from typing import Any, ClassVar, NamedTuple
 
 import numpy
@@ -34,35 +33,17 @@ class Token(NamedTuple):
 class Row:
     """What is known of each token, `t`, of one row of an encoding; padding and added special tokens are of no word."""
 
-    parts: list[list[Token]]  # a text or a pair
-    special: tuple[Token, ...]  # `<s>` and `</s>`, or none
-    pad: Token
-    left: int = 0  # how much padding there is on each side
-    right: int = 0
+    items: list[Token]
+    sequence_ids: list[int | None]  # 1 in the second text of a pair
+    attention_mask: list[int]
 
-    ids = property(lambda self: self.column(attrgetter("id"), self.pad.id))
-    tokens = property(lambda self: self.column(attrgetter("text"), self.pad.text))
-    offsets = property(lambda self: self.column(itemgetter(slice(1, 3)), (0, 0)))
-    word_ids = property(lambda self: self.column(attrgetter("word"), None))
-    attention_mask = property(lambda self: [0] * self.left + [1] * self.num_tokens + [0] * self.right)
+    ids = property(lambda self: [token.id for token in self.items])
+    tokens = property(lambda self: [token.text for token in self.items])
+    offsets = property(lambda self: [token[1:3] for token in self.items])
+    word_ids = property(lambda self: [token.word for token in self.items])
     special_tokens_mask = property(lambda self: [int(i is None) for i in self.sequence_ids])
-    type_ids = property(lambda self: [0] * self.length)
-    length = property(lambda self: self.left + self.num_tokens + self.right)
-
-    @property
-    def num_tokens(self) -> int:  # without padding
-        return sum(map(len, self.parts)) + len(self.special) * len(self.parts)
-
-    @property
-    def sequence_ids(self) -> list[int | None]:  # 1 in the second text of a pair
-        numbers = [[i] * len(part) for i, part in enumerate(self.parts)]
-        return self.around(fill_template(numbers, *(None for _ in self.special)), None)
-
-    def column(self, get: Callable[[Token], Any], fill: Any) -> list[Any]:
-        return self.around([get(token) for token in fill_template(self.parts, *self.special)], fill)
-
-    def around(self, values: list[Any], fill: Any) -> list[Any]:
-        return [fill] * self.left + values + [fill] * self.right
+    type_ids = property(lambda self: [0] * len(self.items))
+    length = property(lambda self: len(self.items))
 
     def token_to_sequence(self, token: int) -> int | None:
         return self.sequence_ids[token]
@@ -107,7 +88,9 @@ class Encoding(dict):
         self.encodings = list(encodings)
 
     def __getitem__(self, key: Any) -> Any:
-        return self.encodings[key] if isinstance(key, (int, slice)) else super().__getitem__(key)
+        if isinstance(key, slice):
+            return {name: values[key] for name, values in self.items()}
+        return self.row(key) if isinstance(key, int) else super().__getitem__(key)
 
     def __getattr__(self, name: str) -> Any:
         if name in self:
@@ -152,15 +135,14 @@ class Encoding(dict):
         check_option("return_tensors", tensor_type, (None, "pt", "np"))
         for name, rows in self.items() if tensor_type else ():
             try:
-                if tensor_type == "pt":
-                    self[name] = torch.tensor(rows) if rows != [] else torch.empty(0, 0, dtype=torch.long)
-                else:
-                    self[name] = numpy.array(rows) if rows != [] else numpy.empty((0, 0), int)
-                    if self[name].dtype.kind not in "biuf":
-                        raise ValueError
+                values: Any = torch.tensor(rows) if tensor_type == "pt" else numpy.array(rows)
+                if tensor_type == "np" and values.dtype.kind not in "biuf":
+                    raise ValueError
             except (ValueError, TypeError, RuntimeError):
                 what = f"{name} has rows of different lengths, or what is no number, and a tensor is rectangular"
                 raise ValueError(f"{what}: pass padding=True, or leave it out.") from None
+            empty: Any = torch.zeros if tensor_type == "pt" else numpy.zeros  # of integers, as ids are
+            self[name] = empty((len(rows), 0), dtype=int) if 0 in values.shape else values
         return self
 
 
@@ -207,10 +189,10 @@ class Encoder(ABC):
             ("return_length", "length", return_length),
         )
         for name, _, flag in flags:
-            if not isinstance(flag, bool) and flag is not None:
-                check_option(name, flag, (None, False, True))
+            check_option(name, flag, (None, False, True))
         check_option("truncation", truncation, TRUNCATIONS)
         check_integer("stride", stride, 0)
+        side, cut_side = self.side("padding_side", padding_side), self.side("truncation_side", truncation_side)
         if truncation is None:  # a max_length alone can only mean one thing
             truncation = max_length is not None and padding is False
         limit = None
@@ -218,19 +200,20 @@ class Encoder(ABC):
             limit = self.model_max_length if max_length is None else max_length
             check_integer("max_length", limit)
         samples, is_single = as_samples(text, text_pair, is_split_into_words)
-        options: Any = {"side": truncation_side, "overlap": stride if return_overflowing_tokens else None}
         roles = ((self.cls_token_id, self.cls_token), (self.sep_token_id, self.sep_token))
-        special = tuple(Token(i, text=text) for i, text in roles if add_special_tokens)
-        pad, rows, origins = Token(self.pad_token_id, text=self.pad_token), [], []
+        special = [Token(i, text=text) for i, text in roles if add_special_tokens]
+        rows, origins, overlap = [], [], stride if return_overflowing_tokens else None
         for number, sample in enumerate(samples):
             parts = [self.tokenize_part(part) for part in sample]
-            cuts = self.truncate(parts, limit, truncation, bool(special), **options)
-            rows += [Row(kept, special, pad) for kept in cuts]
-            origins += [number] * len(cuts)
-        side, lengths = self.side(padding_side), (row.num_tokens for row in rows)
-        length = self.padded_length(lengths, padding, max_length, pad_to_multiple_of, limit)
-        for row in rows if length else ():
-            setattr(row, side, max(0, length - row.num_tokens))
+            for kept in truncate(parts, limit, truncation, cut_side, len(special), overlap):
+                tokens, numbers = fill_template(kept, *special), [[i] * len(part) for i, part in enumerate(kept)]
+                rows.append(Row(tokens, fill_template(numbers, *(None for _ in special)), [1] * len(tokens)))
+                origins.append(number)
+        length = self.padded_length([row.length for row in rows], padding, max_length, pad_to_multiple_of, limit)
+        fills = {"items": Token(self.pad_token_id, text=self.pad_token), "sequence_ids": None, "attention_mask": 0}
+        for row in rows:
+            for name, fill in fills.items():
+                setattr(row, name, padded(getattr(row, name), length, fill, side))
         names = ["input_ids", *(name for _, name, flag in flags if name and flag)]
         values = {name: [getattr(row, FIELDS.get(name, name)) for row in rows] for name in names}
         if return_overflowing_tokens:
@@ -246,11 +229,11 @@ class Encoder(ABC):
         return self(text, text_pair, **options)["input_ids"]
 
     def encode_with_offsets(
-        self, text: str | tuple[str, str], max_length: int | None = None, truncation: bool | str = True
+        self, text: str | tuple[str, str], max_length: int | None = None, truncation: str = "longest_first"
     ) -> list[Token]:
         """Tokenize one text or pair, and cut it to `max_length` tokens, special tokens included (None: no limit)."""
         parts = [self.tokenize_with_offsets(part) for part in ([text] if isinstance(text, str) else text)]
-        [kept, *_] = self.truncate(parts, max_length, truncation)
+        [kept] = truncate(parts, max_length, truncation, self.side("truncation_side"))
         return fill_template(kept, Token(self.cls_token_id), Token(self.sep_token_id))
 
     def tokenize_part(self, part: str | list[str]) -> list[Token]:
@@ -259,39 +242,6 @@ class Encoder(ABC):
             return self.tokenize_with_offsets(part)
         words = enumerate(map(self.tokenize_with_offsets, part))
         return [token._replace(word=number) for number, tokens in words for token in tokens]
-
-    def truncate(
-        self, parts: list[list[Token]], max_length: int | None, truncation: bool | str,
-        add_special_tokens: bool = True, *, side: str | None = None, overlap: int | None = None,
-    ) -> list[list[list[Token]]]:  # fmt: skip
-        """Cut a text or pair to `max_length` tokens -> the parts kept; with `overlap`, then those of each overflow."""
-        side = self.truncation_side if side is None else side
-        check_option("truncation_side", side, SIDES)
-        lengths, num_special = [len(part) for part in parts], 2 * len(parts) * add_special_tokens
-        if overlap is not None and len(parts) > 1 and truncation in (True, "longest_first"):
-            remedy = 'pass truncation="only_first" or "only_second"'
-            raise ValueError(f"return_overflowing_tokens needs to know which text of a pair is to be cut: {remedy}.")
-        if max_length is None or sum(lengths) + num_special <= max_length:
-            return [parts]
-        room, which = max_length - num_special, int(truncation == "only_second")
-        if truncation in ("only_first", "only_second"):
-            kept = [*lengths]
-            kept[which : which + 1] = [room - sum(lengths) + sum(lengths[which : which + 1])]
-        elif len(parts) == 1:
-            kept = [room]
-        else:  # from the longer one, from the second if they are equally long
-            kept = [min(lengths[0], max(room - lengths[1], room - room // 2))]
-            kept.append(room - kept[0])
-        if min(kept) < 0 or which >= len(parts) or (truncation in ("only_first", "only_second") and not kept[which]):
-            raise ValueError(f"truncation={truncation!r} cannot cut this to max_length={max_length}: allow more.")
-        if overlap is not None and overlap >= kept[which]:
-            raise ValueError(f"stride={overlap} is impossible: rows have room for {kept[which]} tokens of the text.")
-        spans = [windows(*sizes, overlap or 0, side) for sizes in zip(lengths, kept, strict=True)]
-        count = 1 if overlap is None else len(spans[which])
-        return [
-            [part[slice(*span[min(i, len(span) - 1)])] for part, span in zip(parts, spans, strict=True)]
-            for i in range(count)
-        ]
 
     def pad(
         self, encoded_inputs: Any, padding: bool | str = True, max_length: int | None = None,
@@ -303,7 +253,7 @@ class Encoder(ABC):
         Tensors and arrays stay what they are. What else there is, such as labels, is not padded.
         """
         columns, kind = as_columns(encoded_inputs)
-        ids = columns["input_ids"]
+        ids, side = columns["input_ids"], self.side("padding_side", padding_side)
         is_single = bool(ids) and not isinstance(ids[0], list)
         if is_single:
             columns = {name: [values] for name, values in columns.items()}
@@ -311,16 +261,10 @@ class Encoder(ABC):
         if return_attention_mask is not False:
             columns.setdefault("attention_mask", [[1] * length for length in lengths])
         length = self.padded_length(lengths, padding, max_length, pad_to_multiple_of)
-        fills: dict[str, Any] = {
-            "input_ids": self.pad_token_id,
-            "token_type_ids": self.pad_token_type_id,
-            "attention_mask": 0,
-        }
-        fills |= {"special_tokens_mask": 1, "offset_mapping": (0, 0)}
+        fills: dict[str, Any] = {"attention_mask": 0, "special_tokens_mask": 1, "offset_mapping": (0, 0)}
+        fills |= {"input_ids": self.pad_token_id, "token_type_ids": self.pad_token_type_id}
         for name in fills.keys() & columns.keys():
-            missing = [[fills[name]] * (length - len(row)) for row in columns[name]]
-            pairs = zip(columns[name], missing, strict=True)
-            columns[name] = [row + more if self.side(padding_side) == "right" else more + row for row, more in pairs]
+            columns[name] = [padded(row, length, fills[name], side) for row in columns[name]]
         if is_single:
             columns = {name: values for name, [values] in columns.items()}
         return Encoding(columns).convert_to_tensors(return_tensors or kind)
@@ -342,9 +286,10 @@ class Encoder(ABC):
         length = (max_length or self.model_max_length) if padding == "max_length" else max(lengths, default=0)
         return length + -length % (pad_to_multiple_of or 1)
 
-    def side(self, padding_side: str | None) -> str:
-        side = self.padding_side if padding_side is None else padding_side
-        check_option("padding_side", side, SIDES)
+    def side(self, name: str, given: str | None = None) -> str:
+        """The side of an option, or of the attribute of that name."""
+        side = getattr(self, name) if given is None else given
+        check_option(name, side, SIDES)
         return side
 
     # ---- ids alone
@@ -367,11 +312,45 @@ def fill_template(parts: Iterable[Sequence[Any]], *special: Any) -> list[Any]:
     return [x for i, part in enumerate(parts) for x in (*special[i > 0 :][:1], *part, *special[1:])]
 
 
-def windows(length: int, width: int, overlap: int, side: str) -> list[tuple[int, int]]:
-    """[start, end) of the parts of at most `width` into which `length` tokens fall, the one that is kept first."""
-    starts = range(0, max(length - overlap, 1), max(width - overlap, 1))
-    spans = [(start, min(start + width, length)) for start in starts]
-    return spans if side == "right" else [(length - end, length - start) for start, end in spans]
+def truncate(
+    parts: list[list[Token]], max_length: int | None, truncation: bool | str, side: str, num_special: int = 2,
+    overlap: int | None = None,
+) -> list[list[list[Token]]]:  # fmt: skip
+    """Cut a text or pair to `max_length` tokens -> the parts kept; with `overlap`, then those of each overflow.
+
+    num_special: how many tokens each part gets around it.
+    """
+    lengths, which = [len(part) for part in parts], int(truncation == "only_second")
+    is_one, is_pair = truncation in ("only_first", "only_second"), len(parts) > 1
+    if overlap is not None and is_pair and truncation in (True, "longest_first"):
+        remedy = 'pass truncation="only_first" or "only_second"'
+        raise ValueError(f"return_overflowing_tokens needs to know which text of a pair is to be cut: {remedy}.")
+    room = sum(lengths) if max_length is None else max_length - num_special * len(parts)
+    if sum(lengths) <= room:
+        return [parts]
+    kept = [*lengths]
+    if is_pair and not is_one:  # from the longer one, from the second if they are equally long
+        kept[0] = min(lengths[0], max(room - lengths[1], room - room // 2))
+        kept[1] = room - kept[0]
+    elif which < len(parts):
+        kept[which] -= sum(lengths) - room
+    if min(kept) < 0 or which >= len(parts) or (is_one and not kept[which]):
+        raise ValueError(f"truncation={truncation!r} cannot cut this to max_length={max_length}: allow more.")
+    if overlap is None:
+        return [[part[:n] if side == "right" else part[len(part) - n :] for part, n in zip(parts, kept, strict=True)]]
+    if overlap >= kept[which]:
+        raise ValueError(f"stride={overlap} is impossible: rows have room for {kept[which]} tokens of the text.")
+    part, width = parts[which], kept[which]
+    starts = range(0, lengths[which] - overlap, width - overlap)
+    windows = [(start, min(start + width, len(part))) for start in starts]
+    if side == "left":
+        windows = [(len(part) - end, len(part) - start) for start, end in windows]
+    return [[*parts[:which], part[start:end], *parts[which + 1 :]] for start, end in windows]
+
+
+def padded(row: list[Any], length: int, fill: Any, side: str) -> list[Any]:
+    more = [fill] * (length - len(row))
+    return row + more if side == "right" else more + row
 
 
 def as_columns(inputs: Any) -> tuple[dict[str, Any], str | None]:
