@@ -129,12 +129,6 @@ def check_random_call(seed, slow, ours, fast=None):
     return True
 
 
-def test_random_calls_equal_those_of_the_slow_tokenizer_over_the_real_vocabulary():
-    tokenizers = load("xlm-roberta-xl", SLOW, XLMRobertaTokenizer)
-    for seed in range(100):
-        check_random_call(seed, *tokenizers)
-
-
 def test_random_calls_equal_those_of_both(small):
     slow, fast, ours = small
     assert sum(check_random_call(seed, slow, ours, fast) for seed in range(200)) > 60
@@ -143,7 +137,7 @@ def test_random_calls_equal_those_of_both(small):
 @pytest.mark.slow  # it takes seconds to build the fast tokenizer
 def test_many_random_calls_equal_those_of_both_over_the_real_vocabulary():
     slow, fast, ours = load("xlm-roberta-xl", SLOW, FAST, XLMRobertaTokenizer)
-    assert sum(check_random_call(seed, slow, ours, fast) for seed in range(1000, 4000)) > 1000
+    assert sum(check_random_call(seed, slow, ours, fast) for seed in range(4000)) > 1000
 
 
 def test_rows_that_overflow_name_their_text(small):

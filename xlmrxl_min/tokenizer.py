@@ -23,7 +23,7 @@ import sentencepiece
 from .checkpoints.locate import VOCABULARY_FILE, Location, MissingFileError, is_absent, locate
 from .encoding import SIDES, Encoder, Token, fill_template
 from .files import atomic_write, lock_folder, to_path
-from .inputs import as_rows, as_sequence, check_integer, check_option, check_text, is_single_text
+from .inputs import as_rows, as_sequence, as_texts, check_integer, check_option, check_text, is_single_text
 
 FAIRSEQ_OFFSET = 1
 SETTINGS_FILE = "tokenizer_config.json"
@@ -94,6 +94,7 @@ class XLMRobertaTokenizer(Encoder):
         check_integer("model_max_length", model_max_length)
         check_option("padding_side", padding_side, SIDES)
         check_option("truncation_side", truncation_side, SIDES)
+        check_option("clean_up_tokenization_spaces", clean_up_tokenization_spaces, (False, True))
         self.model_max_length = self.model_max_length if model_max_length > UNLIMITED else model_max_length
         self.padding_side, self.truncation_side = padding_side, truncation_side
         self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
@@ -103,6 +104,8 @@ class XLMRobertaTokenizer(Encoder):
         self.added_tokens_decoder[special[self.mask_token]].lstrip = True
         self.added_tokens_decoder |= {int(i): AddedToken.of(x) for i, x in (added_tokens_decoder or {}).items()}
         self.index_added_tokens()
+        for name in special_tokens:
+            check_option("a setting of the tokenizer", name, (*SETTINGS, *SPECIAL))
         self.add_special_tokens({"mask_token": self.mask_token, **special_tokens})
 
     def special_token_ids(self) -> dict[str, int]:
@@ -131,7 +134,7 @@ class XLMRobertaTokenizer(Encoder):
     def save_pretrained(self, folder: str | os.PathLike[str], *, safe_serialization: bool = True) -> tuple[str, ...]:
         """Write the vocabulary and tokenizer_config.json into `folder`, for from_pretrained here and in transformers.
 
-        Older files there that say the same are removed. safe_serialization: as a model takes it; there are no weights.
+        Older files there that say the same are removed. safe_serialization changes nothing: there are no weights.
         """
         values = {name: getattr(self, name) for name in SETTINGS} | self.special_tokens_map
         values["added_tokens_decoder"] = {str(i): asdict(token) for i, token in self.added_tokens_decoder.items()}
@@ -193,13 +196,12 @@ class XLMRobertaTokenizer(Encoder):
         before, is_one = len(self), isinstance(new_tokens, (str, Mapping)) or hasattr(new_tokens, "content")
         for given in [new_tokens] if is_one else as_sequence(new_tokens, "new_tokens", "tokens"):
             token = AddedToken.of(given, special_tokens)
-            known = self.added_tokens_encoder.get(token.content)
-            if known is not None and isinstance(given, str):
-                self.added_tokens_decoder[known].special |= special_tokens
+            token_id, is_known = self.convert_token_to_id(token.content), token.content in self.added_tokens_encoder
+            if is_known and isinstance(given, str):
+                self.added_tokens_decoder[token_id].special |= special_tokens
                 continue
-            token_id = self.convert_token_to_id(token.content) if known is None else known
-            is_new = known is None and token_id == self.unk_token_id
-            token_id = max(self.vocab_size - 1, *self.added_tokens_decoder) + 1 if is_new else token_id
+            if not is_known and token_id == self.unk_token_id:
+                token_id = max(self.vocab_size - 1, *self.added_tokens_decoder) + 1
             self.added_tokens_decoder[token_id], self.added_tokens_encoder[token.content] = token, token_id
         self.index_added_tokens()
         return len(self) - before
@@ -227,8 +229,7 @@ class XLMRobertaTokenizer(Encoder):
         self.added_tokens_decoder = dict(sorted(self.added_tokens_decoder.items()))
         self.added_tokens_encoder = {token.content: i for i, token in self.added_tokens_decoder.items()}
         tokens = sorted(self.added_tokens_decoder.values(), key=lambda token: -len(token.content))
-        edges = [(r"(?<!\w)", r"(?!\w)") if token.single_word else ("", "") for token in tokens]
-        parts = [a + re.escape(token.content) + b for token, (a, b) in zip(tokens, edges, strict=True)]
+        parts = [(r"(?<!\w)%s(?!\w)" if x.single_word else "%s") % re.escape(x.content) for x in tokens]
         self.added_pattern = re.compile("|".join(parts))
 
     # ---- one text: text <-> tokens <-> ids
@@ -284,12 +285,10 @@ class XLMRobertaTokenizer(Encoder):
     def convert_ids_to_tokens(self, ids: int | Iterable[int], skip_special_tokens: bool = False) -> str | list[str]:
         """Look up tokens. ValueError for an id beyond the vocabulary, such as XL's last 878 rows of embeddings."""
         check_option("skip_special_tokens", skip_special_tokens, (False, True))
-        if hasattr(ids, "tolist"):
-            ids = ids.tolist()
-        if not isinstance(ids, Iterable):
-            return self.convert_id_to_token(ids)
+        tokens = [self.convert_id_to_token(i) for i in as_ids(ids, "ids")]
+        if not isinstance(ids, Iterable) or getattr(ids, "ndim", 1) == 0:
+            return tokens[0]
         skipped = self.all_special_tokens if skip_special_tokens else []
-        tokens = [self.convert_id_to_token(i) for i in as_sequence(ids, "ids", "token ids")]
         return [token for token in tokens if token not in skipped]
 
     def convert_id_to_token(self, i: Any) -> str:
@@ -327,7 +326,7 @@ class XLMRobertaTokenizer(Encoder):
         return self.add_fairseq_offset(self.sp_model.piece_to_id(token))
 
     def convert_tokens_to_string(self, tokens: Iterable[str]) -> str:
-        return "".join(as_sequence(tokens, "tokens", "tokens")).replace("▁", " ").strip()
+        return "".join(as_texts(tokens, "tokens")).replace("▁", " ").strip()
 
     def decode(
         self, token_ids: int | Iterable[int], skip_special_tokens: bool = False,
@@ -335,13 +334,11 @@ class XLMRobertaTokenizer(Encoder):
     ) -> str:  # fmt: skip
         """Join the tokens to a text again; special tokens are separated by spaces, or skipped.
 
-        clean_up_tokenization_spaces: remove the spaces before English punctuation and contractions (default: the
-        attribute).
+        clean_up_tokenization_spaces: none before English punctuation and contractions (default: the attribute).
         """
         check_option("clean_up_tokenization_spaces", clean_up_tokenization_spaces, (None, False, True))
-        ids: Any = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
-        sequence = as_sequence(ids, "token_ids", "token ids") if isinstance(ids, Iterable) else [ids]
-        text, clean = "".join(self.decode_stream(sequence, skip_special_tokens)), clean_up_tokenization_spaces
+        text = "".join(self.decode_stream(as_ids(token_ids, "token_ids"), skip_special_tokens))
+        clean = clean_up_tokenization_spaces
         for mark in CLEAN_UP if (self.clean_up_tokenization_spaces if clean is None else clean) else ():
             text = text.replace(mark, mark.strip())
         return text
@@ -390,6 +387,12 @@ class XLMRobertaTokenizer(Encoder):
 
     def apply_chat_template(self, *_: Any, **__: Any) -> Any:
         raise ValueError("XLM-R was never trained to chat, and has no chat template: pass a text to the tokenizer.")
+
+
+def as_ids(ids: Any, name: str) -> list[Any]:
+    """One id or several, as a list; their types are not checked."""
+    ids = ids.tolist() if hasattr(ids, "tolist") else ids
+    return as_sequence(ids, name, "token ids") if isinstance(ids, Iterable) else [ids]
 
 
 def next_word(tokens: Sequence[Token]) -> int:
@@ -442,10 +445,8 @@ def trim(text: str, start: int, end: int) -> tuple[int, int]:
     """Cut white space and invisible characters off both ends of text[start:end], unless there is nothing else."""
     if start < end and is_visible(text[start]) and is_visible(text[end - 1]):  # nearly always
         return start, end
-    first = next((i for i in range(start, end) if is_visible(text[i])), None)
-    if first is None:
-        return start, end
-    return first, next(i for i in range(end, start, -1) if is_visible(text[i - 1]))
+    visible = [i for i in range(start, end) if is_visible(text[i])]
+    return (visible[0], visible[-1] + 1) if visible else (start, end)
 
 
 CONTROL_TOKENS = frozenset(("<s>", "<pad>", "</s>", "<mask>"))  # not <unk>, which is a character of the text
