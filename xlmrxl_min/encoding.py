@@ -27,6 +27,8 @@ class Token(NamedTuple):
     end: int = 0
     word: int | None = None  # the number of its word in the text
     text: str = ""  # normalized, with ▁ for a space; that of `<unk>` is what is unknown
+    sequence: int | None = 0  # 1 in the second text of a pair, None for padding and special tokens that were added
+    mask: int = 1  # 0 for padding
 
 
 @dataclass
@@ -34,13 +36,13 @@ class Row:
     """What is known of each token, `t`, of one row of an encoding; padding and added special tokens are of no word."""
 
     items: list[Token]
-    sequence_ids: list[int | None]  # 1 in the second text of a pair
-    attention_mask: list[int]
 
     ids = property(lambda self: [token.id for token in self.items])
     tokens = property(lambda self: [token.text for token in self.items])
     offsets = property(lambda self: [token[1:3] for token in self.items])
     word_ids = property(lambda self: [token.word for token in self.items])
+    sequence_ids = property(lambda self: [token.sequence for token in self.items])
+    attention_mask = property(lambda self: [token.mask for token in self.items])
     special_tokens_mask = property(lambda self: [int(i is None) for i in self.sequence_ids])
     type_ids = property(lambda self: [0] * len(self.items))
     length = property(lambda self: len(self.items))
@@ -201,19 +203,17 @@ class Encoder(ABC):
             check_integer("max_length", limit)
         samples, is_single = as_samples(text, text_pair, is_split_into_words)
         roles = ((self.cls_token_id, self.cls_token), (self.sep_token_id, self.sep_token))
-        special = [Token(i, text=text) for i, text in roles if add_special_tokens]
+        special = [Token(i, text=text, sequence=None) for i, text in roles if add_special_tokens]
         rows, origins, overlap = [], [], stride if return_overflowing_tokens else None
         for number, sample in enumerate(samples):
-            parts = [self.tokenize_part(part) for part in sample]
-            for kept in truncate(parts, limit, truncation, cut_side, len(special), overlap):
-                tokens, numbers = fill_template(kept, *special), [[i] * len(part) for i, part in enumerate(kept)]
-                rows.append(Row(tokens, fill_template(numbers, *(None for _ in special)), [1] * len(tokens)))
-                origins.append(number)
+            parts = [self.tokenize_part(part, i) for i, part in enumerate(sample)]
+            cuts = truncate(parts, limit, truncation, cut_side, len(special), overlap)
+            rows += [Row(fill_template(kept, *special)) for kept in cuts]
+            origins += [number] * len(cuts)
         length = self.padded_length([row.length for row in rows], padding, max_length, pad_to_multiple_of, limit)
-        fills = {"items": Token(self.pad_token_id, text=self.pad_token), "sequence_ids": None, "attention_mask": 0}
-        for row in rows:
-            for name, fill in fills.items():
-                setattr(row, name, padded(getattr(row, name), length, fill, side))
+        pad = Token(self.pad_token_id, text=self.pad_token, sequence=None, mask=0)
+        for row in rows if length else ():
+            row.items = padded(row.items, length, pad, side)
         names = ["input_ids", *(name for _, name, flag in flags if name and flag)]
         values = {name: [getattr(row, FIELDS.get(name, name)) for row in rows] for name in names}
         if return_overflowing_tokens:
@@ -236,12 +236,13 @@ class Encoder(ABC):
         [kept] = truncate(parts, max_length, truncation, self.side("truncation_side"))
         return fill_template(kept, Token(self.cls_token_id), Token(self.sep_token_id))
 
-    def tokenize_part(self, part: str | list[str]) -> list[Token]:
-        """Tokenize a text, or words, each by itself."""
-        if isinstance(part, str):
-            return self.tokenize_with_offsets(part)
-        words = enumerate(map(self.tokenize_with_offsets, part))
-        return [token._replace(word=number) for number, tokens in words for token in tokens]
+    def tokenize_part(self, part: str | list[str], sequence: int) -> list[Token]:
+        """Tokenize a text, or words, each by itself; sequence: 1 for the second text of a pair."""
+        if not isinstance(part, str):
+            words = enumerate(map(self.tokenize_with_offsets, part))
+            return [token._replace(word=word, sequence=sequence) for word, tokens in words for token in tokens]
+        tokens = self.tokenize_with_offsets(part)
+        return [token._replace(sequence=sequence) for token in tokens] if sequence else tokens
 
     def pad(
         self, encoded_inputs: Any, padding: bool | str = True, max_length: int | None = None,
