@@ -1,10 +1,12 @@
 """Generation: token for token what transformers writes, where it can; and with a cache what is written without one."""
 
+import inspect
 import warnings
 from itertools import pairwise
 
 import pytest
 import torch
+from refusal import refused
 from transformers import GenerationConfig
 from transformers.generation.logits_process import (
     NoRepeatNGramLogitsProcessor,
@@ -15,7 +17,6 @@ from transformers.generation.logits_process import (
 from transformers_reference import error, twins
 
 from xlmrxl_min import XLMRobertaTokenizer, XLMRobertaXLForCausalLM
-from xlmrxl_min.base.generation_mixin import NEUTRAL
 from xlmrxl_min.inference.generation import Beam, GenerationState, beam_search, sampling_probs
 
 POSITION_TYPES = ("absolute", "relative_key", "relative_key_query")
@@ -324,18 +325,18 @@ BAD = {
     "a list": ([[5, 6]], {}, "input_ids is a list, but must be a tensor"),
     "unknown ids": (torch.tensor([[5, 61]]), {}, "input_ids holds 61, but allowed are 0 to 60"),
     "a mask of another shape": (None, {"attention_mask": torch.ones(1, 4)}, "attention_mask has shape"),
-    "beams and drawing": (None, {"num_beams": 2, "do_sample": True}, "beam search .* does not sample: leave out"),
-    "beams and temperature": (None, {"num_beams": 2, "temperature": 0.5}, "beam search .* does not sample: leave out"),
+    "beams and drawing": (None, {"num_beams": 2, "do_sample": True}, "beam search does not sample: leave out"),
+    "beams and temperature": (None, {"num_beams": 2, "temperature": 0.5}, "beam search does not sample: leave out"),
     "no beams": (None, {"num_beams": 0}, "num_beams=0 is impossible: it must be an integer"),
     "too many beams": (None, {"num_beams": 31}, "num_beams=31 is impossible: it must be an integer from 1 to 30"),
-    "a penalty without beams": (None, {"length_penalty": 2.0}, "length_penalty is for beam search"),
+    "a penalty without beams": (None, {"length_penalty": 2.0}, "length_penalty=2.0 is for beam search"),
     "more texts than beams": (None, {"num_beams": 2, "num_return_sequences": 3}, "an integer from 1 to 2"),
     "equal texts": (None, {"num_return_sequences": 3}, "all 3 sequences would be the same: add do_sample=True"),
     "temperature without drawing": (None, {"temperature": 0.5}, "temperature=0.5 is for sampling: add do_sample"),
     "no temperature": (None, {"do_sample": True, "temperature": 0}, "temperature=0 is impossible"),
     "top_k of none": (None, {"do_sample": True, "top_k": 0}, "top_k=0 is impossible: it must be an integer, 1 or more"),
     "a negative temperature": (None, {"do_sample": True, "temperature": -1.0}, "temperature=-1.0 is impossible"),
-    "a tiny temperature": (None, {"do_sample": True, "temperature": 1e-40}, "from 1e-06 to 1000000"),
+    "a tiny temperature": (None, {"do_sample": True, "temperature": 1e-40}, "of at least 1e-06 and at most 1000000"),
     "a temperature that is no number": (None, {"do_sample": True, "temperature": NAN}, "temperature=nan is impossible"),
     "a temperature as a text": (None, {"do_sample": True, "temperature": "1"}, "temperature='1' is impossible"),
     "a huge temperature": (None, {"do_sample": True, "temperature": 10**30}, "temperature=1000.* is impossible"),
@@ -363,16 +364,20 @@ BAD = {
     "an end of several beyond it": (None, {"eos_token_id": [5, 61]}, "eos_token_id=61 .* an integer from -1 to 60"),
     "an end as a text": (None, {"eos_token_id": "5"}, "eos_token_id is of type str, but must be a list of ids"),
     "padding beyond the vocabulary": (None, {"pad_token_id": -1}, "pad_token_id=-1 .* an integer from 0 to 60"),
-    "room for the prompt only": (None, {"max_length": 6}, "max_length=6 is used up by a prompt of 6 tokens: give more"),
+    "room for the prompt only": (None, {"max_length": 6}, "max_length=6 is impossible: .* 7 or more"),
     "more tokens than there may be": (None, {"max_length": 8, "min_new_tokens": 3}, "an integer from 0 to 2"),
     "a penalty of none": (None, {"repetition_penalty": 0}, "repetition_penalty=0 .* a number above 0"),
-    "a bad word beyond the vocabulary": (None, {"bad_words_ids": [[5], [6, 61]]}, "bad_words_ids=61 is impossible"),
     "a processor that is none": (None, {"logits_processor": [5]}, "logits_processor.0. is of type int, .* a function"),
     "one criterion, not a list": (None, {"stopping_criteria": max}, "stopping_criteria is of type builtin_function"),
     "embeddings of other tokens": (None, {"inputs_embeds": torch.zeros(3, 5, 24)}, "inputs_embeds have shape .3, 5"),
+    "embeddings of one axis": (None, {"inputs_embeds": torch.zeros(6)}, r"inputs_embeds have shape .6,.: pass"),
     "embeddings as a list": (None, {"inputs_embeds": [[0.5]]}, "inputs_embeds is a list, but must be a tensor"),
     "a misspelt setting": (None, {"max_tokens": 5}, "max_tokens=5 is not offered: .* takes input_ids,"),
     "a setting that is not offered": (None, {"no_repeat_ngram_size": 2}, "no_repeat_ngram_size=2 is not offered"),
+    "settings as a dict": (None, {"generation_config": {"num_beams": 2}}, "generation_config is of type dict"),
+    "a streamer that is none": (None, {"streamer": 5}, "streamer=5 has no put and end"),
+    "words of one token": (None, {"bad_words_ids": [[5]]}, "bad_words_ids=..5.. is not offered"),
+    "types of tokens": (None, {"token_type_ids": torch.zeros(3, 6)}, "token_type_ids=tensor.* is not offered"),
     "an assistant": (None, {"assistant_model": torch.nn.Linear(2, 2)}, "assistant_model=Linear.* is not offered"),
     "scores without a place": (None, {"num_beams": 2, "output_scores": True}, "add return_dict_in_generate=True"),
     "a flag as a number": (None, {"num_beams": 2, "return_dict_in_generate": 2}, "in_generate=2 is unknown"),
@@ -388,7 +393,7 @@ def test_errors_teach(case):
     with pytest.raises(ValueError, match=sentence) as caught:
         model.generate(**{"input_ids": prompts()[0] if ids is None else ids, **options})
     assert "\n" not in str(caught.value)
-    if not {"num_beams", "length_penalty"} & {*options}:
+    if not {"num_beams", "length_penalty", "streamer"} & {*options}:
         with pytest.raises(ValueError, match=sentence):
             next(model.stream(**{"input_ids": prompts()[0] if ids is None else ids, **options}))
 
@@ -558,14 +563,6 @@ SETTINGS = {
     "a processor, with beams": {"logits_processor": [NoRepeatNGramLogitsProcessor(1)], "num_beams": 3},
     "processors in order": {"do_sample": True, "repetition_penalty": 1.4, "min_new_tokens": 9, "top_p": 0.8},
     "min_new_tokens with beams": {"min_new_tokens": 9, "num_beams": 3},
-    "bad words": {"bad_words_ids": [[5], [59, 27], [48, 59, 59, 5, 5], [9]], "eos_token_id": 9},
-    "bad words with beams": {"bad_words_ids": [[i] for i in range(30)], "num_beams": 3},
-    "no valid values": {
-        "eos_token_id": -1,
-        "do_sample": True,
-        "remove_invalid_values": True,
-        "bad_words_ids": [[i] for i in range(61)],
-    },
     "another padding": {"pad_token_id": 17},
     "another padding, with beams": {"pad_token_id": 17, "num_beams": 3},
     "padding that ends": {"pad_token_id": 1, "eos_token_id": [1, 9]},
@@ -700,17 +697,24 @@ def test_what_changes_nothing_is_taken_and_all_else_refused():
     _, ours = decoder()
     ids, _, _ = prompts()
     expected = ours.generate(ids).tolist()
-    defaults = {name: value for name, value in GenerationConfig().to_dict().items() if not name.startswith("_")}
-    del defaults["transformers_version"]
-    defaults |= {"streamer": None, "synced_gpus": None, "assistant_model": None, "stopping_criteria": []}
-    assert defaults.pop("max_length") == 20  # not the same when it is given: it counts the prompt then
-    assert defaults.pop("top_k") == 50  # not the same here: without sampling, it is refused
-    assert ours.generate(ids, **defaults).tolist() == expected
-    assert NEUTRAL.keys() <= defaults.keys() | {"use_model_defaults", "low_memory"}
-    for name, value in NEUTRAL.items():
-        other = "another" if isinstance(value, str) else not value if isinstance(value, bool) else value + 0.5
-        with pytest.raises(ValueError, match=f"^{name}={other!r} is not offered: generate takes input_ids, .*[.]$"):
-            ours.generate(ids, **{name: other})
+    off = {"synced_gpus": False, "early_stopping": False, "assistant_model": None, "stopping_criteria": []}
+    assert ours.generate(ids, generation_config=GenerationConfig(), **off).tolist() == expected
+    others = {
+        name: "another" if isinstance(value, str) else not value if isinstance(value, bool) else (value or 0) + 0.5
+        for name, value in GenerationConfig().to_dict().items()
+        if not name.startswith("_") and name not in inspect.signature(ours.generate).parameters
+    }
+    del others["transformers_version"]
+    assert len(others) > 30
+    for name, other in others.items():
+        refused(lambda: ours.generate(ids, **{name: other}), f"^{name}={other!r} is not offered: generate takes input")  # noqa: B023
+        config = GenerationConfig()
+        setattr(config, name, other)
+        refused(lambda: ours.generate(ids, generation_config=config), f"^{name}={other!r} is not offered")  # noqa: B023
+    refused(lambda: ours.stream(ids, num_beams=2), "^num_beams=2 is not offered: stream takes input_ids")
+    refused(lambda: ours.stream(ids, output_scores=True), "^output_scores=True is not offered: stream takes")
+    refused(lambda: next(beam_search(ours, ids, max_tokens=2)), "^max_tokens=2 is not offered: beam_search takes")
+    refused(lambda: next(beam_search(ours, ids, do_sample=True)), "^do_sample=True is not offered: beam_search takes")
 
 
 def test_a_loop_of_the_client_s_own_generates_the_same():
@@ -727,19 +731,6 @@ def test_a_loop_of_the_client_s_own_generates_the_same():
         ids = torch.cat([ids, out.logits[:, -1:].argmax(-1)], dim=1)
     assert ids.tolist() == expected.tolist()
     assert model.can_generate()
-
-
-def test_new_tokens_have_the_type_of_the_last_one():
-    _, model = decoder(type_vocab_size=3)
-    ids, mask, _ = prompts("left")
-    types = torch.tensor([[0, 0, 0, 1, 0, 2]]).repeat(3, 1)
-    for options in ({"num_beams": 3}, {"use_cache": False}, {}):
-        out = model.generate(ids, mask, token_type_ids=types, max_new_tokens=9, eos_token_id=-1, **options)
-    assert out.tolist() != model.generate(ids, mask, max_new_tokens=9, eos_token_id=-1).tolist()
-    mask, types = torch.nn.functional.pad(mask, (0, 8), value=1), torch.cat([types, types[:, -1:].repeat(1, 8)], dim=1)
-    with torch.no_grad():
-        logits = model(out[:, :-1], mask, types, use_cache=False).logits
-    assert logits[:, 5:].argmax(-1).tolist() == out[:, 6:].tolist()
 
 
 def test_prompts_of_an_adapter_are_not_ignored():

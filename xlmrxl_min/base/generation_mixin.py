@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, wraps
 from types import SimpleNamespace
@@ -13,52 +12,21 @@ import torch
 from torch import Tensor
 
 from .cache import Cache
-from .config import shown
 
 if TYPE_CHECKING:
     from ..model import XLMRobertaXLConfig
 
 Method = TypeVar("Method", bound=Callable[..., Any])
-# Defaults of transformers' settings that are not offered: these values change nothing, and neither does None.
-NEUTRAL: dict[str, Any] = {
-    **dict.fromkeys(("disable_compile", "early_stopping", "is_assistant", "low_memory"), False),
-    **dict.fromkeys(("renormalize_logits", "synced_gpus", "token_healing"), False),
-    **dict.fromkeys(("diversity_penalty", "encoder_no_repeat_ngram_size", "epsilon_cutoff", "eta_cutoff"), 0),
-    **dict.fromkeys(("min_length", "no_repeat_ngram_size"), 0),
-    **dict.fromkeys(("encoder_repetition_penalty", "num_beam_groups", "typical_p"), 1),
-    **dict.fromkeys(("assistant_lookbehind", "target_lookbehind"), 10), "num_assistant_tokens": 20,
-    "num_assistant_tokens_schedule": "constant", "assistant_confidence_threshold": 0.4, "use_model_defaults": True,
-}  # fmt: skip
 
 
-def settings_of(config: Any) -> dict[str, Any]:
-    """What a generation config sets, ours or transformers', whose defaults set nothing, except for its top_k of 50."""
-    parameters = inspect.signature(GenerationMixin.generate).parameters.values()
-    defaults = {**{parameter.name: parameter.default for parameter in parameters}, **NEUTRAL, "max_length": 20}
-    public = {name: value for name, value in vars(config).items() if not name.startswith("_")}
-    public.pop("transformers_version", None)
-    return {name: value for name, value in public.items() if value not in (None, defaults.get(name))}
-
-
-def takes_generation_config(method: Method) -> Method:
+def takes_generation_config(generate: Method) -> Method:
     """Fill in the settings that a generation config has and the call has not; refuse those that are not offered."""
-    offered = inspect.signature(method).parameters
 
-    @wraps(method)
-    def call(self: GenerationMixin, *args: Any, generation_config: Any = None, **given: Any) -> Any:
-        settings = settings_of(self.generation_config) if "generation_config" in vars(self) else {}
-        settings |= {} if generation_config is None else settings_of(generation_config)
-        settings |= given
-        for name in {"temperature", "top_k", "top_p"} - given.keys():
-            if not settings.get("do_sample"):  # transformers' configs hold top_k=50 even then
-                settings.pop(name, None)
-        settings = {name: value for name, value in settings.items() if value is not None}
-        for name in settings.keys() - offered.keys():
-            value = settings.pop(name)
-            if not isinstance(value, (int, float, str)) or value != NEUTRAL.get(name):
-                allowed = ", ".join(list(offered)[1:])
-                raise ValueError(f"{name}={shown(value)} is not offered: {method.__name__} takes {allowed}.")
-        return method(self, *args, **settings)
+    @wraps(generate)
+    def call(self: GenerationMixin, *args: Any, **given: Any) -> Any:
+        from ..inference.generation import complete
+
+        return generate(self, *args, **complete(self, "generate", (), given))  # type: ignore[arg-type]
 
     return call  # type: ignore[return-value]
 
@@ -72,12 +40,11 @@ class GenerationMixin:
     @takes_generation_config
     def generate(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, *,
-        inputs_embeds: Tensor | None = None, token_type_ids: Tensor | None = None, max_new_tokens: int | None = None,
-        max_length: int | None = None,
+        inputs_embeds: Tensor | None = None, max_new_tokens: int | None = None, max_length: int | None = None,
         min_new_tokens: int = 0, do_sample: bool = False, temperature: float = 1.0, top_k: int | None = None,
         top_p: float = 1.0, generator: torch.Generator | None = None, num_beams: int = 1, length_penalty: float = 1.0,
-        num_return_sequences: int = 1, repetition_penalty: float = 1.0, bad_words_ids: Sequence[Sequence[int]] = (),
-        remove_invalid_values: bool = False, logits_processor: Sequence[Callable[[Tensor, Tensor], Tensor]] = (),
+        num_return_sequences: int = 1, repetition_penalty: float = 1.0,
+        logits_processor: Sequence[Callable[[Tensor, Tensor], Tensor]] = (),
         stopping_criteria: Sequence[Callable[[Tensor, Any], Any]] = (), eos_token_id: int | Sequence[int] | None = None,
         pad_token_id: int | None = None, bos_token_id: int | None = None, use_cache: bool = True,
         encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None,
@@ -90,8 +57,7 @@ class GenerationMixin:
         A sequence ends with an `eos_token_id` (None: the config's; -1: never), after `max_new_tokens` (None: 20), or
         with a warning where the model has no more positions; then it is padded. max_length counts the prompt, too.
         attention_mask `b t`: None finds padding by its id. inputs_embeds `b t e` are read in place of input_ids; if
-        these are left out, only new tokens are returned. Without either, the prompt is `bos_token_id`. token_type_ids
-        `b t`: new tokens have the last one's.
+        these are left out, only new tokens are returned. Without either, the prompt is `bos_token_id`.
 
         Greedy decoding by default. do_sample: sample with `generator` from the softmax after temperature, top_k and
         top_p (none of them by default; transformers has top_k=50). num_beams above 1: beam search. Of each prompt,
@@ -99,41 +65,29 @@ class GenerationMixin:
         encoder_attention_mask `b k`: for cross-attention. use_cache=False recomputes earlier tokens for each new one,
         with the same result.
 
-        The scores `b v` first go through repetition_penalty, bad_words_ids (lists of ids that must not be generated),
-        min_new_tokens, remove_invalid_values (of NaN and infinity), and each logits_processor(ids, scores).
-        stopping_criteria: functions of ids `b t` and the scores so far; True `b` ends a sequence. streamer: its `put`
-        gets the prompts, then each token. return_dict_in_generate: return a GenerateOutput, with what the output_…
-        arguments ask for. generation_config, and the model's attribute of this name: settings that hold unless an
-        argument says otherwise. Raises ValueError for settings that cannot be right or are not offered.
+        The scores `b v` first go through repetition_penalty, min_new_tokens, and each logits_processor(ids, scores),
+        for instance one of transformers'. stopping_criteria: functions of ids `b t` and the scores so far; True `b`
+        ends a sequence. streamer: its `put` gets the prompts, then each token. return_dict_in_generate: return a
+        GenerateOutput, with what the output_… arguments ask for. generation_config, and the model's attribute of this
+        name: settings that hold unless an argument says otherwise. Raises ValueError for settings that cannot be right
+        or are not offered.
         """
         settings = {name: value for name, value in locals().items() if name != "self"}
         from ..inference.generation import generate
 
         return generate(self, **settings)  # type: ignore[arg-type]
 
-    @takes_generation_config
     def stream(
-        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, *,
-        inputs_embeds: Tensor | None = None, token_type_ids: Tensor | None = None, max_new_tokens: int | None = None,
-        max_length: int | None = None,
-        min_new_tokens: int = 0, do_sample: bool = False, temperature: float = 1.0, top_k: int | None = None,
-        top_p: float = 1.0, generator: torch.Generator | None = None, num_return_sequences: int = 1,
-        repetition_penalty: float = 1.0, bad_words_ids: Sequence[Sequence[int]] = (),
-        remove_invalid_values: bool = False, logits_processor: Sequence[Callable[[Tensor, Tensor], Tensor]] = (),
-        stopping_criteria: Sequence[Callable[[Tensor, Any], Any]] = (), eos_token_id: int | Sequence[int] | None = None,
-        pad_token_id: int | None = None, bos_token_id: int | None = None, use_cache: bool = True,
-        encoder_hidden_states: Tensor | None = None, encoder_attention_mask: Tensor | None = None,
-        generation_config: Any = None, progress: bool = False,
-    ) -> Iterator[Tensor]:  # fmt: skip
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **settings: Any
+    ) -> Iterator[Tensor]:
         """The new tokens of `generate` as they come: one id per sequence, `b`, each time; padding after its end.
 
-        `tokenizer.decode_stream` turns them into parts of a text, with their spaces, if there is one sequence. Not for
-        beam search, which decides on its first token last.
+        `tokenizer.decode_stream` turns them into parts of a text, with their spaces, if there is one sequence. Settings
+        as in `generate`, without those of beam search, which decides on its first token last, and of what is returned.
         """
-        settings = {name: value for name, value in locals().items() if name != "self"}
-        from ..inference.generation import GenerationState, sample
+        from ..inference.generation import stream
 
-        return sample(GenerationState(self, **settings))  # type: ignore[arg-type]
+        return stream(self, input_ids=input_ids, attention_mask=attention_mask, **settings)  # type: ignore[arg-type]
 
     # what transformers' pipelines and Trainer, and peft, look for
 
@@ -146,6 +100,8 @@ class GenerationMixin:
         self, generation_config: Any, use_model_defaults: bool = True, **settings: Any
     ) -> Any:
         """A pipeline's config with this model's settings and then `settings`, and those of them it does not know."""
+        from ..inference.generation import settings_of
+
         prepared = copy.deepcopy(generation_config)
         prepared.update(**settings_of(self.generation_config))
         return prepared, prepared.update(**settings)

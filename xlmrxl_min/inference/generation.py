@@ -10,9 +10,10 @@ never count padding, with a cache too. Prompts of different lengths are padded o
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from numbers import Integral, Real
+from numbers import Integral
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -27,12 +28,15 @@ from ..inputs import as_sequence, check_integer, check_number, check_option, che
 from ..model import Cache, XLMRobertaXLForCausalLM
 from ..utils import eval_mode, pad_rows
 
-MIN_TEMPERATURE = 1e-6  # float32 logits divided by less may be infinite
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6  # float32 logits divided by less may be infinite
 MAX_LENGTH_PENALTY = 50  # a length to a higher power may be more than a float holds
-PARAMETERS = [*inspect.signature(GenerationMixin.generate).parameters.values()][1:]
-DEFAULTS = {parameter.name: parameter.default for parameter in PARAMETERS}
+DEFAULTS = {name: one.default for name, one in inspect.signature(GenerationMixin.generate).parameters.items()}
+del DEFAULTS["self"]
 FLAGS = [name for name, default in DEFAULTS.items() if isinstance(default, bool)]
-NOT_WITH_BEAMS = ("do_sample", "temperature", "top_k", "top_p", "generator", "stopping_criteria", "streamer")
+OUTPUTS = [name for name in FLAGS if name.startswith("output_")]
+RETURNED = ("return_dict_in_generate", "streamer", *OUTPUTS)
+SAMPLING = ("temperature", "top_k", "top_p", "generator")
+NOT_WITH_BEAMS = ("do_sample", *SAMPLING, "stopping_criteria", "streamer")
 
 
 class GenerateOutput(ModelOutput):
@@ -52,9 +56,7 @@ class GenerateOutput(ModelOutput):
 
 class Beam(NamedTuple):
     tokens: tuple[int, ...]  # the new ones
-    score: (
-        float  # the sum of their log-probabilities; of a finished sequence, divided by their number ** length_penalty
-    )
+    score: float  # the sum of their log-probabilities; if finished, divided by their number ** length_penalty
     parents: tuple[int, ...] = ()  # which of its prompt's unfinished beams each token continued
 
 
@@ -65,32 +67,51 @@ class Beams(NamedTuple):
     finished: list[Beam]
 
 
+def settings_of(config: Any) -> dict[str, Any]:
+    """What a generation config sets: all but the defaults of its class; transformers' top_k of 50 is set, too."""
+    if not hasattr(config, "__dict__"):
+        remedy = "take transformers' GenerationConfig, or pass the settings as arguments of generate"
+        raise ValueError(f"generation_config is of type {type(config).__name__}, which has no attributes: {remedy}.")
+    unset = {**vars(type(config)()), "top_k": None}
+    public = {name: value for name, value in vars(config).items() if not name.startswith(("_", "transformers_version"))}
+    return {name: value for name, value in public.items() if value not in (None, unset.get(name))}
+
+
+def complete(
+    model: XLMRobertaXLForCausalLM, method: str, without: Sequence[str], given: dict[str, Any]
+) -> dict[str, Any]:
+    """The settings of a call with those of its generation config, then of the model's; None and False ask for nothing.
+
+    Raises ValueError for those that `generate` has not, or that are in `without`.
+    """
+    settings, configs = given, (given.pop("generation_config", None), vars(model).get("generation_config"))
+    for config in configs:
+        settings = ({} if config is None else settings_of(config)) | settings
+    if not settings.get("do_sample"):  # transformers' configs hold top_k=50 even then
+        settings = {name: value for name, value in settings.items() if name in given or name not in SAMPLING}
+    offered = [name for name in DEFAULTS if name not in without]
+    for name, value in settings.items():
+        if name not in offered and value is not None and value is not False:
+            raise ValueError(f"{name}={shown(value)} is not offered: {method} takes {', '.join(offered)}.")
+    return {name: value for name, value in settings.items() if name in offered and value is not None}
+
+
 def generate(model: XLMRobertaXLForCausalLM, **given: Any) -> Tensor | GenerateOutput:
     """The work of GenerationMixin.generate."""
     state = GenerationState(model, **given)
     settings, prompts, of_beams = state.settings, state.sequences, {}
-    count, width, has_bar = settings.num_return_sequences, settings.num_beams, settings.progress
-    check_integer("num_beams", width)
-    wanted = [name for name in FLAGS if name.startswith("output_") and getattr(settings, name)]
-    if wanted and not settings.return_dict_in_generate:
-        raise ValueError(f"{wanted[0]} is for what is returned beside the ids: add return_dict_in_generate=True.")
+    count, width, streamer = settings.num_return_sequences, settings.num_beams, settings.streamer
     if width == 1:
-        if settings.length_penalty != 1:
-            raise ValueError("length_penalty is for beam search: ask for num_beams above 1 with it.")
-        steps = sample(state)
-        put = (lambda ids: None) if settings.streamer is None else settings.streamer.put
-        put(prompts.repeat_interleave(count, 0).cpu())
-        for tokens in steps:
-            put(tokens.cpu())
-        if settings.streamer is not None:
-            settings.streamer.end()
+        if streamer is not None:
+            streamer.put(prompts.repeat_interleave(count, 0).cpu())
+        for tokens in sample(state):
+            if streamer is not None:
+                streamer.put(tokens.cpu())
+        if streamer is not None:
+            streamer.end()
         sequences, rows = state.sequences, len(state.sequences)
     else:
-        if any(getattr(settings, name) not in (DEFAULTS[name], []) for name in NOT_WITH_BEAMS):
-            remedy = f"leave out either num_beams or {', '.join(NOT_WITH_BEAMS)}"
-            raise ValueError(f"beam search takes the most probable sequences and does not sample: {remedy}.")
-        check_integer("num_return_sequences", count, 1, width)
-        for step in tqdm(search_beams(state), total=state.num_steps, unit="token", disable=not has_bar, delay=2):
+        for step in search_beams(state):
             best = [(i * width, beam) for i, beams in enumerate(step) for beam in beams.finished[:count]]
         new = pad_rows([beam.tokens for _, beam in best], state.pad_token_id).to(prompts.device)
         sequences = torch.cat([prompts.repeat_interleave(count, 0), new], dim=1)
@@ -111,41 +132,39 @@ def generate(model: XLMRobertaXLForCausalLM, **given: Any) -> Tensor | GenerateO
     return GenerateOutput(sequences=sequences, past_key_values=state.cache, **of_beams, **kept)
 
 
+def stream(model: XLMRobertaXLForCausalLM, **given: Any) -> Iterator[Tensor]:  # b each
+    """The work of GenerationMixin.stream."""
+    return sample(
+        GenerationState(model, **complete(model, "stream", ("num_beams", "length_penalty", *RETURNED), given))
+    )
+
+
 def sample(state: GenerationState) -> Iterator[Tensor]:  # b each
-    """Greedy decoding or sampling: append a token to every sequence, and yield them. The work of stream, too."""
+    """Greedy decoding or sampling: append a token to every sequence, and yield them."""
     settings, device = state.settings, state.sequences.device
-    warping = (settings.temperature, settings.top_k, settings.top_p)
-    check_integer("num_return_sequences", settings.num_return_sequences)
-    validate_sampling(settings.do_sample, settings.generator, settings.num_return_sequences, *warping)
-    criteria = as_functions("stopping_criteria", settings.stopping_criteria)
-
-    def steps() -> Iterator[Tensor]:
-        rows = torch.arange(len(state.sequences), device=device).repeat_interleave(settings.num_return_sequences)
-        is_finished = torch.zeros(len(rows), dtype=torch.bool, device=device)
-        eos_token_ids = torch.tensor(state.eos_token_ids, device=device)
-        has_bar = settings.progress
-        for _ in tqdm(state.steps(), total=state.num_steps, unit="token", disable=not has_bar, delay=2):
-            logits = state.next_logits()
-            if len(logits) < len(rows):  # each prompt was read once, however many sequences continue it
-                logits = logits[rows]
-                state.reorder(rows)
-            scores = state.process(logits)
-            if settings.do_sample:
-                scores = warp_logits(scores, *warping)
-                tokens = torch.multinomial(scores.softmax(-1), 1, generator=settings.generator)[:, 0]
-            else:
-                tokens = scores.argmax(-1)
-            state.keep(scores=scores)
-            tokens = tokens.masked_fill(is_finished, state.pad_token_id)
-            state.append(tokens)
-            is_finished |= torch.isin(tokens, eos_token_ids)
-            for is_end in criteria:
-                is_finished |= is_end(state.sequences, tuple(state.outputs.get("scores", ())) or None)
-            yield tokens
-            if is_finished.all():
-                return
-
-    return steps()
+    rows = torch.arange(len(state.sequences), device=device).repeat_interleave(settings.num_return_sequences)
+    is_finished = torch.zeros(len(rows), dtype=torch.bool, device=device)
+    eos_token_ids = torch.tensor(state.eos_token_ids, device=device)
+    for _ in state.steps():
+        logits = state.next_logits()
+        if len(logits) < len(rows):  # each prompt was read once, however many sequences continue it
+            logits = logits[rows]
+            state.reorder(rows)
+        scores = state.process(logits)
+        if settings.do_sample:
+            scores = warp_logits(scores, settings.temperature, settings.top_k, settings.top_p)
+            tokens = torch.multinomial(scores.softmax(-1), 1, generator=settings.generator)[:, 0]
+        else:
+            tokens = scores.argmax(-1)
+        state.keep(scores=scores)
+        tokens = tokens.masked_fill(is_finished, state.pad_token_id)
+        state.append(tokens)
+        is_finished |= torch.isin(tokens, eos_token_ids)
+        for is_end in settings.stopping_criteria:
+            is_finished |= is_end(state.sequences, tuple(state.outputs.get("scores", ())) or None)
+        yield tokens
+        if is_finished.all():
+            return
 
 
 def beam_search(
@@ -158,51 +177,46 @@ def beam_search(
     early_stopping=False, a prompt is done when it has `num_beams` finished sequences and the current score of the best
     unfinished one is not above the worst of them. Raises ValueError as `generate` does.
     """
-    return search_beams(GenerationState(model, input_ids=input_ids, attention_mask=attention_mask, **given))
+    given = {"input_ids": input_ids, "attention_mask": attention_mask, **given}
+    without = (*NOT_WITH_BEAMS, *RETURNED, "num_return_sequences")
+    return search_beams(GenerationState(model, **complete(model, "beam_search", without, given)))
 
 
 def search_beams(state: GenerationState) -> Iterator[list[Beams]]:
     """The work of `beam_search`."""
     num_beams, length_penalty = state.settings.num_beams, state.settings.length_penalty
-    per_beam = max(2, 1 + len(state.eos_token_ids))  # candidates, so that one remains if the others end
-    check_integer("num_beams", num_beams, 1, state.model.config.vocab_size // per_beam)
-    check_number("length_penalty", length_penalty, -MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY)
-
-    def steps() -> Iterator[list[Beams]]:
-        prompts = [Beams([Beam((), 0.0)], []) for _ in range(len(state.sequences))]
-        is_done = [False] * len(prompts)
-        for step in state.steps():
-            is_last = step == state.num_steps - 1
-            scores = state.process(state.next_logits().log_softmax(-1))
-            state.keep(scores=scores)
-            candidates = best_candidates(scores, [beams.running for beams in prompts], per_beam * num_beams)
-            width, parents = len(prompts[0].running), []
-            for i, found in enumerate(candidates):
-                running: list[Beam] = []
-                finished = list(prompts[i].finished)
-                for rank, beam in enumerate(found):
-                    length = len(beam.tokens)
-                    if is_last or beam.tokens[-1] in state.eos_token_ids:
-                        if rank < num_beams and not is_done[i]:
-                            finished.append(beam._replace(score=beam.score / length**length_penalty))
-                    elif len(running) < num_beams:
-                        running.append(beam)
-                        parents.append(i * width + beam.parents[-1])
-                finished = sorted(finished, key=lambda beam: beam.score, reverse=True)[:num_beams]
-                prompts[i] = Beams(running, finished)
-                if len(finished) == num_beams and not is_last:
-                    is_done[i] |= running[0].score / length**length_penalty <= finished[-1].score
-            yield list(prompts)
-            ends = [beam.tokens[-1] in state.eos_token_ids for beams in prompts for beam in beams.finished]
-            if is_last and not all(ends):
-                continue  # to the end of state.steps, which warns if the positions were used up
-            if is_last or all(is_done):
-                return
-            state.reorder(torch.tensor(parents, device=state.sequences.device))
-            last = [beam.tokens[-1] for beams in prompts for beam in beams.running]
-            state.append(torch.tensor(last, device=state.sequences.device))
-
-    return steps()
+    prompts = [Beams([Beam((), 0.0)], []) for _ in range(len(state.sequences))]
+    is_done = [False] * len(prompts)
+    for step in state.steps():
+        is_last = step == state.num_steps - 1
+        scores = state.process(state.next_logits().log_softmax(-1))
+        state.keep(scores=scores)
+        candidates = best_candidates(scores, [beams.running for beams in prompts], state.per_beam * num_beams)
+        width, parents = len(prompts[0].running), []
+        for i, found in enumerate(candidates):
+            running: list[Beam] = []
+            finished = list(prompts[i].finished)
+            for rank, beam in enumerate(found):
+                length = len(beam.tokens)
+                if is_last or beam.tokens[-1] in state.eos_token_ids:
+                    if rank < num_beams and not is_done[i]:
+                        finished.append(beam._replace(score=beam.score / length**length_penalty))
+                elif len(running) < num_beams:
+                    running.append(beam)
+                    parents.append(i * width + beam.parents[-1])
+            finished = sorted(finished, key=lambda beam: beam.score, reverse=True)[:num_beams]
+            prompts[i] = Beams(running, finished)
+            if len(finished) == num_beams and not is_last:
+                is_done[i] |= running[0].score / length**length_penalty <= finished[-1].score
+        yield list(prompts)
+        ends = [beam.tokens[-1] in state.eos_token_ids for beams in prompts for beam in beams.finished]
+        if is_last and not all(ends):
+            continue  # to the end of state.steps, which warns if the positions were used up
+        if is_last or all(is_done):
+            return
+        state.reorder(torch.tensor(parents, device=state.sequences.device))
+        last = [beam.tokens[-1] for beams in prompts for beam in beams.running]
+        state.append(torch.tensor(last, device=state.sequences.device))
 
 
 def best_candidates(scores: Tensor, running: Sequence[Sequence[Beam]], count: int) -> list[list[Beam]]:
@@ -250,30 +264,41 @@ def warp_logits(logits: Tensor, temperature: float = 1.0, top_k: int | None = No
     return logits
 
 
-def validate_sampling(
-    do_sample: bool, generator: torch.Generator | None, num_return_sequences: int, temperature: float,
-    top_k: int | None, top_p: float,
-) -> None:  # fmt: skip
+def check_settings(settings: SimpleNamespace, max_beams: int) -> None:
     """Raise ValueError, in one sentence, for settings that are impossible or would have no effect."""
-    check_option("do_sample", do_sample, (False, True))
-    if not (isinstance(temperature, Real) and MIN_TEMPERATURE <= temperature <= 1 / MIN_TEMPERATURE):
-        allowed = f"from {MIN_TEMPERATURE} to {1 / MIN_TEMPERATURE:.0f}"
-        remedy = f"take a number {allowed}; for the most probable token, leave out do_sample"
-        raise ValueError(f"temperature={shown(temperature)} is impossible: {remedy}.")
-    check_number("top_p", top_p, 0, 1, above=True)
-    if top_k is not None:
-        check_integer("top_k", top_k)
+    width, count, streamer = settings.num_beams, settings.num_return_sequences, settings.streamer
+    for name in FLAGS:
+        check_option(name, getattr(settings, name), (False, True))
+    check_integer("num_beams", width, 1, max_beams)
+    check_integer("num_return_sequences", count, 1, width if width > 1 else math.inf)
+    check_number("length_penalty", settings.length_penalty, -MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY)
+    check_number("repetition_penalty", settings.repetition_penalty, 0, above=True)
+    check_number("temperature", settings.temperature, MIN_TEMPERATURE, MAX_TEMPERATURE)
+    check_number("top_p", settings.top_p, 0, 1, above=True)
+    if settings.top_k is not None:
+        check_integer("top_k", settings.top_k)
     allowed = "None, or a torch.Generator, such as torch.Generator().manual_seed(0)"
-    check_type("generator", generator, torch.Generator | None, allowed)
-    if do_sample:
-        return
-    for name, value, default in (("temperature", temperature, 1), ("top_k", top_k, None), ("top_p", top_p, 1)):
-        if value != default:
-            raise ValueError(f"{name}={value} is for sampling: add do_sample=True.")
-    if generator is not None:
-        raise ValueError("a generator is for sampling: add do_sample=True.")
-    if num_return_sequences > 1:
-        raise ValueError(f"all {num_return_sequences} sequences would be the same: add do_sample=True, or num_beams.")
+    check_type("generator", settings.generator, torch.Generator | None, allowed)
+    if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
+        raise ValueError(f"streamer={shown(streamer)} has no put and end: pass one of transformers' streamers.")
+    for name in ("logits_processor", "stopping_criteria"):
+        functions = as_sequence(getattr(settings, name), name, "functions")
+        setattr(settings, name, functions)
+        for i, function in enumerate(functions):
+            check_type(f"{name}[{i}]", function, Callable, "a function")
+    remedy = f"beam search does not sample: leave out either num_beams or {', '.join(NOT_WITH_BEAMS)}"
+    for names, is_without_effect, why in (
+        (NOT_WITH_BEAMS, width > 1, f"is impossible, as {remedy}"),
+        (SAMPLING, not settings.do_sample, "is for sampling: add do_sample=True"),
+        (("length_penalty",), width == 1, "is for beam search: ask for num_beams above 1 with it"),
+        (OUTPUTS, not settings.return_dict_in_generate, "has no place: add return_dict_in_generate=True"),
+    ):  # fmt: skip
+        for name in names:
+            value = getattr(settings, name)
+            if is_without_effect and value not in (DEFAULTS[name], []):
+                raise ValueError(f"{name}={shown(value)} {why}.")
+    if count > 1 and width == 1 and not settings.do_sample:
+        raise ValueError(f"all {count} sequences would be the same: add do_sample=True, or num_beams.")
 
 
 class GenerationState:
@@ -292,57 +317,42 @@ class GenerationState:
         if prepare is not GenerationMixin.prepare_inputs_for_generation:
             remedy = "take an adapter that changes modules in place, such as LoRA"
             raise ValueError(f"generate does not call the prepare_inputs_for_generation of peft's prompts: {remedy}.")
-        for name in FLAGS:
-            check_option(name, getattr(settings, name), (False, True))
-        eos, pad, bos = (
-            getattr(config, name) if getattr(settings, name) is None else getattr(settings, name)
-            for name in ("eos_token_id", "pad_token_id", "bos_token_id")
-        )
-        eos = (
-            [] if eos is None else [int(eos)] if isinstance(eos, Integral) else as_sequence(eos, "eos_token_id", "ids")
-        )
-        self.eos_token_ids: list[int] = eos
-        self.pad_token_id: int = pad
-        limits = [("eos_token_id", one, -1) for one in self.eos_token_ids]  # -1: no token ends a text
-        limits += [("bad_words_ids", one, 0) for word in settings.bad_words_ids for one in word]
-        for name, token_id, low in (*limits, ("pad_token_id", pad, 0), ("bos_token_id", bos, 0)):
+        for name in ("eos_token_id", "pad_token_id", "bos_token_id"):
+            if getattr(settings, name) is None:
+                setattr(settings, name, getattr(config, name))
+        eos = [] if settings.eos_token_id is None else settings.eos_token_id
+        eos = [eos] if isinstance(eos, Integral) else as_sequence(eos, "eos_token_id", "ids")
+        limits = [("eos_token_id", one, -1) for one in eos]  # -1: no token ends a text
+        limits += [(name, getattr(settings, name), 0) for name in ("pad_token_id", "bos_token_id")]
+        for name, token_id, low in limits:
             check_integer(name, token_id, low, config.vocab_size - 1)
-        states, encoder_mask = settings.encoder_hidden_states, settings.encoder_attention_mask
-        if encoder_mask is not None:
-            check_tensor("encoder_attention_mask", encoder_mask)
-            if encoder_mask.dim() != 2:
-                needed = "(batch, tokens of the encoder): all new tokens share it"
-                raise ValueError(f"encoder_attention_mask must be {needed}.")
-        ids, embeds = settings.input_ids, settings.inputs_embeds
-        if embeds is not None:
-            check_tensor("inputs_embeds", embeds)
-        if ids is None:
-            shape = (1 if states is None else len(states), 1) if embeds is None else embeds.shape[:2]
-            ids = torch.full(shape, bos, device=model.device)
-        is_token, length = check_prompts(model, ids, embeds, settings.attention_mask, pad, self.eos_token_ids)
+        settings.eos_token_id = eos
+        self.eos_token_ids: list[int] = eos
+        self.pad_token_id: int = settings.pad_token_id
+        self.per_beam: int = max(2, 1 + len(eos))  # candidates, so that one remains if the others end
+        check_settings(settings, max(1, config.vocab_size // self.per_beam))
+        ids, is_token, length = read_prompts(model, settings)
+        has_embeds = settings.inputs_embeds is not None
         self.model: XLMRobertaXLForCausalLM = model
-        self.sequences: Tensor = ids[:, :0] if settings.input_ids is None and embeds is not None else ids
+        self.sequences: Tensor = ids[:, :0] if settings.input_ids is None and has_embeds else ids
         self.num_given: int = self.sequences.shape[1]
         self.is_token: Tensor = is_token  # b t, of the prompts
         self.mask: Tensor | None = None if bool(is_token.all()) else is_token.long()  # b k
-        self.token_type_ids: Tensor | None = settings.token_type_ids  # b k; those of new tokens are the last one's
-        self.encoder_hidden_states: Tensor | None = states
-        self.encoder_mask: Tensor | None = None if encoder_mask is None else encoder_mask.to(ids.device)
-        self.use_cache: bool = settings.use_cache or embeds is not None  # new tokens have ids only
+        self.encoder_hidden_states: Tensor | None = settings.encoder_hidden_states
+        self.encoder_mask: Tensor | None = settings.encoder_attention_mask
+        self.use_cache: bool = settings.use_cache or has_embeds  # new tokens have ids only
         self.num_wanted: int = count_new_tokens(settings.max_new_tokens, settings.max_length, ids.shape[1])
         self.max_steps: int = config.max_seq_len - length + 1  # the last new token is never read
         self.num_steps: int = min(self.num_wanted, self.max_steps)
         check_integer("min_new_tokens", settings.min_new_tokens, 0, self.num_wanted)
-        check_number("repetition_penalty", settings.repetition_penalty, 0, above=True)
-        self.logits_processor = as_functions("logits_processor", settings.logits_processor)
-        names = ("scores", "logits", "attentions", "hidden_states")
-        self.outputs: dict[str, list[Any]] = {name: [] for name in names if getattr(settings, f"output_{name}")}
+        wanted = [name.removeprefix("output_") for name in OUTPUTS if getattr(settings, name)]
+        self.outputs: dict[str, list[Any]] = {name: [] for name in wanted}
         self.cache: Cache | None = None
         self.has_training_modules: bool = any(module.training for module in model.modules())  # asked once: it is slow
 
     def steps(self) -> Iterator[int]:
         """0, 1, …, for as many new tokens as are wanted and possible, with a warning if these are fewer."""
-        yield from range(self.num_steps)
+        yield from tqdm(range(self.num_steps), unit="token", disable=not self.settings.progress, delay=2)
         if self.num_wanted > self.max_steps:
             end = f"after {self.max_steps} of {self.num_wanted} new tokens"
             room = f"this model has positions for {self.model.config.max_seq_len} tokens"
@@ -356,11 +366,10 @@ class GenerationState:
             positions = model.backbone.embeddings.make_position_ids(self.is_token)
             prompt = {"inputs_embeds": self.settings.inputs_embeds, "position_ids": positions}
         ids = None if prompt else self.sequences if is_first else self.sequences[:, -1:]
-        types = self.token_type_ids if is_first or self.token_type_ids is None else self.token_type_ids[:, -1:]
         is_training = self.has_training_modules or model.training
         with eval_mode(model) if is_training else torch.inference_mode():
             out = model.backbone(
-                ids, self.mask, types, encoder_hidden_states=self.encoder_hidden_states if is_first else None,
+                ids, self.mask, encoder_hidden_states=self.encoder_hidden_states if is_first else None,
                 encoder_attention_mask=self.encoder_mask, past_key_values=self.cache, use_cache=self.use_cache,
                 output_attentions=self.settings.output_attentions,
                 output_hidden_states=self.settings.output_hidden_states, **prompt,
@@ -383,16 +392,9 @@ class GenerationState:
         if penalty != 1:
             seen = scores.gather(1, ids)
             scores.scatter_(1, ids, torch.where(seen < 0, seen * penalty, seen / penalty))
-        for *earlier, last in self.settings.bad_words_ids:
-            is_end = not earlier and last in self.eos_token_ids
-            if not is_end and len(earlier) < max(1, ids.shape[1]):
-                tail = ids[:, ids.shape[1] - len(earlier) :]
-                scores[(tail == torch.tensor(earlier, device=ids.device)).all(-1), last] = -torch.inf
         if ids.shape[1] < self.num_given + self.settings.min_new_tokens:
             scores[:, [token_id for token_id in self.eos_token_ids if token_id >= 0]] = -torch.inf
-        if self.settings.remove_invalid_values:
-            scores = scores.nan_to_num()
-        for processor in self.logits_processor:
+        for processor in self.settings.logits_processor:
             scores = processor(ids, scores)
         return scores
 
@@ -400,76 +402,65 @@ class GenerationState:
         self.sequences = torch.cat([self.sequences, tokens.unsqueeze(1)], dim=1)
         if self.mask is not None:
             self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
-        if self.token_type_ids is not None:
-            self.token_type_ids = torch.cat([self.token_type_ids, self.token_type_ids[:, -1:]], dim=1)
 
     def reorder(self, rows: Tensor) -> None:  # b
         """Continue these rows, in this order, each possibly several times."""
-        for name in ("sequences", "mask", "token_type_ids", "encoder_hidden_states", "encoder_mask"):
-            if getattr(self, name) is not None:
-                setattr(self, name, getattr(self, name)[rows])
+        for name in ("sequences", "mask", "encoder_hidden_states", "encoder_mask"):
+            value = getattr(self, name)
+            setattr(self, name, None if value is None else value[rows.to(value.device)])
         if self.cache is not None:
             self.cache.reorder(rows)
 
 
 def count_new_tokens(max_new_tokens: int | None, max_length: int | None, prompt: int) -> int:
     """How many tokens may follow those of the prompt; None for both limits: 20."""
-    if max_length is not None:
-        check_integer("max_length", max_length)
-        if max_new_tokens is not None:
+    if max_new_tokens is not None:
+        if max_length is not None:
             warnings.warn(f"max_length={max_length} does nothing beside max_new_tokens={max_new_tokens}.", stacklevel=2)
-        elif max_length <= prompt:
-            remedy = "give more, or max_new_tokens, which does not count it"
-            raise ValueError(f"max_length={max_length} is used up by a prompt of {prompt} tokens: {remedy}.")
-    if max_new_tokens is None:
-        max_new_tokens = 20 if max_length is None else max_length - prompt
-    check_integer("max_new_tokens", max_new_tokens)
-    return max_new_tokens
+        check_integer("max_new_tokens", max_new_tokens)
+        return max_new_tokens
+    if max_length is None:
+        return 20
+    check_integer("max_length", max_length, prompt + 1)
+    return max_length - prompt
 
 
-def as_functions(name: str, values: Any) -> list[Callable[..., Any]]:
-    functions = as_sequence(values, name, "functions")
-    for i, function in enumerate(functions):
-        check_type(f"{name}[{i}]", function, Callable, "a function")
-    return functions
-
-
-def check_prompts(
-    model: XLMRobertaXLForCausalLM, input_ids: Tensor, inputs_embeds: Tensor | None, attention_mask: Tensor | None,
-    pad_token_id: int, eos_token_ids: Sequence[int],
-) -> tuple[Tensor, int]:  # fmt: skip
-    """Return which tokens are not padding, `b t`, and the positions that the longest prompt takes.
+def read_prompts(model: XLMRobertaXLForCausalLM, settings: SimpleNamespace) -> tuple[Tensor, Tensor, int]:
+    """The prompts' ids and which of them are not padding, `b t` each, and the positions that the longest one takes.
 
     Raises ValueError for prompts that are empty, too long, or padded on the right.
     """
-    config = model.config
-    check_tensor("input_ids", input_ids)
-    shape = tuple(input_ids.shape)
+    config, ids, embeds, mask = model.config, settings.input_ids, settings.inputs_embeds, settings.attention_mask
+    pad, states = settings.pad_token_id, settings.encoder_hidden_states
+    for name in ("input_ids", "inputs_embeds", "attention_mask", "encoder_hidden_states", "encoder_attention_mask"):
+        if getattr(settings, name) is not None:
+            check_tensor(name, getattr(settings, name))
+    if ids is None:
+        shape = (1 if states is None else len(states), 1) if embeds is None else embeds.shape[:2]
+        ids = torch.full(shape, settings.bos_token_id, device=model.device)
+    shape = tuple(ids.shape)
+    if embeds is not None and (embeds.dim() != 3 or embeds.shape[:2] != shape):
+        raise ValueError(f"inputs_embeds have shape {tuple(embeds.shape)}: pass `b t e`, of the tokens of input_ids.")
     if len(shape) != 2:
         raise ValueError(f"input_ids have shape {shape}, but must be (batch, tokens).")
-    if inputs_embeds is not None and inputs_embeds.shape[:2] != shape:
-        given = tuple(inputs_embeds.shape)
-        raise ValueError(f"inputs_embeds have shape {given}, but input_ids {shape}: pass those of the same tokens.")
-    is_token = input_ids != pad_token_id
-    if pad_token_id in eos_token_ids:  # as in transformers, it is no sign of padding then
-        is_token = torch.ones_like(is_token)
-    if attention_mask is not None:
-        check_tensor("attention_mask", attention_mask)
-        check_binary_mask("attention_mask", attention_mask)
-        is_token = attention_mask.to(input_ids.device) != 0
+    # As in transformers, a padding token that ends texts is no sign of padding.
+    is_token = torch.ones_like(ids, dtype=torch.bool) if pad in settings.eos_token_id else ids != pad
+    if mask is not None:
+        check_binary_mask("attention_mask", mask)
+        is_token = mask.to(ids.device) != 0
     if is_token.shape != shape:
         raise ValueError(f"attention_mask has shape {tuple(is_token.shape)}, but must be {shape}.")
-    empty = (~is_token.any(-1)).nonzero()[:1, 0].tolist() if shape[1] else [0]
-    if len(is_token) == 0 or empty:
+    empty = (~is_token.any(-1)).nonzero()[:1, 0].tolist() if ids.numel() else [0]
+    if empty:
         remedy = f"begin with at least one token, such as <s> ({config.bos_token_id})"
         raise ValueError(f"the prompt in row {empty} is empty: {remedy}.")
     gaps = (is_token[:, :-1] & ~is_token[:, 1:]).any(-1).nonzero()[:1, 0].tolist()
     if gaps:
         raise ValueError(f'row {gaps} has padding after its text: tokenize with padding_side="left".')
     # Absolute positions count tokens, relative ones all columns.
-    counted = is_token if inputs_embeds is not None else input_ids != config.pad_token_id
+    counted = is_token if embeds is not None else ids != config.pad_token_id
     length = int(counted.sum(-1).max()) if config.position_embedding_type == "absolute" else shape[1]
     if length > config.max_seq_len:
         room = f"this model has room for {config.max_seq_len}: give fewer"
         raise ValueError(f"the prompt has {length} tokens, but {room}.")
-    return is_token, length
+    return ids, is_token, length
