@@ -181,6 +181,9 @@ def test_characters_tokens_and_words_lead_to_each_other(small):
             start, end = got.word_to_chars(1, word, sequence)
             theirs = expected.word_to_chars(1, word, sequence)
             assert (end, text[start:end]) == (theirs[1], text[slice(*theirs)].strip())
+    assert got.token_to_chars(0, 99) is expected.token_to_chars(0, 99) is None
+    for encoding in (got, expected):
+        assert [row.ids for row in encoding[1:]] == got["input_ids"][1:]
     one = ours(first)
     assert one.char_to_token(6) == one.char_to_token(0, 6) == one.encodings[0].char_to_token(6) == 2
     assert got.word_to_tokens(0, 99) is None
@@ -204,7 +207,10 @@ def test_an_encoding_is_a_dict_that_is_copied_and_sent():
     with pytest.raises(AttributeError, match="this encoding has no 'labels': it has input_ids"):
         _ = encoding.labels
     assert ours(TEXTS, padding=True, return_tensors="np").input_ids.dtype == numpy.int64
-    assert ours([], return_tensors="np").input_ids.shape == (0, 0)
+    for kind, integer in (("np", numpy.int64), ("pt", torch.long)):
+        for texts, options in (([], {}), ([""], {"add_special_tokens": False})):
+            ids = ours(texts, return_tensors=kind, **options).input_ids
+            assert (ids.shape, ids.dtype) == ((len(texts), 0), integer)
 
 
 def test_ids_without_texts(small):
@@ -392,6 +398,17 @@ def test_pipelines_of_transformers_take_our_tokenizer(small, name):
             lambda t: t("a b c", max_length=4, stride=2, return_overflowing_tokens=True),
             "stride=2 is impossible: rows have",
         ),
+        (lambda t: t("a", stride=2, truncation=True), "stride=2 is of rows that overflow"),
+        (lambda t: t.encode(["a", "b"]), "text is of type list, but encode takes one text"),
+        (lambda t: t.pad({"input_ids": ["a"]}), "input_ids holds what is no integer"),
+        (lambda t: t.pad({"input_ids": [[[5]], [[6], [7]]]}), "input_ids holds what is no integer"),
+        (lambda t: t.pad({"input_ids": 5}), "input_ids is of type int, but must be a list of ids"),
+        (
+            lambda t: t.pad({"input_ids": [[5], [5, 6]], "attention_mask": [[1], [1]]}),
+            "attention_mask and input_ids have",
+        ),
+        (lambda t: t.pad([], padding_side="top"), "padding_side='top' is unknown"),
+        (lambda t: t([], truncation_side="top"), "truncation_side='top' is unknown"),
         (lambda t: t("a", stride=-1), "stride=-1 is impossible"),
         (lambda t: t("a", "b", truncation=True, return_overflowing_tokens=True), "which text of a pair is to be cut"),
         (lambda t: t("a b c", truncation="only_second", max_length=3), "truncation='only_second' cannot cut"),

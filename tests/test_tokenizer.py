@@ -543,6 +543,11 @@ def test_spaces_are_cleaned_up_as_in_transformers(both):
         (lambda t: t.add_tokens([7]), "a token is of type int, but must be a text"),
         (lambda t: t.add_tokens([""]), "a token is empty"),
         (lambda t: t.add_special_tokens({"end": "<x>"}), "a special token='end' is unknown: take one of 'bos_token'"),
+        (lambda t: t.add_special_tokens(["<x>"]), "special_tokens_dict is of type list, but must be a dict"),
+        (lambda t: t.add_tokens("a", special_tokens="no"), "special_tokens='no' is unknown"),
+        (lambda t: t.convert_tokens_to_string([1]), r"tokens\[0\] is of type int"),
+        (lambda t: type(t)(t.vocab_file, use_fast=True), "a setting of the tokenizer='use_fast' is unknown"),
+        (lambda t: type(t)(t.vocab_file, clean_up_tokenization_spaces="no"), "clean_up_tokenization_spaces='no'"),
         (lambda t: type(t)(t.vocab_file, padding_side="top"), "padding_side='top' is unknown"),
         (lambda t: type(t)(t.vocab_file, model_max_length="5"), "model_max_length='5' is impossible"),
         (

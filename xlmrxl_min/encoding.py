@@ -9,12 +9,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from typing import Any, ClassVar, NamedTuple
 
 import numpy
 import torch
 
-from .inputs import as_samples, as_sequence, check_integer, check_option, check_type
+from .inputs import as_samples, as_sequence, check_integer, check_option, check_type, is_single_text
 
 TRUNCATIONS = (None, False, True, "longest_first", "only_first", "only_second", "do_not_truncate")
 PADDINGS = (False, True, "longest", "max_length", "do_not_pad")
@@ -47,14 +48,18 @@ class Row:
     type_ids = property(lambda self: [0] * len(self.items))
     length = property(lambda self: len(self.items))
 
+    def token(self, number: int) -> Token:
+        return self.items[number] if number < len(self.items) else Token(0, sequence=None)
+
     def token_to_sequence(self, token: int) -> int | None:
-        return self.sequence_ids[token]
+        return self.token(token).sequence
 
     def token_to_word(self, token: int) -> int | None:
-        return self.word_ids[token]
+        return self.token(token).word
 
     def token_to_chars(self, token: int) -> tuple[int, int] | None:
-        return None if self.sequence_ids[token] is None else self.offsets[token]
+        found = self.token(token)
+        return None if found.sequence is None else found[1:3]
 
     def char_to_token(self, char: int, sequence_index: int = 0) -> int | None:
         spans = enumerate(zip(self.sequence_ids, self.offsets, strict=True))
@@ -90,9 +95,7 @@ class Encoding(dict):
         self.encodings = list(encodings)
 
     def __getitem__(self, key: Any) -> Any:
-        if isinstance(key, slice):
-            return {name: values[key] for name, values in self.items()}
-        return self.row(key) if isinstance(key, int) else super().__getitem__(key)
+        return self.row(key) if isinstance(key, (int, slice)) else super().__getitem__(key)
 
     def __getattr__(self, name: str) -> Any:
         if name in self:
@@ -109,7 +112,7 @@ class Encoding(dict):
         row, index = (0, row) if index is None else (row, index)
         return getattr(self.row(row), name)(index, *(() if sequence_index is None else (sequence_index,)))
 
-    def row(self, number: int) -> Row:
+    def row(self, number: Any) -> Any:
         if not self.encodings:
             raise ValueError("this encoding knows no words or texts: call the tokenizer with a text for one that does.")
         return self.encodings[number]
@@ -194,6 +197,8 @@ class Encoder(ABC):
             check_option(name, flag, (None, False, True))
         check_option("truncation", truncation, TRUNCATIONS)
         check_integer("stride", stride, 0)
+        if stride and not return_overflowing_tokens:
+            raise ValueError(f"stride={stride} is of rows that overflow: pass return_overflowing_tokens=True too.")
         side, cut_side = self.side("padding_side", padding_side), self.side("truncation_side", truncation_side)
         if truncation is None:  # a max_length alone can only mean one thing
             truncation = max_length is not None and padding is False
@@ -226,6 +231,9 @@ class Encoder(ABC):
 
     def encode(self, text: str | list[str], text_pair: str | list[str] | None = None, **options: Any) -> list[int]:
         """Return the input_ids of one text or pair; options as in a call."""
+        if not is_single_text(text) and not options.get("is_split_into_words"):
+            remedy = "call the tokenizer itself for several, or pass text_pair"
+            raise ValueError(f"text is of type {type(text).__name__}, but encode takes one text: {remedy}.")
         return self(text, text_pair, **options)["input_ids"]
 
     def encode_with_offsets(
@@ -255,19 +263,23 @@ class Encoder(ABC):
         """
         columns, kind = as_columns(encoded_inputs)
         ids, side = columns["input_ids"], self.side("padding_side", padding_side)
-        is_single = bool(ids) and not isinstance(ids[0], list)
+        is_single = ids != [] and not (isinstance(ids, list) and isinstance(ids[0], list))
         if is_single:
             columns = {name: [values] for name, values in columns.items()}
-        lengths = [len(row) for row in columns["input_ids"]]
+        rows = [as_sequence(row, "input_ids", "ids") for row in columns["input_ids"]]
+        if not all(isinstance(i, Integral) for row in rows for i in row):
+            raise ValueError("input_ids holds what is no integer: pass one list of token ids, or a list of such lists.")
+        lengths = [len(row) for row in rows]
         if return_attention_mask is not False:
             columns.setdefault("attention_mask", [[1] * length for length in lengths])
         length = self.padded_length(lengths, padding, max_length, pad_to_multiple_of)
         fills: dict[str, Any] = {"attention_mask": 0, "special_tokens_mask": 1, "offset_mapping": (0, 0)}
         fills |= {"input_ids": self.pad_token_id, "token_type_ids": self.pad_token_type_id}
         for name in fills.keys() & columns.keys():
+            if lengths != [len(as_sequence(row, name, "numbers")) for row in columns[name]]:
+                raise ValueError(f"{name} and input_ids have different lengths: give a value for each token.")
             columns[name] = [padded(row, length, fills[name], side) for row in columns[name]]
-        if is_single:
-            columns = {name: values for name, [values] in columns.items()}
+        columns = {name: values for name, [values] in columns.items()} if is_single else columns
         return Encoding(columns).convert_to_tensors(return_tensors or kind)
 
     def padded_length(
@@ -336,7 +348,9 @@ def truncate(
     elif which < len(parts):
         kept[which] -= sum(lengths) - room
     if min(kept) < 0 or which >= len(parts) or (is_one and not kept[which]):
-        raise ValueError(f"truncation={truncation!r} cannot cut this to max_length={max_length}: allow more.")
+        raise ValueError(
+            f"truncation={truncation!r} cannot cut this to max_length={max_length}: allow more, or cut another text."
+        )
     if overlap is None:
         return [[part[:n] if side == "right" else part[len(part) - n :] for part, n in zip(parts, kept, strict=True)]]
     if overlap >= kept[which]:

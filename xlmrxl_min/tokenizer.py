@@ -23,7 +23,7 @@ import sentencepiece
 from .checkpoints.locate import VOCABULARY_FILE, Location, MissingFileError, is_absent, locate
 from .encoding import SIDES, Encoder, Token, fill_template
 from .files import atomic_write, lock_folder, to_path
-from .inputs import as_rows, as_sequence, as_texts, check_integer, check_option, check_text, is_single_text
+from .inputs import as_rows, as_sequence, as_texts, check_integer, check_option, check_text, check_type, is_single_text
 
 FAIRSEQ_OFFSET = 1
 SETTINGS_FILE = "tokenizer_config.json"
@@ -193,6 +193,7 @@ class XLMRobertaTokenizer(Encoder):
 
     def add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
         """Add one token or several, str or transformers' AddedToken -> how many are new; the model is to be resized."""
+        check_option("special_tokens", special_tokens, (False, True))
         before, is_one = len(self), isinstance(new_tokens, (str, Mapping)) or hasattr(new_tokens, "content")
         for given in [new_tokens] if is_one else as_sequence(new_tokens, "new_tokens", "tokens"):
             token = AddedToken.of(given, special_tokens)
@@ -213,6 +214,8 @@ class XLMRobertaTokenizer(Encoder):
 
         replace_additional_special_tokens: earlier ones are no longer special.
         """
+        check_type("special_tokens_dict", special_tokens_dict, Mapping, 'a dict, such as {"cls_token": "<c>"}')
+        check_option("replace_additional_special_tokens", replace_additional_special_tokens, (False, True))
         count = 0
         for name, tokens in special_tokens_dict.items():
             check_option("a special token", name, SPECIAL)
