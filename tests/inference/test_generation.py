@@ -377,6 +377,13 @@ BAD = {
     "settings as a dict": (None, {"generation_config": {"num_beams": 2}}, "generation_config is of type dict"),
     "a streamer that is none": (None, {"streamer": 5}, "streamer=5 has no put and end"),
     "words of one token": (None, {"bad_words_ids": [[5]]}, "bad_words_ids=..5.. is not offered"),
+    "a class of settings": (None, {"generation_config": GenerationConfig}, "generation_config is of type type"),
+    "a processor without a result": (None, {"logits_processor": [lambda *_: None]}, "returns None, but .* .3, 61."),
+    "scores of one row": (None, {"logits_processor": [lambda _, scores: scores[:1]]}, "must return scores of shape"),
+    "scores of NaN": (None, {"logits_processor": [lambda _, scores: scores * NAN]}, "the scores of a token hold NaN"),
+    "no token to sample": (
+        None, {"do_sample": True, "logits_processor": [lambda _, scores: scores - torch.inf]}, "only -infinity to",
+    ),
     "types of tokens": (None, {"token_type_ids": torch.zeros(3, 6)}, "token_type_ids=tensor.* is not offered"),
     "an assistant": (None, {"assistant_model": torch.nn.Linear(2, 2)}, "assistant_model=Linear.* is not offered"),
     "scores without a place": (None, {"num_beams": 2, "output_scores": True}, "add return_dict_in_generate=True"),

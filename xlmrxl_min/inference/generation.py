@@ -69,9 +69,9 @@ class Beams(NamedTuple):
 
 def settings_of(config: Any) -> dict[str, Any]:
     """What a generation config sets: all but the defaults of its class; transformers' top_k of 50 is set, too."""
-    if not hasattr(config, "__dict__"):
-        remedy = "take transformers' GenerationConfig, or pass the settings as arguments of generate"
-        raise ValueError(f"generation_config is of type {type(config).__name__}, which has no attributes: {remedy}.")
+    if isinstance(config, type) or not hasattr(config, "__dict__"):
+        remedy = "take transformers' GenerationConfig(), or pass the settings as arguments"
+        raise ValueError(f"generation_config is of type {type(config).__name__}, without settings in it: {remedy}.")
     unset = {**vars(type(config)()), "top_k": None}
     public = {name: value for name, value in vars(config).items() if not name.startswith(("_", "transformers_version"))}
     return {name: value for name, value in public.items() if value not in (None, unset.get(name))}
@@ -388,7 +388,7 @@ class GenerationState:
 
     def process(self, scores: Tensor) -> Tensor:  # b v -> b v
         """A copy of the scores of the next token, after the logits processors, in transformers' order."""
-        ids, scores, penalty = self.sequences, scores.clone(), self.settings.repetition_penalty
+        ids, scores, penalty, shape = self.sequences, scores.clone(), self.settings.repetition_penalty, scores.shape
         if penalty != 1:
             seen = scores.gather(1, ids)
             scores.scatter_(1, ids, torch.where(seen < 0, seen * penalty, seen / penalty))
@@ -396,6 +396,14 @@ class GenerationState:
             scores[:, [token_id for token_id in self.eos_token_ids if token_id >= 0]] = -torch.inf
         for processor in self.settings.logits_processor:
             scores = processor(ids, scores)
+        if not isinstance(scores, Tensor) or scores.shape != shape:
+            raise ValueError(
+                f"logits_processor returns {shown(scores)}, but must return scores of shape {tuple(shape)}."
+            )
+        best = scores.amax(-1)  # NaN, where any score is
+        if not bool((best < torch.inf).all()) or (self.settings.do_sample and bool((best == -torch.inf).any())):
+            remedy = "check repetition_penalty and logits_processor, or run the model in float32"
+            raise ValueError(f"the scores of a token hold NaN or infinity, or only -infinity to sample from: {remedy}.")
         return scores
 
     def append(self, tokens: Tensor) -> None:  # b
