@@ -379,7 +379,7 @@ BAD = {
     "words of one token": (None, {"bad_words_ids": [[5]]}, "bad_words_ids=..5.. is not offered"),
     "a class of settings": (None, {"generation_config": GenerationConfig}, "generation_config is of type type"),
     "a processor without a result": (None, {"logits_processor": [lambda *_: None]}, "returns None, but .* .3, 61."),
-    "scores of one row": (None, {"logits_processor": [lambda _, scores: scores[:1]]}, "must return scores of shape"),
+    "scores of one row": (None, {"logits_processor": [lambda _, scores: scores[:1]]}, "must return scores of .3, 61."),
     "scores of NaN": (None, {"logits_processor": [lambda _, scores: scores * NAN]}, "the scores of a token hold NaN"),
     "no token to sample": (
         None, {"do_sample": True, "logits_processor": [lambda _, scores: scores - torch.inf]}, "only -infinity to",
@@ -674,7 +674,7 @@ def test_a_generation_config_is_the_reference_s():
     """The call's settings first, then those of its generation config, then those of the model's."""
     theirs, ours = decoder()
     ids, mask, _ = prompts()
-    sampling = {"do_sample": True, "temperature": 0.7, "max_new_tokens": 8}
+    sampling = {"do_sample": True, "temperature": 5.0, "max_new_tokens": 20}
     calls = [
         ({}, {"generation_config": GenerationConfig(**sampling, eos_token_id=7, pad_token_id=1)}),  # top_k is 50 here
         ({}, {"generation_config": GenerationConfig(**sampling, eos_token_id=7, pad_token_id=1), "do_sample": False}),

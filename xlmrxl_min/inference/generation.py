@@ -397,9 +397,7 @@ class GenerationState:
         for processor in self.settings.logits_processor:
             scores = processor(ids, scores)
         if not isinstance(scores, Tensor) or scores.shape != shape:
-            raise ValueError(
-                f"logits_processor returns {shown(scores)}, but must return scores of shape {tuple(shape)}."
-            )
+            raise ValueError(f"logits_processor returns {shown(scores)}, but must return scores of {tuple(shape)}.")
         best = scores.amax(-1)  # NaN, where any score is
         if not bool((best < torch.inf).all()) or (self.settings.do_sample and bool((best == -torch.inf).any())):
             remedy = "check repetition_penalty and logits_processor, or run the model in float32"
