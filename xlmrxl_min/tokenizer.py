@@ -113,22 +113,22 @@ class XLMRobertaTokenizer(Encoder):
 
     @classmethod
     def from_pretrained(
-        cls, source: str | os.PathLike[str], *, revision: str | None = None,
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *, revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None, local_files_only: bool = False,
         token: str | bool | None = None, **settings: Any,
     ) -> XLMRobertaTokenizer:  # fmt: skip
         """Load the tokenizer of a folder, a bundled checkpoint ("tiny", …) or a hub id. Raises FileNotFoundError.
 
-        The arguments are those of a model's `from_pretrained`; source may also be the vocabulary file. settings: those
-        of the class, such as padding_side, instead of the saved ones.
+        The arguments are those of a model's `from_pretrained`; the path may also be that of the vocabulary file.
+        settings: those of the class, such as padding_side, instead of the saved ones.
         """
         hub: Any = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
-        location = locate(source, **hub)
+        location = locate(pretrained_model_name_or_path, **hub)
         with lock_folder(location.folder, shared=True):  # so that both files are of one save
             vocabulary = location.find(VOCABULARY_FILE)
             saved = {} if location.file == vocabulary else read_settings(location)
             tokenizer = cls(vocabulary, **{**saved, **settings})
-        tokenizer.name_or_path = str(source)
+        tokenizer.name_or_path = str(pretrained_model_name_or_path)
         return tokenizer
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, safe_serialization: bool = True) -> tuple[str, ...]:
