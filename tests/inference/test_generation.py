@@ -443,7 +443,7 @@ def test_errors_of_the_encoder_s_states():
 def test_an_encoder_does_not_write():
     with pytest.warns(UserWarning, match="is_decoder=False"):
         _, model = twins("ForCausalLM")
-    with pytest.raises(ValueError, match="this model is an encoder"):  # in transformers, what it writes depends on the cache
+    with pytest.raises(ValueError, match="this model is an encoder"):  # in transformers, the cache changes it
         model.generate(prompts()[0])
     assert isinstance(model, XLMRobertaXLForCausalLM)
 
