@@ -5,7 +5,6 @@ import pickle
 import random
 import warnings
 
-import datasets
 import numpy
 import pytest
 import torch
@@ -315,6 +314,7 @@ def test_pad_takes_each_form(small):
 
 def test_datasets_map_takes_our_tokenizer(small):
     _, fast, ours = small
+    datasets = pytest.importorskip("datasets", reason="needs datasets: install the extra `clients`")
     data = datasets.Dataset.from_dict({"text": TEXTS})
     mapped = data.map(ours, input_columns="text", batched=True)
     assert mapped[:]["input_ids"] == fast(TEXTS)["input_ids"]

@@ -69,11 +69,11 @@ class Same:
 
 
 @cache
-def tiny(cls, source="tiny", **options):
+def tiny(cls, pretrained_model_name_or_path="tiny", **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a new head
         torch.manual_seed(0)
-        return cls.from_pretrained(source, **options)
+        return cls.from_pretrained(pretrained_model_name_or_path, **options)
 
 
 def right_calls():
@@ -119,9 +119,9 @@ def right_calls():
         "batch_decode": (tokenizer.batch_decode, {"sequences": [ids.tolist()]}),
         "convert_ids_to_tokens": (tokenizer.convert_ids_to_tokens, {"ids": ids.tolist()}),
         "convert_tokens_to_ids": (tokenizer.convert_tokens_to_ids, {"tokens": tokens}),
-        "tokenizer.from_pretrained": (XLMRobertaTokenizer.from_pretrained, {"source": "tiny"}),
+        "tokenizer.from_pretrained": (XLMRobertaTokenizer.from_pretrained, {"pretrained_model_name_or_path": "tiny"}),
         "from_pretrained": (XLMRobertaXLForMaskedLM.from_pretrained,
-                            {"source": "tiny", "dtype": torch.float32, "device": "cpu", "quantize": None}),
+                            {"pretrained_model_name_or_path": "tiny", "dtype": torch.float32, "device": "cpu", "quantize": None}),
         "config": (XLMRobertaXLConfig, {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
                                         "vocab_size": 50, "max_position_embeddings": 20, "pruned_heads": {}}),
         "forward": (lm, {**inputs, "head_mask": torch.ones(8), "labels": encoding.input_ids}),

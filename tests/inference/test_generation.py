@@ -68,7 +68,7 @@ def prompts(padding="none", cross=False, seed=0):
 @pytest.mark.parametrize("cross", [False, True])
 def test_the_tokens_are_the_reference_s(cross, padding, options):
     ends = 0
-    for seed in range(6):
+    for seed in range(3):
         theirs, ours = decoder(cross=cross, seed=seed)
         ids, mask, across = prompts(padding, cross, seed)
         eos = ours.generate(ids, mask, eos_token_id=-1, **across)[seed % 3, 6 + seed].item()  # one that will come

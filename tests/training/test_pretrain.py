@@ -65,7 +65,7 @@ def test_a_run_learns_and_saves_a_checkpoint(recipe, tokenizer, tmp_path, matrix
     untrained = XLMRobertaXLForMaskedLM(XLMRobertaXLConfig(vocab_size=len(tokenizer), **recipe.config))
     assert found["loss"] < masked_accuracy(untrained, tokenizer, texts)["loss"] - 1
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "config.json", "model.safetensors", "record.json", "sentencepiece.bpe.model",
+        "config.json", "model.safetensors", "record.json", "sentencepiece.bpe.model", "tokenizer_config.json",
     ]  # fmt: skip
 
 
