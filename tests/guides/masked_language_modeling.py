@@ -1,27 +1,19 @@
 """Which word is hidden? After huggingface.co/docs/transformers/tasks/masked_language_modeling."""
 
-from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import guide
 from datasets import Dataset
+from language_modeling import join_blocks
 from transformers import DataCollatorForLanguageModeling, Trainer, pipeline
 
 from xlmrxl_min.training.texts import udhr
 
-BLOCK = 32
 START = "tiny"
 MODEL = "XLMRobertaXLForMaskedLM"
 CONFIG: dict[str, Any] = {}
-
-
-def join_blocks(batch: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
-    """All tokens of a batch in blocks of the same length; the rest is dropped."""
-    joined = {name: list(chain(*rows)) for name, rows in batch.items()}
-    ends = range(BLOCK, len(joined["input_ids"]) + 1, BLOCK)
-    return {name: [tokens[end - BLOCK : end] for end in ends] for name, tokens in joined.items()}
 
 
 def run(library: ModuleType, folder: Path) -> dict[str, Any]:

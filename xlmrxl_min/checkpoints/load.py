@@ -242,12 +242,10 @@ def match_parameters(
             elif shape != tuple(parameter.shape) or not fits:
                 kind = "" if fits else f" {str(dtype).removeprefix('torch.')}"
                 faulty.append(f"{candidate} is {shape}{kind}, the model needs {tuple(parameter.shape)}")
-        if found and ours not in (name for name, *_ in mismatched):
-            stored[ours] = tensors[found[0]]
-        elif found:
-            pass
-        else:
+        if not found:
             missing[ours] = (name, head)
+        elif not (mismatched and mismatched[-1][0] == ours):
+            stored[ours] = tensors[found[0]]
     stored_heads, used_heads = {head_of(name) for name in tensors}, {head_of(name) for name in used}
     newly_initialized = [ours for ours, (_, head) in missing.items() if head and head not in stored_heads]
     lacking = [name for ours, (name, _) in missing.items() if ours not in newly_initialized]
