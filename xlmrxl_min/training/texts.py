@@ -1,4 +1,4 @@
-"""The texts in the package: the Universal Declaration of Human Rights, and words of it with their translations."""
+"""The texts in the package: the Universal Declaration and words of it, parallel sentences, and names of emoji."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from ..checkpoints.locate import PRETRAINED
 from ..inputs import as_texts
+
+EMOJI_FILE, PARALLEL_FILE = "emoji.tsv", "parallel.tsv"
 
 
 class Paragraph(NamedTuple):
@@ -23,6 +25,23 @@ class TranslatedWord(NamedTuple):
     paragraph: int
     language: str
     word: str  # as written in that paragraph, where it occurs once
+
+
+class Emoji(NamedTuple):
+    emoji: str
+    group: str  # one of eight, such as "Food & Drink"
+    split: str  # "train", in English only, or "test", in all 15 languages
+    language: str
+    name: str  # by the Unicode CLDR
+
+
+class ParallelSentence(NamedTuple):
+    language: str
+    source: str  # bible, help or scratch
+    section: str  # the chapter or page
+    place: str  # the verse or paragraph in it, the same in every language
+    held_out: bool  # the bundled checkpoints have not studied it, in any language
+    text: str
 
 
 def udhr(languages: str | Iterable[str] | None = None) -> list[Paragraph]:
@@ -44,6 +63,20 @@ def translated_words() -> list[TranslatedWord]:
         TranslatedWord(concept, int(article), int(number), language, word)
         for concept, article, number, language, word in read_tsv("words.tsv")
     ]
+
+
+def emoji_names() -> list[Emoji]:
+    """1,577 emoji by name, in English; 474 of them in 15 languages. To classify into groups, also across languages."""
+    return [Emoji._make(row) for row in read_tsv(EMOJI_FILE)]
+
+
+def parallel_sentences() -> list[ParallelSentence]:
+    """Short sentences of the training corpus, and of what was held out of it, in 6 to 15 languages each.
+
+    A sentence and its translations have the same source, section and place.
+    """
+    rows = read_tsv(PARALLEL_FILE)
+    return [ParallelSentence(*names, held_out == "1", text) for *names, held_out, text in rows]
 
 
 def read_tsv(name: str) -> Iterator[list[str]]:
