@@ -1,0 +1,181 @@
+"""How the bundled encoders are pre-trained: masked language modelling, translation pairs and a teacher.
+
+A batch has four kinds of rows: passages of running text, translation pairs (Lample and Conneau 2019), sentences and
+words. The mean vector of a sentence or word is drawn to the teacher's vector of the English sentence, or of the word
+(Reimers and Gurevych 2020). XLM-R-XL itself was trained on passages alone, without pairs and without a teacher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange, reduce
+from torch import Tensor
+
+from ..inputs import check_number
+from ..model import XLMRobertaXLConfig, XLMRobertaXLForMaskedLM
+from ..tokenizer import XLMRobertaTokenizer
+from ..utils import pad_rows
+from .dataset import Dataset, Sampler, draw_number, similar_in_length
+from .loop import Batch
+from .masking import mask_tokens
+from .pretrain import Recipe, train
+from .teacher import TeacherVectors, place_of, word_embeddings
+
+MAX_TOKENS, MAX_PAIR_TOKENS = 254, 126  # of a passage, and of each part of a pair; without the special tokens
+STEPS_PER_EPOCH = 20
+CANDIDATES = 4  # this many times the rows of a batch are drawn, and rows of similar length kept
+PAIR_TOKENS, SENTENCE_TOKENS, WORD_TOKENS = 70, 35, 5  # of a row, about
+NEGATIVES = 1024  # texts that a text is compared with
+TEMPERATURE = 0.05
+UNMASKED_FRACTION = 0.25  # of the sentences, as those that are embedded later have no masks
+Rows = tuple[list[list[int]], list[int]]  # token ids of each row; the text of each row that has a teacher's vector
+ROW_KINDS = ("passages", "pairs", "sentences", "words")
+
+
+@dataclass(kw_only=True)
+class EncoderRecipe(Recipe):
+    tokens_per_batch: dict[str, int]  # of each kind of rows, padding included
+    mask_prob: tuple[float, float]  # at the first and at the last step
+    teacher_weight: float  # of the teacher's part of the loss
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if sorted(self.tokens_per_batch) != sorted(ROW_KINDS):
+            raise ValueError(f"tokens_per_batch={self.tokens_per_batch} must have {', '.join(ROW_KINDS)}.")
+        for probability in self.mask_prob:
+            check_number("mask_prob", probability, 0, 1)
+        check_number("teacher_weight", self.teacher_weight, 0)
+
+    def pretrain(self, corpus: Path, folder: Path, **options: Any) -> dict[str, Any]:
+        return pretrain_encoder(self, corpus, folder, **options)
+
+
+class EncoderBatches:
+    """A function of the epoch for `fit`: batches of four kinds of rows, masked."""
+
+    def __init__(self, recipe: EncoderRecipe, dataset: Dataset, tokenizer: XLMRobertaTokenizer, of: Mapping) -> None:
+        self.recipe, self.tokenizer, self.ids, self.of = recipe, tokenizer, dataset.ids, of
+        self.rows = rows = dataset.rows
+        groups = dataset.passages()
+        self.passages = Sampler(groups, [rows[group[0]][:2] for group in groups])
+        groups = dataset.parallel()
+        self.parallel = Sampler(groups, [("", rows[group[0]].source) for group in groups])
+        taught = [i for i, row in enumerate(rows) if place_of(row) in of]
+        sentences = [i for i in taught if rows[i].source != "words"]
+        self.sentences = Sampler(sentences, [rows[i][:2] for i in sentences])
+        words = [i for i in taught if rows[i].source == "words"]
+        self.words = Sampler(words, [rows[i][:2] for i in words])
+        self.vector_numbers = {
+            kind: torch.tensor([i for key, i in of.items() if (key[1] == "words") == (kind == "words")])
+            for kind in ("sentences", "words")
+        }
+
+    def __call__(self, epoch: int) -> list[Batch]:
+        generator = self.recipe.generator(epoch)
+        return [self.batch(epoch * STEPS_PER_EPOCH + i, generator) for i in range(STEPS_PER_EPOCH)]
+
+    def batch(self, step: int, generator: torch.Generator) -> Batch:
+        first, last = self.recipe.mask_prob
+        mask_prob = first + (last - first) * min(step / self.recipe.steps, 1)
+        batch: dict[str, Tensor] = {}
+        for kind in ROW_KINDS:
+            rows, taught = getattr(self, f"make_{kind}")(self.recipe.tokens_per_batch[kind], generator)
+            ids = pad_rows(rows, self.tokenizer.pad_token_id)
+            masked, labels = mask_tokens(ids, mask_prob, self.tokenizer, generator)
+            if taught:
+                keep = UNMASKED_FRACTION if kind == "sentences" else 1.0
+                is_kept = torch.rand(len(ids), 1, generator=generator) < keep
+                masked, labels = ids.where(is_kept, masked), labels.masked_fill(is_kept, -100)
+                numbers = self.vector_numbers[kind]
+                batch[f"{kind}_teacher"] = torch.tensor([self.of[place_of(self.rows[i])] for i in taught])
+                negatives = torch.randint(len(numbers), (NEGATIVES,), generator=generator)
+                batch[f"{kind}_negatives"] = numbers[negatives]
+            batch |= {kind: masked, f"{kind}_labels": labels}
+        return batch
+
+    def make_passages(self, max_tokens: int, generator: torch.Generator) -> Rows:
+        """Each from the beginning of a random verse or paragraph on, if enough text follows it."""
+        rows = []
+        for texts in self.passages.draw(CANDIDATES * max_tokens // (MAX_TOKENS + 2), generator):
+            ids = [i for text in texts for i in self.ids[text]]
+            starts = [0, *accumulate(len(self.ids[text]) for text in texts[:-1])]
+            possible = [start for start in starts if start + MAX_TOKENS <= len(ids)] or [0]
+            start = possible[draw_number(len(possible), generator)]
+            rows.append(self.add_special(ids[start : start + MAX_TOKENS]))
+        return [rows[i] for i in similar_in_length(rows, max_tokens, generator)], []
+
+    def make_pairs(self, max_tokens: int, generator: torch.Generator) -> Rows:
+        rows = []
+        for texts in self.parallel.draw(CANDIDATES * max_tokens // PAIR_TOKENS, generator):
+            a, b = torch.randperm(len(texts), generator=generator)[:2].tolist()
+            rows.append(self.add_special(self.ids[texts[a]][:MAX_PAIR_TOKENS], self.ids[texts[b]][:MAX_PAIR_TOKENS]))
+        return [rows[i] for i in similar_in_length(rows, max_tokens, generator)], []
+
+    def make_taught(self, texts: Sampler, count: int, max_tokens: int, generator: torch.Generator) -> Rows:
+        numbers = texts.draw(count, generator)
+        rows = [self.add_special(self.ids[i][:MAX_TOKENS]) for i in numbers]
+        chosen = similar_in_length(rows, max_tokens, generator)
+        return [rows[i] for i in chosen], [numbers[i] for i in chosen]
+
+    def make_sentences(self, max_tokens: int, generator: torch.Generator) -> Rows:
+        return self.make_taught(self.sentences, CANDIDATES * max_tokens // SENTENCE_TOKENS, max_tokens, generator)
+
+    def make_words(self, max_tokens: int, generator: torch.Generator) -> Rows:
+        return self.make_taught(self.words, CANDIDATES * max_tokens // WORD_TOKENS, max_tokens, generator)
+
+    def add_special(self, ids: list[int], pair: list[int] | None = None) -> list[int]:
+        return self.tokenizer.build_inputs_with_special_tokens(ids, pair)
+
+
+def teacher_loss(states: Tensor, mask: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:  # b t e, b t, b e, n e
+    """How the mean of each row's states differs from the teacher's vector, by itself and compared with other vectors.
+
+    One minus the cosine, plus the divergence of its similarities to `negatives` from the teacher's.
+    """
+    mask = rearrange(mask, "b t -> b t 1").to(states.dtype)
+    means = F.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
+    own, wanted = (einsum(x, negatives, "b e, n e -> b n") / TEMPERATURE for x in (means, targets))
+    divergence = F.kl_div(own.log_softmax(-1), wanted.log_softmax(-1), reduction="batchmean", log_target=True)
+    return 1 - reduce(means * targets, "b e -> b", "sum").mean() + divergence
+
+
+def encoder_loss(model: XLMRobertaXLForMaskedLM, batch: Batch, vectors: Tensor, teacher_weight: float) -> Tensor:
+    """The masked language model's loss, plus `teacher_weight` times the teacher's of the sentences and of the words."""
+    labelled, labels = [], []
+    taught = torch.zeros(())
+    for kind in ROW_KINDS:
+        ids = batch[kind]
+        mask = (ids != model.config.pad_token_id).long()
+        states = model.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+        is_labelled = batch[f"{kind}_labels"] != -100
+        labelled.append(states[is_labelled])
+        labels.append(batch[f"{kind}_labels"][is_labelled])
+        if f"{kind}_teacher" in batch:
+            targets, negatives = vectors[batch[f"{kind}_teacher"]], vectors[batch[f"{kind}_negatives"]]
+            taught = taught + teacher_loss(states, mask, targets, negatives)
+    return F.cross_entropy(model.lm_head(torch.cat(labelled)), torch.cat(labels)) + teacher_weight * taught
+
+
+def pretrain_encoder(recipe: EncoderRecipe, corpus: Path, folder: Path, **options: Any) -> dict[str, Any]:
+    torch.manual_seed(recipe.seed)
+    tokenizer = XLMRobertaTokenizer.from_pretrained(corpus)
+    model = XLMRobertaXLForMaskedLM(XLMRobertaXLConfig(vocab_size=len(tokenizer), **recipe.config))
+    width, std = model.config.hidden_size, model.config.initializer_range
+    teacher = TeacherVectors(corpus, width)
+    words = model.backbone.embeddings.word
+    with torch.no_grad():
+        words.weight.copy_(std * word_embeddings(corpus, tokenizer, width))
+        words.weight[words.padding_idx] = 0
+
+    def loss_function(model: Any, batch: Batch) -> Tensor:
+        return encoder_loss(model, batch, teacher.vectors, recipe.teacher_weight)
+
+    batches = EncoderBatches(recipe, Dataset(corpus, tokenizer), tokenizer, teacher.of)
+    return train(recipe, model, tokenizer, batches, folder, loss_function=loss_function, **options)
