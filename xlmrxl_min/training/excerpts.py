@@ -28,12 +28,12 @@ PLACES = {  # source -> how many places, studied and held out
     "bible": (60, 100), "help": (45, 100), "scratch": (25, 4),
 }  # fmt: skip
 PLACES_OF_SECTION = 8  # at most
-Key = TypeVar("Key", str, tuple[str, ...])
+Key = TypeVar("Key", str, tuple[str, str, str])
 MIN_LANGUAGES, MAX_WORDS = 6, 25  # words of the English sentence
 
 
 def in_hash_order(keys: Iterable[Key]) -> list[Key]:
-    """An order that is arbitrary, but always the same. keys: texts, or tuples of texts."""
+    """An order that is arbitrary, but always the same. keys: texts, or three texts each."""
     return sorted(
         keys, key=lambda key: hashlib.sha256(" ".join([key] if isinstance(key, str) else key).encode()).digest()
     )
@@ -119,14 +119,12 @@ def write_excerpts(folder: Path) -> None:
     write_tsv(folder / EMOJI_FILE, Emoji._fields, emoji_rows(read_names(folder), read_groups(folder)))
     corpus = [row for held_out in (True, False) for row in read_corpus(folder, held_out=held_out)]
     rows = sorted(parallel_rows(corpus), key=lambda row: (*row[1:4], LANGUAGES.index(row.language)))
-    write_tsv(
-        folder / PARALLEL_FILE, ParallelSentence._fields, (row._replace(held_out=int(row.held_out)) for row in rows)
-    )
+    write_tsv(folder / PARALLEL_FILE, ParallelSentence._fields, rows)
 
 
 def write_tsv(file: Path, header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
     with atomic_write(file) as (draft,):
-        lines = ["\t".join(map(str, row)) + "\n" for row in (header, *rows)]
+        lines = ["\t".join(str(int(x) if isinstance(x, bool) else x) for x in row) + "\n" for row in (header, *rows)]
         draft.write_text("".join(lines), encoding="utf-8", newline="\n")
 
 

@@ -128,24 +128,22 @@ class Passages:
         self.studied: dict[str, list[str]] = defaultdict(list)
         rng = random.Random(0)
         sections, in_studied = by_section(held_out), by_section(studied)
-        for (language, *text), rows in sections.items():
-            found = [x for row in rows for x in cut_passages(tokenizer, row, room)]
-            others = list(in_studied.get((language, *text), ()))
+        for key, pages in sections.items():
+            found = [x for texts in pages for x in cut_passages(tokenizer, texts, room)]
+            others = list(in_studied.get(key, ()))
             rng.shuffle(others)
             same: list[str] = []
-            for row in others:
-                same += cut_passages(tokenizer, row, room) if len(same) < len(found) else []
-            self.held_out[language] += found
-            self.studied[language] += same[: len(found)]
+            for texts in others:
+                same += cut_passages(tokenizer, texts, room) if len(same) < len(found) else []
+            self.held_out[key[0]] += found
+            self.studied[key[0]] += same[: len(found)]
         for language in list(self.held_out):
-            both = self.held_out, self.studied
-            if min(len(texts[language]) for texts in both) < FEWEST_PASSAGES:
-                for texts in both:
-                    del texts[language]
-                continue
-            for texts in both:
-                rng.shuffle(texts[language])
-                del texts[language][count:]
+            both = self.held_out[language], self.studied[language]
+            if min(map(len, both)) < FEWEST_PASSAGES:
+                del self.held_out[language], self.studied[language]
+            for some in both:
+                rng.shuffle(some)
+                del some[count:]
 
     def some(self, count: int, *, held_out: bool) -> list[str]:
         """The first `count` in each language."""
@@ -290,16 +288,15 @@ def mask_targets(tokenizer: XLMRobertaTokenizer, pairs: Sequence[Sequence[str]],
     for i, (source, target) in enumerate(pairs):
         wrong = pairs[(i + 1) % len(pairs)][0]
         ids = tokenizer.encode(target, add_special_tokens=False)
-        # a target of one token has it masked, too
         is_masked = torch.rand(len(ids), generator=generator) < MASK_PROB
-        is_masked[int(torch.randint(len(ids), (), generator=generator))] |= not is_masked.any()
+        is_masked[int(torch.randint(len(ids), (), generator=generator))] |= not is_masked.any()  # one at least
         hidden = [tokenizer.mask_token_id if masked else x for x, masked in zip(ids, is_masked.tolist(), strict=True)]
         labels = [x if masked else -100 for x, masked in zip(ids, is_masked.tolist(), strict=True)]
-        rows = []
+        rows: list[EncodedExample] = []
         for text in (source, wrong):
             start = [*tokenizer.encode(text), tokenizer.sep_token_id]
-            row = [*start, *hidden, tokenizer.sep_token_id]
-            rows.append({"input_ids": row, "labels": [-100] * len(start) + labels + [-100]})
+            given = [*start, *hidden, tokenizer.sep_token_id]
+            rows.append({"input_ids": given, "labels": [-100] * len(start) + labels + [-100]})
         if max(len(row["input_ids"]) for row in rows) <= room:
             for version, row in zip(versions, rows, strict=True):
                 version.append(row)
@@ -398,7 +395,7 @@ def ablation_costs(
 
     whole, all_heads = score(model, batches), dict(enumerate(x.heads for x in self_attentions(model)))
     upper = {layer: heads for layer, heads in all_heads.items() if layer >= len(all_heads) // 2}
-    results = {**whole, "upper_half": accuracy(upper) - whole["accuracy"]}
+    results: dict[str, Any] = {**whole, "upper_half": accuracy(upper) - whole["accuracy"]}
     if each:
         layers = [accuracy({layer: heads}) - whole["accuracy"] for layer, heads in all_heads.items()]
         by_head = [[0.0] * model.config.num_attention_heads for _ in all_heads]

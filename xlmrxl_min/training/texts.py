@@ -75,8 +75,10 @@ def parallel_sentences() -> list[ParallelSentence]:
 
     A sentence and its translations have the same source, section and place.
     """
-    rows = read_tsv(PARALLEL_FILE)
-    return [ParallelSentence(*names, held_out == "1", text) for *names, held_out, text in rows]
+    return [
+        ParallelSentence(language, source, section, place, held_out == "1", text)
+        for language, source, section, place, held_out, text in read_tsv(PARALLEL_FILE)
+    ]
 
 
 def read_tsv(name: str) -> Iterator[list[str]]:
