@@ -57,7 +57,7 @@ class Effort(NamedTuple):
     passages: int = 110  # of a language
     sentences: int = 400  # retrieved among each other
     pairs: int = 200  # of two languages
-    pairs_by_head: int = 40  # of two languages
+    pairs_by_head: int = 25  # of two languages
     passages_by_head: int = 8  # of a language
     all_heads: bool = True
     fine_tuning: bool = True
@@ -331,7 +331,7 @@ def translation_effect(
 
 
 def translation_heads(
-    model: XLMRobertaXLForMaskedLM, tokenizer: XLMRobertaTokenizer, places: Places, count: int = 40, *,
+    model: XLMRobertaXLForMaskedLM, tokenizer: XLMRobertaTokenizer, places: Places, count: int = 25, *,
     progress: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """What each head does for `translation_effect`: the difference that is lost with its output replaced by its mean.
@@ -464,7 +464,7 @@ def summary(accuracy: Mapping[str, float]) -> dict[str, float]:
     return {"mean": mean(others), "at_least_35": sum(x >= 0.35 for x in others)}
 
 
-def fit_probe(vectors: Tensor, labels: Tensor, weight_decay: float = 0.02) -> Any:  # b e, b
+def fit_probe(vectors: Tensor, labels: Tensor, weight_decay: float = 0.05) -> Any:  # b e, b
     """Logistic regression on standardised vectors, with an L2 penalty -> a function from vectors to classes."""
     mean, scale = vectors.mean(0), vectors.std(0).clamp(min=1e-6)
     inputs = (vectors - mean) / scale
