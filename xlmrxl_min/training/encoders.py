@@ -7,6 +7,7 @@ words. The mean vector of a sentence or word is drawn to the teacher's vector of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
@@ -28,7 +29,8 @@ from .masking import mask_tokens
 from .pretrain import Recipe, train
 from .teacher import TeacherVectors, place_of, word_embeddings
 
-MAX_TOKENS, MAX_PAIR_TOKENS = 254, 126  # of a passage, and of each part of a pair; without the special tokens
+PASSAGE_LENGTHS = (62, 126, 254)  # in tokens without the special ones, of which each batch has one
+MAX_TOKENS, MAX_PAIR_TOKENS = 254, 126  # of a sentence, and of each part of a pair
 STEPS_PER_EPOCH = 20
 CANDIDATES = 4  # this many times the rows of a batch are drawn, and rows of similar length kept
 PAIR_TOKENS, SENTENCE_TOKENS, WORD_TOKENS = 70, 35, 5  # of a row, about
@@ -102,13 +104,13 @@ class EncoderBatches:
 
     def make_passages(self, max_tokens: int, generator: torch.Generator) -> Rows:
         """Each from the beginning of a random verse or paragraph on, if enough text follows it."""
-        rows = []
-        for texts in self.passages.draw(CANDIDATES * max_tokens // (MAX_TOKENS + 2), generator):
+        rows, length = [], PASSAGE_LENGTHS[draw_number(len(PASSAGE_LENGTHS), generator)]
+        for texts in self.passages.draw(CANDIDATES * max_tokens // (length + 2), generator):
             ids = [i for text in texts for i in self.ids[text]]
             starts = [0, *accumulate(len(self.ids[text]) for text in texts[:-1])]
-            possible = [start for start in starts if start + MAX_TOKENS <= len(ids)] or [0]
+            possible = [start for start in starts if start + length <= len(ids)] or [0]
             start = possible[draw_number(len(possible), generator)]
-            rows.append(self.add_special(ids[start : start + MAX_TOKENS]))
+            rows.append(self.add_special(ids[start : start + length]))
         return [rows[i] for i in similar_in_length(rows, max_tokens, generator)], []
 
     def make_pairs(self, max_tokens: int, generator: torch.Generator) -> Rows:
@@ -163,16 +165,39 @@ def encoder_loss(model: XLMRobertaXLForMaskedLM, batch: Batch, vectors: Tensor, 
     return F.cross_entropy(model.lm_head(torch.cat(labelled)), torch.cat(labels)) + teacher_weight * taught
 
 
+def initialize(model: XLMRobertaXLForMaskedLM, corpus: Path, tokenizer: XLMRobertaTokenizer) -> None:
+    """Set the weights that training starts from.
+
+    The word embeddings are the teacher's, reduced to the hidden width. They have variance 1, absolute positions are
+    sinusoids as large, and the blocks add nothing at first: with small embeddings all tokens soon had nearly the same
+    hidden states, and the heads attended to single tokens. The logits start with variance 1, too.
+    """
+    width, embeddings = model.config.hidden_size, model.backbone.embeddings
+    with torch.no_grad():
+        embeddings.word.weight.copy_(word_embeddings(corpus, tokenizer, width))
+        embeddings.word.weight[model.config.pad_token_id] = 0
+        if model.config.position_embedding_type == "absolute":
+            embeddings.position.weight.copy_(2**0.5 * sinusoids(len(embeddings.position.weight), width))
+        for layer in model.backbone.layers:
+            layer.attention.out.weight.zero_()
+            layer.feed_forward.down.weight.zero_()
+        model.lm_head.norm.weight.fill_(width**-0.5)
+
+
+def sinusoids(positions: int, width: int) -> Tensor:  # t e
+    """Sines and cosines of the position (Vaswani et al. 2017, section 3.5), with wavelengths up to the positions."""
+    longest = positions / (2 * math.pi)
+    frequencies = longest ** -torch.linspace(0, 1, width // 2)
+    angles = rearrange(torch.arange(positions), "t -> t 1") * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
 def pretrain_encoder(recipe: EncoderRecipe, corpus: Path, folder: Path, **options: Any) -> dict[str, Any]:
     torch.manual_seed(recipe.seed)
     tokenizer = XLMRobertaTokenizer.from_pretrained(corpus)
     model = XLMRobertaXLForMaskedLM(XLMRobertaXLConfig(vocab_size=len(tokenizer), **recipe.config))
-    width, std = model.config.hidden_size, model.config.initializer_range
-    teacher = TeacherVectors(corpus, width)
-    words = model.backbone.embeddings.word
-    with torch.no_grad():
-        words.weight.copy_(std * word_embeddings(corpus, tokenizer, width))
-        words.weight[words.padding_idx] = 0
+    initialize(model, corpus, tokenizer)
+    teacher = TeacherVectors(corpus, model.config.hidden_size)
 
     def loss_function(model: Any, batch: Batch) -> Tensor:
         return encoder_loss(model, batch, teacher.vectors, recipe.teacher_weight)
