@@ -155,9 +155,15 @@ def evaluate(options: argparse.Namespace) -> None:
     location: Any = locate(options.checkpoint)
     if location.folder is None:
         raise ValueError(f"{options.checkpoint} is not on this machine: name the folder of a checkpoint.")
-    effort = measurements.QUICK if options.quick else measurements.FULL
-    results = measurements.evaluate_encoder(location, to_path(options.corpus, "folder"), effort)
-    print(measurements.format_evaluation(results))
+    effort, corpus = measurements.QUICK if options.quick else measurements.FULL, to_path(options.corpus, "folder")
+    if config_and_head(location)[0].is_decoder:
+        from .training import decoder_measurements
+
+        results = decoder_measurements.evaluate_decoder(location, corpus, effort)
+        print(decoder_measurements.format_decoder_evaluation(results))
+    else:
+        results = measurements.evaluate_encoder(location, corpus, effort)
+        print(measurements.format_evaluation(results))
     file = location.folder / "record.json"
     record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     with atomic_write(file) as (draft,):
