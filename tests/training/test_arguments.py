@@ -9,8 +9,7 @@ from refusal import refused
 from xlmrxl_min import XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM
 from xlmrxl_min.training import tasks
 from xlmrxl_min.training.batching import make_batches
-from xlmrxl_min.training.decoders import token_noise
-from xlmrxl_min.training.evaluation import masked_accuracy, next_token_accuracy, translation_pairs, word_alignment
+from xlmrxl_min.training.evaluation import masked_accuracy, next_token_accuracy, word_alignment
 from xlmrxl_min.training.finetuning import compute_metrics, encode_examples, evaluate, majority_baseline
 from xlmrxl_min.training.loop import fit
 from xlmrxl_min.training.masking import dynamic_masking, mask_tokens
@@ -45,8 +44,6 @@ def test_one_text_is_no_list_of_letters(model, tokenizer):
     assert tasks.task("language_identification", "en").labels == ("en",)
     made = [tasks.language_identification(languages, [3, 4]) for languages in ("en", ["en"], numpy.array(["en"]))]
     assert made[0] == made[1] == made[2]
-    with pytest.raises(ValueError, match="has no translation here"):
-        translation_pairs(tokenizer, "en", udhr("en")[5:6])
 
 
 def test_impossible_arguments_of_evaluation(model, decoder, tokenizer):
@@ -99,7 +96,6 @@ def test_impossible_arguments_of_masking(model, tokenizer):
         (lambda: mask_tokens(ids, 0.1, tokenizer, 0), "generator is of type int, but must be a torch.Generator: pass"),
         (lambda: dynamic_masking(None), "tokenizer is of type NoneType"),
         (lambda: dynamic_masking(tokenizer, 15), "mask_prob=15 is impossible"),
-        (lambda: token_noise(-1, tokenizer), "noise_prob=-1 is impossible"),
         (lambda: dynamic_masking(tokenizer)({"ids": ids}, generator), "with input_ids, but got the names ids"),
         (lambda: fit(model, [ids], steps=1, learning_rate=0.1, transform=dynamic_masking(tokenizer)), "but got Tensor"),
     ):  # fmt: skip

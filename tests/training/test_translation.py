@@ -1,117 +1,93 @@
-"""Translation examples with their alignment, the alignment loss, and tiny-translator itself."""
-
-import random
+"""Translation examples, what a translator attends to, and how it translates."""
 
 import pytest
 import torch
 
 from xlmrxl_min import XLMRobertaXLConfig, XLMRobertaXLForCausalLM, XLMRobertaXLModel
-from xlmrxl_min.training.loop import compute_loss, fit
-from xlmrxl_min.training.texts import translated_words, udhr
-from xlmrxl_min.training.translation import ParallelCorpus, alignment_loss, encode_sources, language_prompt, translate
+from xlmrxl_min.training.corpus import is_held_out
+from xlmrxl_min.training.dataset import Dataset
+from xlmrxl_min.training.decoders import MAX_PAIR_TOKENS, DecoderRecipe, TranslationBatches, encode_sources
+from xlmrxl_min.training.loop import compute_loss
+from xlmrxl_min.training.translation import encode_source, language_prompt, translate
 
-CONFIG = {
-    "hidden_size": 256,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "initializer_range": 0.06,
-    "is_decoder": True,
-    "add_cross_attention": True,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-}
+SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+SMALL |= {"initializer_range": 0.1, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+CONFIG = {**SMALL, "is_decoder": True, "add_cross_attention": True}
+LANGUAGES = ["en", "fr", "zh"]
 
 
-@pytest.fixture(scope="module")
-def encoder():
-    return XLMRobertaXLModel.from_pretrained("tiny", add_pooling_layer=False)
+@pytest.fixture
+def encoder(tokenizer):
+    return XLMRobertaXLModel(XLMRobertaXLConfig(vocab_size=len(tokenizer), **SMALL), add_pooling_layer=False).eval()
 
 
-@pytest.fixture(scope="module")
-def corpus(tokenizer, encoder):
-    text = [row for row in udhr(["en", "fr"]) if row.article not in (0, 17)]
-    return ParallelCorpus(text, encoder, tokenizer, phrase_prob=0.5)
+@pytest.fixture
+def model(tokenizer):
+    return XLMRobertaXLForCausalLM(XLMRobertaXLConfig(vocab_size=len(tokenizer), **CONFIG)).eval()
 
 
-def test_alignment_finds_the_words_found_by_hand(corpus):
-    """Of ten concepts, English to French: most are right, and far more than by relative position."""
-    known = {(word.concept, word.language): word for word in translated_words()}
-    right, asked = 0, 0
-    for concept in dict.fromkeys(word.concept for word in translated_words()):
-        ours, theirs = known[concept, "fr"], known[concept, "en"]
-        place = ours[1:3]
-        x, y = corpus.texts["en"][place], corpus.texts["fr"][place]
-        aligned = corpus.alignments["en", "fr", place]
-        rows = [q for q, name in enumerate(y.names) if ours.word.lower() in name]
-        right += theirs.word.lower() in x.names[int(aligned[rows[0]].argmax())]
-        asked += 1
-    assert asked == 10
-    assert right >= 7
-
-
-def test_examples_have_an_alignment(corpus, tokenizer):
-    rng, kinds = random.Random(0), set()
-    for _ in range(60):
-        one = corpus.example(rng)
-        assert one.source[0] == one.target[0] == 0
-        assert one.source[-1] == one.target[-1] == 2
-        assert tokenizer.decode(one.target[1 : 1 + one.code_length]).strip() in ("en", "fr")
-        assert one.alignment.shape == (len(one.target), len(one.source))
-        assert not one.alignment[: 1 + one.code_length].any()
-        assert not one.alignment[-1].any()
-        assert (one.alignment.sum(-1) < 1.001).all()
-        kinds.add(
-            any(len(one.target) == len(tokenizer.encode(row.text)) + one.code_length for row in udhr(["en", "fr"]))
-        )
-    assert kinds == {True, False}, "paragraphs and phrases"
-
-
-def test_labels_are_the_translation_without_its_prompt(corpus, tokenizer):
-    batches = corpus.batches(0, 512)
-    assert sum(len(batch["labels"]) for batch in batches) == 240
-    for batch in batches:
-        ids, labels = batch["input_ids"], batch["labels"]
-        for row, label in zip(ids.tolist(), labels.tolist(), strict=True):
-            prompts = [language_prompt(tokenizer, code) for code in ("en", "fr")]
-            [length] = [len(prompt) for prompt in prompts if row[: len(prompt)] == prompt]
-            assert label == [-100] * length + [-100 if i == 1 else i for i in row[length:]]
-        assert ids.numel() <= 512 or len(ids) == 1
-
-
-def test_alignment_loss_is_a_cross_entropy_of_two_heads(corpus, tokenizer, encoder):
-    torch.manual_seed(0)
-    model = XLMRobertaXLForCausalLM(XLMRobertaXLConfig(vocab_size=len(tokenizer), **CONFIG))
-    batch = encode_sources(encoder, lambda batch, _: batch)(corpus.batches(0, 512)[0], None)
-    ordinary = {name: value for name, value in batch.items() if name != "alignment"}
-    out = model(**{**ordinary, "labels": None}, output_attentions=True)
-    expected = compute_loss(model, ordinary)
-    torch.testing.assert_close(alignment_loss(0.0)(model, batch), expected)
-    alignment = batch["alignment"]
-    for layer, shift in ((0, 0), (-1, 1)):
-        logs, count = 0.0, 0
-        for row, wanted in enumerate(alignment):
-            for q, one in enumerate(wanted):
-                if one.any():
-                    logs -= (one * out.cross_attentions[layer][row, 0, q - shift].log())[one > 0].sum()
-                    count += 1
-        expected = expected + 0.7 * logs / count
-    torch.testing.assert_close(alignment_loss(0.7)(model, batch), expected)
-
-
-def test_fit_reduces_the_alignment_loss(corpus, tokenizer, encoder):
-    torch.manual_seed(0)
-    model = XLMRobertaXLForCausalLM(XLMRobertaXLConfig(vocab_size=len(tokenizer), **CONFIG))
-    batches = [max(corpus.batches(0, 256), key=lambda batch: batch["input_ids"].numel())]
-    history = fit(
-        model, batches, steps=8, learning_rate=0.002, loss_function=alignment_loss(1.0),
-        transform=encode_sources(encoder, lambda batch, _: batch), progress=False,
+@pytest.fixture
+def batches(corpus_folder, tokenizer):
+    recipe = DecoderRecipe(
+        config=CONFIG, steps=1, tokens_per_batch=512, learning_rate=0.002, matrix_learning_rate=0.02, warmup_steps=0,
+        matrix_weight_decay=0.1, decay_fraction=0.5, dtype="float32", seed=3, encoder="tiny", languages=LANGUAGES,
     )  # fmt: skip
-    assert history[-1]["loss"] < history[0]["loss"] - 1
+    return TranslationBatches(recipe, Dataset(corpus_folder, tokenizer, LANGUAGES), tokenizer)
 
 
-def test_tiny_translator_knows_its_text(tokenizer, encoder):
-    model = XLMRobertaXLForCausalLM.from_pretrained("tiny-translator")
-    english = next(row.text for row in udhr("en") if row.article == 3)
-    french = translate(model, encoder, tokenizer, english, "fr")
-    assert french.endswith("a droit à la vie, à la liberté et à la sûreté de sa personne.")
+def test_both_sides_are_the_same_place_in_two_languages(batches, tokenizer, corpus_rows):
+    rows = {}
+    for row in corpus_rows:
+        if row.source != "words" and row.language in LANGUAGES and not is_held_out(row):
+            rows.setdefault(tuple(tokenizer.encode(row.text)), []).append(row)
+    directions, versions = set(), set()
+    for batch in batches(0):
+        ids, labels, source = batch["input_ids"], batch["labels"], batch["source"]
+        assert max(ids.numel() - 2 * len(ids), source.numel()) <= 512
+        assert torch.equal(batch["attention_mask"], (ids != 1).long())
+        for row, label, given in zip(ids.tolist(), labels.tolist(), source.tolist(), strict=True):
+            [(code, prompt)] = [
+                (code, ids) for code in LANGUAGES if row[: len(ids := language_prompt(tokenizer, code))] == ids
+            ]
+            assert label == [-100] * len(prompt) + [-100 if i == 1 else i for i in row[len(prompt) :]]
+            given, target = [i for i in given if i != 1], [0, *(i for i in row[len(prompt) :] if i != 1)]
+            assert max(len(given), len(target)) <= MAX_PAIR_TOKENS + 2
+            pairs = [(a, b) for a in rows[tuple(given)] for b in rows[tuple(target)] if a[3:5] == b[3:5]]
+            assert {b.language for _, b in pairs} == {code}
+            assert all(a.language != b.language for a, b in pairs)
+            directions |= {(a.language, b.language) for a, b in pairs}
+            versions |= {b.version for _, b in pairs}
+    assert len(directions) == 6
+    assert "k" not in versions, "a second version is a source only"
+
+
+def test_batches_are_a_function_of_the_epoch(batches):
+    for a, b in zip(batches(1), batches(1), strict=True):
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not torch.equal(batches(0)[0]["input_ids"], batches(1)[0]["input_ids"])
+
+
+def test_the_model_reads_the_encoders_last_states(batches, encoder, model):
+    batch = batches(0)[0]
+    read = encode_sources(encoder)(batch, torch.Generator())
+    assert set(read) == {"input_ids", "attention_mask", "labels", "encoder_hidden_states", "encoder_attention_mask"}
+    for states, mask, ids in zip(
+        *(read[f"encoder_{x}"] for x in ("hidden_states", "attention_mask")), batch["source"], strict=True
+    ):
+        alone = ids[ids != 1][None]
+        assert int(mask.sum()) == alone.shape[1]
+        torch.testing.assert_close(states[mask.bool()][None], encode_source(encoder, alone))
+        torch.testing.assert_close(encode_source(encoder, alone), encoder(alone).last_hidden_state)
+    compute_loss(model, read).backward()
+    assert model.backbone.layers[0].cross_attention.key.weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in encoder.parameters())
+
+
+def test_translate_continues_the_language_prompt(encoder, model, tokenizer):
+    text = "Everyone has the right to life."
+    prompt = torch.tensor([language_prompt(tokenizer, "fr")])
+    states = encoder(torch.tensor([tokenizer.encode(text)])).last_hidden_state.detach()
+    expected = model.generate(prompt, encoder_hidden_states=states, max_new_tokens=12)[0, prompt.shape[1] :]
+    assert translate(model, encoder, tokenizer, text, "fr", max_new_tokens=12) == tokenizer.decode(
+        expected.tolist(), skip_special_tokens=True
+    )

@@ -1,147 +1,167 @@
-"""The recipes of the bundled decoders, tiny-decoder and tiny-translator. See notebooks/08_decoder.ipynb."""
+"""How the bundled decoders are pre-trained: tiny-decoder and tiny-translator. See notebooks/08_decoder.ipynb.
+
+tiny-decoder learns to continue running text, tiny-translator to translate what a frozen encoder has read.
+"""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..inputs import check_number
-from ..model import XLMRobertaXLConfig, XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM, XLMRobertaXLModel
+from ..inputs import check_integer, check_option
+from ..model import XLMRobertaXLConfig, XLMRobertaXLForCausalLM, XLMRobertaXLModel
 from ..tokenizer import XLMRobertaTokenizer
-from .batching import batch_by_length
-from .evaluation import continuations, next_token_accuracy, translation_pairs, word_alignment
+from ..utils import pad_rows
+from .corpus import LANGUAGES
+from .dataset import Dataset, Sampler, draw_number, similar_in_length
+from .encoders import initialize
+from .excerpts import VERSIONS
 from .loop import Batch, Transform
-from .masking import check_masking, random_tokens
+from .masking import word_starts
 from .pretrain import Recipe, train
-from .texts import Paragraph, udhr
-from .translation import ParallelCorpus, alignment_loss, encode_sources, language_prompt
+from .translation import encode_source, language_prompt
+
+STEPS_PER_EPOCH = 20
+CANDIDATES = 4  # this many times the rows of a batch are drawn, and rows of similar length kept
+WORD_START_PROB = 0.5  # of a passage to start with any word, and not with a verse or paragraph
+MAX_PAIR_TOKENS = 126  # of a text and of its translation
+PAIR_TOKENS = 40  # of one of them, about
+LENGTHS = (4, 2, 1)  # of the passages of a batch: the longest possible, divided by one of these
 
 
 @dataclass(kw_only=True)
 class DecoderRecipe(Recipe):
-    random_start_prob: float  # of a text to start at any word, and not with a paragraph
-    noise_prob: float  # of an input token, but not a label, to be replaced by a random token
-    encoder: str | None = None  # for a translator: the checkpoint to attend to, and to start from
-    phrase_prob: float = 0.0  # of a translator's example to consist of phrases
-    alignment_loss_weight: float = 0.0  # of a translator
+    tokens_per_batch: int  # padding included; of a translator on either side
+    encoder: str | None = None  # of a translator: the name or folder of what it attends to
+    languages: list[str] | None = None  # None: all
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("alignment_loss_weight", self.alignment_loss_weight, 0)
-        if self.encoder is not None and (len(set(self.languages)) < 2 or not self.config.get("add_cross_attention")):
-            raise ValueError("a translator needs two languages or more, and a config with add_cross_attention=True.")
+        check_integer("tokens_per_batch", self.tokens_per_batch)
+        for language in self.languages or ():
+            check_option("language", language, LANGUAGES)
+        if (self.encoder is not None) != bool(self.config.get("add_cross_attention")):
+            raise ValueError("encoder and a config with add_cross_attention=True belong together: set both, or none.")
 
-    def pretrain(self, folder: Path, **options: Any) -> dict[str, Any]:
-        return pretrain_decoder(self, folder, **options)
+    def pretrain(self, corpus: Path, folder: Path, **options: Any) -> dict[str, Any]:
+        return pretrain_decoder(self, corpus, folder, **options)
 
 
-# ---- examples of tiny-decoder
+class PassageBatches:
+    """A function of the epoch for `fit`: running text, each passage from a random place in a chapter or page on.
 
-
-def article_suffixes(
-    recipe: DecoderRecipe, tokenizer: XLMRobertaTokenizer, text: Sequence[Paragraph], epoch: int
-) -> list[list[int]]:
-    """The token ids of every article, from a random paragraph, or a random word after its start, to the end.
-
-    If texts always started with a paragraph, the model would never learn to continue anything else.
+    If passages always began with a verse or paragraph, the model would not learn to continue anything else.
     """
-    rng = random.Random(recipe.seed_of_epoch(epoch))
-    articles: dict[tuple[str, int], list[str]] = {}
-    for row in text:
-        articles.setdefault((row.language, row.article), []).append(row.text)
-    rows = []
-    for paragraphs in articles.values():
-        suffix = " ".join(paragraphs[rng.randrange(len(paragraphs)) :])
-        if rng.random() < recipe.random_start_prob:
-            has_spaces = " " in suffix  # else any character may be the first
-            suffix = suffix[rng.choice([i for i, x in enumerate(suffix) if x == " " or not has_spaces]) :]
-        rows.append(tokenizer.encode(suffix, truncation=True, max_length=512))
-    return rows
+
+    def __init__(self, recipe: DecoderRecipe, dataset: Dataset, tokenizer: XLMRobertaTokenizer) -> None:
+        self.recipe, self.tokenizer, self.ids = recipe, tokenizer, dataset.ids
+        running = [i for i, row in enumerate(dataset.rows) if row.source not in ("scratch", "words")]
+        sections = dataset.group(running, lambda row: row[:4])
+        self.sections = Sampler(sections, [dataset.rows[section[0]][:2] for section in sections])
+        self.length = XLMRobertaXLConfig(**recipe.config).max_seq_len
+        self.is_word_start = word_starts(tokenizer).tolist()
+
+    def __call__(self, epoch: int) -> list[Batch]:
+        generator = self.recipe.generator(epoch)
+        return [self.batch(generator) for _ in range(STEPS_PER_EPOCH)]
+
+    def batch(self, generator: torch.Generator) -> Batch:
+        length = self.length // LENGTHS[draw_number(len(LENGTHS), generator)]
+        count = CANDIDATES * self.recipe.tokens_per_batch // length + 1
+        rows = [self.passage(texts, length, generator) for texts in self.sections.draw(count, generator)]
+        chosen = similar_in_length(rows, self.recipe.tokens_per_batch, generator)
+        return causal_batch([rows[i] for i in chosen], self.tokenizer.pad_token_id)
+
+    def passage(self, texts: Sequence[int], length: int, generator: torch.Generator) -> list[int]:
+        """`<s>`, a section from a random start on, if possible one that enough text follows, and `</s>` at its end."""
+        ids: list[int] = []
+        starts = []
+        for text in texts:
+            starts.append(len(ids))
+            ids += self.ids[text]
+        if torch.rand((), generator=generator) < WORD_START_PROB:
+            starts = [i for i, token in enumerate(ids) if self.is_word_start[token]]
+        starts = [start for start in starts if start + length <= len(ids)] or starts
+        start = starts[draw_number(len(starts), generator)]
+        return [self.tokenizer.bos_token_id, *ids[start:], self.tokenizer.eos_token_id][:length]
 
 
-def causal_batches(
-    recipe: DecoderRecipe, tokenizer: XLMRobertaTokenizer, text: Sequence[Paragraph], epoch: int
-) -> list[Batch]:
-    """The `article_suffixes` of an epoch in batches with labels: every token, to be predicted one position before."""
-    rows, pad = article_suffixes(recipe, tokenizer, text, epoch), tokenizer.pad_token_id
-    batched = batch_by_length(rows, recipe.tokens_per_batch, pad, recipe.generator(epoch))
-    return [
-        {"input_ids": ids, "attention_mask": (ids != pad).long(), "labels": ids.masked_fill(ids == pad, -100)}
-        for ids in batched
-    ]
+class TranslationBatches:
+    """A function of the epoch for `fit`: texts (`source`) and their translations, in random directions.
+
+    Of the versions of a text in one language all are sources, but one is a translation: else it could not be known
+    which is meant.
+    """
+
+    def __init__(self, recipe: DecoderRecipe, dataset: Dataset, tokenizer: XLMRobertaTokenizer) -> None:
+        self.recipe, self.tokenizer, self.ids, self.rows = recipe, tokenizer, dataset.ids, dataset.rows
+        places = [[i for i in texts if len(self.ids[i]) <= MAX_PAIR_TOKENS] for texts in dataset.parallel()]
+        places = [texts for texts in places if self.pairs(texts)]
+        self.places = Sampler(places, [("", self.rows[texts[0]].source) for texts in places])
+        self.prompts = {row.language: language_prompt(tokenizer, row.language) for row in self.rows}
+
+    def __call__(self, epoch: int) -> list[Batch]:
+        generator = self.recipe.generator(epoch)
+        return [self.batch(generator) for _ in range(STEPS_PER_EPOCH)]
+
+    def pairs(self, texts: Sequence[int]) -> list[tuple[int, int]]:
+        """Of the texts of one place, which can be translated into which."""
+        targets = [i for i in texts if self.rows[i].version in VERSIONS]
+        return [(i, j) for i in texts for j in targets if self.rows[i].language != self.rows[j].language]
+
+    def batch(self, generator: torch.Generator) -> Batch:
+        sources, targets, prompts = [], [], []
+        for texts in self.places.draw(CANDIDATES * self.recipe.tokens_per_batch // PAIR_TOKENS + 1, generator):
+            pairs = self.pairs(texts)
+            source, target = pairs[draw_number(len(pairs), generator)]
+            prompts.append(self.prompts[self.rows[target].language])
+            sources.append(self.tokenizer.build_inputs_with_special_tokens(self.ids[source]))
+            targets.append([*prompts[-1], *self.ids[target], self.tokenizer.eos_token_id])
+        longer = [max(pair, key=len) for pair in zip(sources, targets, strict=True)]
+        chosen = similar_in_length(longer, self.recipe.tokens_per_batch, generator)
+        batch = causal_batch([targets[i] for i in chosen], self.tokenizer.pad_token_id)
+        for row, i in enumerate(chosen):
+            batch["labels"][row, : len(prompts[i])] = -100
+        return {**batch, "source": pad_rows([sources[i] for i in chosen], self.tokenizer.pad_token_id)}
 
 
-def token_noise(noise_prob: float, tokenizer: XLMRobertaTokenizer) -> Transform:
-    """A transform for `fit`: replace input tokens by random ones, a fraction up to 2 `noise_prob` of each text."""
-    check_masking(tokenizer, noise_prob, "noise_prob")
+def causal_batch(rows: Sequence[Sequence[int]], padding: int) -> dict[str, torch.Tensor]:
+    """Every token is a label, to be predicted one position before."""
+    ids = pad_rows(rows, padding)
+    is_token = ids != padding
+    return {"input_ids": ids, "attention_mask": is_token.long(), "labels": ids.masked_fill(~is_token, -100)}
+
+
+def encode_sources(encoder: XLMRobertaXLModel) -> Transform:
+    """A transform for `fit`: replace a batch's source by the frozen encoder's states."""
 
     def transform(batch: Batch, generator: torch.Generator) -> Batch:
-        ids = batch["input_ids"]
-        probs = 2 * noise_prob * torch.rand(len(ids), 1, generator=generator)
-        replaced = (torch.rand(ids.shape, generator=generator) < probs) & (batch["labels"] > 3)
-        return {**batch, "input_ids": ids.where(~replaced, random_tokens(ids, tokenizer, generator))}
+        mask = (batch["source"] != encoder.config.pad_token_id).long()
+        states = encode_source(encoder, batch["source"], mask).clone()  # an inference tensor, made usable for training
+        rest = {name: value for name, value in batch.items() if name != "source"}
+        return {**rest, "encoder_hidden_states": states, "encoder_attention_mask": mask}
 
     return transform
 
 
-# ---- training and evaluation
-
-
-def pretrain_decoder(recipe: DecoderRecipe, folder: Path, **options: Any) -> dict[str, Any]:
+def pretrain_decoder(recipe: DecoderRecipe, corpus: Path, folder: Path, **options: Any) -> dict[str, Any]:
     torch.manual_seed(recipe.seed)
-    tokenizer = XLMRobertaTokenizer.from_pretrained(recipe.vocabulary)
-    model = XLMRobertaXLForCausalLM(XLMRobertaXLConfig(vocab_size=len(tokenizer), **recipe.config))
-    text = [row for row in udhr(recipe.languages) if row.article != recipe.held_out_article]
-    transform, loss_function, encoder = token_noise(recipe.noise_prob, tokenizer), None, None
-    if recipe.encoder is not None:
-        masked_lm = XLMRobertaXLForMaskedLM.from_pretrained(recipe.encoder)
-        initial = model.state_dict()  # of which all but cross-attention is the encoder's
-        model.load_state_dict(initial | {k: x for k, x in masked_lm.state_dict().items() if k in initial})
-        encoder = masked_lm.backbone.eval()
-        parallel_text = [row for row in text if row.article > 0]
-        corpus = ParallelCorpus(parallel_text, encoder, tokenizer, recipe.phrase_prob)
-        transform = encode_sources(encoder, transform)
-        loss_function = alignment_loss(recipe.alignment_loss_weight)
-
-    def batches(epoch: int) -> list[Batch]:
-        if encoder is None:
-            return causal_batches(recipe, tokenizer, text, epoch)
-        return corpus.batches(recipe.seed_of_epoch(epoch), recipe.tokens_per_batch)
-
-    evaluate = partial(evaluate_decoder, tokenizer=tokenizer, recipe=recipe, encoder=encoder)
-    options |= {"transform": transform, "loss_function": loss_function}
-    return train(recipe, model, tokenizer, batches, evaluate, folder, **options)
-
-
-def evaluate_decoder(
-    model: XLMRobertaXLForCausalLM, tokenizer: XLMRobertaTokenizer, recipe: DecoderRecipe,
-    encoder: XLMRobertaXLModel | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """Next-token accuracy on the training text and on the held-out article.
-
-    Of tiny-decoder also its continuations; of a translator also its accuracy with a wrong source, and whether its
-    heads attend to the right word.
-    """
-    text = [row for row in udhr(recipe.languages) if encoder is None or row.article > 0]
-    training = [row for row in text if row.article != recipe.held_out_article]
-    held_out = [row for row in text if row.article == recipe.held_out_article]
-    record: dict[str, Any] = {}
-    for name, rows in (("training_text", training), ("held_out_article", held_out)):
-        if encoder is None:
-            ids = [tokenizer.encode(row.text, truncation=True) for row in rows]
-            record[name] = next_token_accuracy(model, tokenizer, ids)
-            record[f"{name}_continuations"] = continuations(model, tokenizer, rows, training)
-            continue
-        prompt_lengths = [len(language_prompt(tokenizer, row.language)) - 1 for row in rows]
-        for key, wrong_sources in ((name, None), (f"{name}_wrong_source", training)):
-            sources, targets = translation_pairs(tokenizer, recipe.languages, rows, wrong_sources)
-            record[key] = next_token_accuracy(model, tokenizer, targets, encoder, sources, prompt_lengths)
-    if encoder is not None:
-        record["word_alignment"] = word_alignment(model, encoder, tokenizer, recipe.languages)
-    return record
+    tokenizer = XLMRobertaTokenizer.from_pretrained(corpus if recipe.encoder is None else recipe.encoder)
+    model: Any = XLMRobertaXLForCausalLM(XLMRobertaXLConfig(vocab_size=len(tokenizer), **recipe.config))
+    initialize(model, corpus, tokenizer)
+    dataset = Dataset(corpus, tokenizer, recipe.languages)
+    if recipe.encoder is None:
+        return train(recipe, model, tokenizer, PassageBatches(recipe, dataset, tokenizer), folder, **options)
+    encoder = XLMRobertaXLModel.from_pretrained(recipe.encoder, add_pooling_layer=False)
+    if encoder.config.hidden_size != model.config.hidden_size:
+        raise ValueError(f"hidden_size={model.config.hidden_size} must be the encoder's, {encoder.config.hidden_size}.")
+    with torch.no_grad():
+        model.backbone.embeddings.word.weight.copy_(encoder.embeddings.word.weight)
+        for layer in model.backbone.layers:
+            layer.cross_attention.out.weight.zero_()
+    batches, transform = TranslationBatches(recipe, dataset, tokenizer), encode_sources(encoder)
+    return train(recipe, model, tokenizer, batches, folder, transform=transform, **options)

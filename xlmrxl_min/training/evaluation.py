@@ -1,11 +1,11 @@
-"""Accuracy and loss of language models; how they continue a text; where a translator's cross-attention looks."""
+"""Accuracy and loss of language models; where a translator's cross-attention looks."""
 
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+from itertools import permutations
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +18,11 @@ from ..tokenizer import XLMRobertaTokenizer
 from ..utils import eval_mode, group_by_length, pad_rows
 from .batching import batch_by_length
 from .masking import check_masking, mask_tokens
-from .texts import Paragraph, TranslatedWord, translated_words, udhr
+from .texts import TranslatedWord, translated_words, udhr
 from .translation import encode_source, language_prompt
 
 AnyModel = TypeVar("AnyModel", bound=PreTrainedModel)
 MAX_TOKENS = 4096  # per batch
-PROMPT_TOKENS, CONTINUATION_TOKENS = 8, 32
 
 
 # ---- masked language models
@@ -137,110 +136,75 @@ def next_token_accuracy(
     return score.means()
 
 
-def continuations(
-    model: XLMRobertaXLForCausalLM, tokenizer: XLMRobertaTokenizer, rows: Sequence[Paragraph],
-    training: Sequence[Paragraph],
-) -> dict[str, float]:  # fmt: skip
-    """Continue the first `PROMPT_TOKENS` of each long enough paragraph greedily by `CONTINUATION_TOKENS` tokens.
-
-    verbatim: the fraction of positions with the paragraph's own token. in_language: the fraction of generated tokens
-    that occur in the training text of the same language; in_other_languages: in another one's, averaged over them.
-    """
-    known: dict[str, set[int]] = {}
-    for row in training:
-        known.setdefault(row.language, set()).update(tokenizer.encode(row.text)[1:-1])
-    ids = [tokenizer.encode(row.text) for row in rows]
-    long = [i for i, row in enumerate(ids) if len(row) > PROMPT_TOKENS + 2]
-    generated: list[list[int]] = []
-    for start in range(0, len(long), 64):
-        prompts = torch.tensor([ids[i][:PROMPT_TOKENS] for i in long[start : start + 64]])
-        generated += model.generate(prompts, max_new_tokens=CONTINUATION_TOKENS)[:, PROMPT_TOKENS:].tolist()
-    positions = correct = tokens = in_language = 0
-    in_others = 0.0
-    for i, new in zip(long, generated, strict=True):
-        reference = ids[i][PROMPT_TOKENS : PROMPT_TOKENS + CONTINUATION_TOKENS]
-        positions += len(reference)
-        correct += sum(a == b for a, b in zip(reference, new, strict=False))
-        ordinary = [token for token in new if token > 3]  # without special tokens
-        tokens += len(ordinary)
-        in_language += sum(token in known.get(rows[i].language, ()) for token in ordinary)
-        others = [language for language in known if language != rows[i].language]
-        in_others += sum(token in known[other] for token in ordinary for other in others) / max(1, len(others))
-    tokens = max(1, tokens)  # only special tokens may have been generated
-    ratios = {"verbatim": correct / max(1, positions), "in_language": in_language / tokens}
-    return {**ratios, "in_other_languages": in_others / tokens, "texts": len(long)}
-
-
 # ---- translators
 
 
-def translation_pairs(
-    tokenizer: XLMRobertaTokenizer, languages: Iterable[str], rows: Sequence[Paragraph],
-    wrong_sources: Sequence[Paragraph] | None = None,
-) -> tuple[list[list[int]], list[list[int]]]:  # fmt: skip
-    """The token ids of a source in a random other language (fixed seed), and of the target, for each paragraph.
+class WordPair(NamedTuple):
+    """A word and its translation, each in a text in which it occurs once."""
 
-    wrong_sources: take the source from these, but not from the same paragraph. ValueError for a paragraph without a
-    translation in another one of the languages.
-    """
-    rng, languages = random.Random(0), as_texts(languages, "languages")
-    by_position = {row[:3]: row for row in udhr(languages)}
-    sources, targets = [], []
-    for row in rows:
-        others = [code for code in languages if (code, *row[1:3]) in by_position and code != row.language]
-        if not others:
-            where = f"article {row.article}, paragraph {row.paragraph}"
-            raise ValueError(f"{where} in {row.language} has no translation here: name other languages, too.")
-        source = by_position[(rng.choice(others), *row[1:3])]
-        if wrong_sources is not None:
-            source = rng.choice([x for x in wrong_sources if x.language == source.language and x[1:3] != row[1:3]])
-        sources.append(tokenizer.encode(source.text, truncation=True))
-        target = tokenizer.encode(row.text, truncation=True, max_length=500)
-        targets.append([*language_prompt(tokenizer, row.language), *target[1:]])
-    return sources, targets
+    source: str
+    source_word: str
+    target: str
+    target_word: str
+    language: str  # of the target
 
 
 def word_alignment(
     model: XLMRobertaXLForCausalLM, encoder: XLMRobertaXLModel, tokenizer: XLMRobertaTokenizer,
     languages: Iterable[str],
 ) -> dict[str, Any]:  # fmt: skip
-    """How often each cross-attention head attends most to a word's translation, over `texts.translated_words`.
-
-    predicting: `l h`, at the query whose next token is the word's first one; reading: `l h`, at the query that has just
-    read that token. random_baseline: the mean fraction of source tokens that are right. pairs: words compared.
-    """
+    """`attention_to_words` for `texts.translated_words`. ValueError without two languages that it has."""
     languages = as_texts(languages, "languages")
     by_concept: dict[str, list[TranslatedWord]] = {}
     for word in translated_words():
         if word.language in languages:
             by_concept.setdefault(word.concept, []).append(word)
     text = {row[:3]: row.text for row in udhr(languages)}
-    predicting, reading, baseline, count = torch.zeros(()), torch.zeros(()), 0.0, 0
-    for translations in by_concept.values():
-        for target in translations:
-            target_text = text[target.language, target.article, target.paragraph]
-            prompt, encoding = (
-                language_prompt(tokenizer, target.language),
-                tokenizer(target_text, return_offsets_mapping=True),
-            )
-            query = word_tokens(encoding, target_text, target.word)[0] + len(prompt) - 1
-            ids = torch.tensor([[*prompt, *encoding["input_ids"][1:]]])
-            for source in (word for word in translations if word != target):
-                source_text = text[source.language, source.article, source.paragraph]
-                encoding = tokenizer(source_text, return_offsets_mapping=True)
-                right = torch.tensor(word_tokens(encoding, source_text, source.word))
-                with eval_mode(model):
-                    states = encode_source(encoder, torch.tensor([encoding["input_ids"]]))
-                    out = model.backbone(ids, encoder_hidden_states=states, output_attentions=True, use_cache=False)
-                weights = torch.cat(out.cross_attentions)  # l h q k, of one text
-                predicting = predicting + torch.isin(weights[:, :, query - 1].argmax(-1), right).float()
-                reading = reading + torch.isin(weights[:, :, query].argmax(-1), right).float()
-                baseline += len(right) / weights.shape[-1]
-                count += 1
-    if not count:
+    pairs = []
+    for words in by_concept.values():
+        for a, b in permutations(words, 2):
+            source, target = (text[x.language, x.article, x.paragraph] for x in (a, b))
+            pairs.append(WordPair(source, a.word, target, b.word, b.language))
+    if not pairs:
         raise ValueError(f"there are no translated words for {', '.join(languages)}: name two languages or more.")
-    found = {"predicting": (predicting / count).tolist(), "reading": (reading / count).tolist()}
-    return {**found, "random_baseline": baseline / count, "pairs": count}
+    return attention_to_words(model, encoder, tokenizer, pairs)
+
+
+def attention_to_words(
+    model: XLMRobertaXLForCausalLM, encoder: XLMRobertaXLModel, tokenizer: XLMRobertaTokenizer,
+    pairs: Sequence[WordPair],
+) -> dict[str, Any]:  # fmt: skip
+    """How often cross-attention is highest at a token of the source's word.
+
+    predicting: of each head, `l h`, at the query whose next token is the first one of the translation; reading: `l h`,
+    at the query that has just read that token. best: of the best head; mean: of the weights' mean over layers and
+    heads; of both. random_baseline: the mean fraction of source tokens that are right. pairs: how many there were.
+    """
+    predicting, reading, means, baseline = torch.zeros(()), torch.zeros(()), torch.zeros(2), 0.0
+    for pair in pairs:
+        prompt = language_prompt(tokenizer, pair.language)
+        encoding = tokenizer(pair.target, return_offsets_mapping=True)
+        query = word_tokens(encoding, pair.target, pair.target_word)[0] + len(prompt) - 1
+        ids = torch.tensor([[*prompt, *encoding["input_ids"][1:]]])
+        encoding = tokenizer(pair.source, return_offsets_mapping=True)
+        right = torch.tensor(word_tokens(encoding, pair.source, pair.source_word))
+        with eval_mode(model):
+            states = encode_source(encoder, torch.tensor([encoding["input_ids"]]))
+            out = model.backbone(ids, encoder_hidden_states=states, output_attentions=True, use_cache=False)
+        weights = torch.cat(out.cross_attentions)[:, :, query - 1 : query + 1]  # l h q k, of one text
+        hits = torch.isin(weights.argmax(-1), right).float()
+        predicting, reading = predicting + hits[..., 0], reading + hits[..., 1]
+        means += torch.isin(weights.mean((0, 1)).argmax(-1), right).float()
+        baseline += len(right) / weights.shape[-1]
+    names, count = ("predicting", "reading"), len(pairs)
+    by_head = {name: hits / count for name, hits in zip(names, (predicting, reading), strict=True)}
+    return {
+        **{name: hits.tolist() for name, hits in by_head.items()},
+        "best": {name: float(hits.max()) for name, hits in by_head.items()},
+        "mean": dict(zip(names, (means / count).tolist(), strict=True)),
+        "random_baseline": baseline / count,
+        "pairs": count,
+    }
 
 
 def word_tokens(encoding: Any, text: str, word: str) -> list[int]:

@@ -17,14 +17,14 @@ from typing import Any
 import torch
 
 from ..files import atomic_write, explain_errors, make_folder, to_path
-from ..inputs import check_number
+from ..inputs import check_number, check_type
 from ..model import PreTrainedModel, XLMRobertaXLConfig, XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM
 from ..tokenizer import XLMRobertaTokenizer
 from .loop import STATE_FILE, Batch, fit
 from .muon import Muon
 from .settings import check_settings
 
-RECORD_FILE = "record.json"
+RECIPE_FILE, RECORD_FILE = "recipe.json", "record.json"
 FIT_DEFAULTS = {"gradient_accumulation_steps": 1, "weight_decay": 0.0, "max_grad_norm": 1.0}
 
 
@@ -46,6 +46,7 @@ class Recipe:
         for name in ("matrix_learning_rate", "matrix_weight_decay"):
             check_number(name, getattr(self, name), 0)
         check_settings({**FIT_DEFAULTS, **vars(self)})
+        check_type("config", self.config, dict, "a dict of fields of XLMRobertaXLConfig")
         known = {field.name for field in fields(XLMRobertaXLConfig)} - {"vocab_size"}  # the vocabulary determines it
         if unknown := [name for name in self.config if name not in known]:
             raise ValueError(f"config has {', '.join(map(repr, unknown))}, but takes {', '.join(sorted(known))}.")
@@ -79,7 +80,7 @@ def load_recipe(file: str | os.PathLike[str]) -> Recipe:
 
     ValueError for missing and unknown fields, for impossible ones, and for what is no JSON.
     """
-    from .decoders import DecoderRecipe  # which import this file
+    from .decoders import DecoderRecipe  # these import this file
     from .encoders import EncoderRecipe
 
     path = to_path(file)
@@ -106,7 +107,7 @@ def train(
     recipe: Recipe, model: XLMRobertaXLForMaskedLM | XLMRobertaXLForCausalLM, tokenizer: XLMRobertaTokenizer,
     batches: Callable[[int], Sequence[Batch]], folder: Path, **options: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """Run `fit` by `recipe`, then save the checkpoint (float16), the vocabulary and the record in `folder`.
+    """Run `fit` by `recipe`, then save the checkpoint (float16), the vocabulary, recipe and record in `folder`.
 
     options: those of `fit`. `python -m xlmrxl_min evaluate` adds to the record what the checkpoint knows.
     """
@@ -126,8 +127,9 @@ def train(
         "parameters": sum(p.numel() for p in model.parameters()),
         "history": running_mean(history, every=250),
     }
-    with atomic_write(folder / RECORD_FILE) as (draft,):
-        draft.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    for name, values in ((RECIPE_FILE, asdict(recipe)), (RECORD_FILE, record)):
+        with atomic_write(folder / name) as (draft,):
+            draft.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     (folder / STATE_FILE).unlink(missing_ok=True)
     return record
 
