@@ -567,6 +567,6 @@ def test_the_reading_version_stays_if_the_new_one_cannot_replace_it(reading, use
 @posix
 def test_a_training_run_names_the_folder_that_it_cannot_make(tmp_path):
     (tmp_path / "file").write_text("old")
-    recipe = PRETRAINED / "tiny" / "recipe.json"
+    recipe = PRETRAINED.parent / "training" / "recipes" / "tiny.json"
     with refused(tmp_path, tmp_path / "file", kind=NotADirectoryError):
-        pretrain(recipe, tmp_path / "file")
+        pretrain(recipe, tmp_path / "corpus", tmp_path / "file")

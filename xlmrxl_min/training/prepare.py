@@ -33,7 +33,7 @@ def prepare(folder: Path) -> None:
 
 def texts_by_language(folder: Path) -> dict[str, list[str]]:
     """The studied texts, and the frequent words, without which few words of everyday life would be a piece."""
-    texts = defaultdict(list)
+    texts: dict[str, list[str]] = defaultdict(list)
     for row in read_corpus(folder, held_out=False):
         count = TOP_WORD_COUNT // int(row.section) if row.source == "words" else 1
         texts[row.language] += [row.text] * count

