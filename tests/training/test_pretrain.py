@@ -33,7 +33,7 @@ def recipe():
     return EncoderRecipe(
         config={**SMALL, "initializer_range": 0.1}, steps=24, learning_rate=0.01, matrix_learning_rate=0.02,
         matrix_weight_decay=0.1, warmup_steps=5, decay_fraction=0.5, dtype="float32", seed=3,
-        tokens_per_batch=dict.fromkeys(ROW_KINDS, 300), mask_prob=[0.3, 0.1], teacher_weight=0.5,
+        tokens_per_batch=dict.fromkeys(ROW_KINDS, 300), mask_prob=[0.3, 0.1], short_fraction=0.0, teacher_weight=0.5,
     )  # fmt: skip
 
 
@@ -111,6 +111,14 @@ def test_masks_get_fewer_and_words_have_none(make_batches, tokenizer):
     assert 0.1 < float(unmasked) < 0.5
 
 
+def test_only_short_passages_at_first(make_batches):
+    batches = make_batches(short_fraction=0.25)  # of 24 steps
+    early, later = (batches.batch(step, torch.Generator().manual_seed(0)) for step in (5, 6))
+    assert early["passages"].shape[1] <= 24
+    assert early["pairs"].shape[1] <= 24
+    assert later["pairs"].shape[1] > 24
+
+
 def test_an_epoch_is_the_same_each_time_and_differs_from_the_next(make_batches):
     batches = make_batches()
     first, again, second = batches(0), batches(0), batches(1)
@@ -179,14 +187,16 @@ def test_training_starts_from_the_embeddings_alone(recipe, small_corpus, tokeniz
     torch.manual_seed(0)
     config = {**recipe.config, "num_hidden_layers": 2}
     model = XLMRobertaXLForMaskedLM(XLMRobertaXLConfig(vocab_size=len(tokenizer), **config)).eval()
-    initialize(model, small_corpus, tokenizer)
+    initialize(model, small_corpus, tokenizer, [[5, 5, 5, 9]])
     ids = torch.tensor([tokenizer.encode("All human beings are born free.")])
     states = model(ids, output_hidden_states=True).hidden_states
     assert torch.equal(states[0], states[1])
     words = model.backbone.embeddings.word.weight
-    assert float(words.std()) == pytest.approx(1, abs=0.01)
+    assert float(words.detach().std()) == pytest.approx(1, abs=0.01)
     assert not words[1].any()
-    assert float(model.backbone.embeddings.position.weight.std()) == pytest.approx(1, abs=0.1)
+    bias = model.lm_head.decoder.bias.detach().exp()
+    assert (4 * bias[9] / bias[5], bias.sum()) == pytest.approx((2, 1), abs=1e-4)
+    assert float(model.backbone.embeddings.position.weight.detach().std()) == pytest.approx(1, abs=0.1)
 
 
 def test_sinusoids_tell_positions_apart_by_their_distance():
@@ -243,6 +253,7 @@ def test_a_recipe_file_needs_the_right_fields(recipe, tmp_path):
         ({"tokens_per_batch": {"passages": 10}}, "tokens_per_batch={'passages': 10} is impossible"),
         ({"mask_prob": [15, 0]}, "mask_prob=15 is impossible"),
         ({"mask_prob": 0.15}, "mask_prob=0.15 is impossible"),
+        ({"short_fraction": 2}, "short_fraction=2 is impossible"),
         ({"teacher_weight": -1}, "teacher_weight=-1 is impossible"),
         ({"matrix_learning_rate": -1}, "matrix_learning_rate=-1 is impossible"),
         ({"dtype": "int8"}, "dtype='int8' is unknown"),

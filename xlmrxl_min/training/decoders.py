@@ -152,8 +152,8 @@ def pretrain_decoder(recipe: DecoderRecipe, corpus: Path, folder: Path, **option
     torch.manual_seed(recipe.seed)
     tokenizer = XLMRobertaTokenizer.from_pretrained(corpus if recipe.encoder is None else recipe.encoder)
     model: Any = XLMRobertaXLForCausalLM(XLMRobertaXLConfig(vocab_size=len(tokenizer), **recipe.config))
-    initialize(model, corpus, tokenizer)
     dataset = Dataset(corpus, tokenizer, recipe.languages)
+    initialize(model, corpus, tokenizer, dataset.ids)
     if recipe.encoder is None:
         return train(recipe, model, tokenizer, PassageBatches(recipe, dataset, tokenizer), folder, **options)
     encoder = XLMRobertaXLModel.from_pretrained(recipe.encoder, add_pooling_layer=False)

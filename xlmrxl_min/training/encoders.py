@@ -30,6 +30,7 @@ from .pretrain import Recipe, train
 from .teacher import TeacherVectors, place_of, word_embeddings
 
 PASSAGE_LENGTHS = (62, 126, 254)  # in tokens without the special ones, of which each batch has one
+SHORT_PASSAGE_LENGTHS = (22,)  # at first
 MAX_TOKENS, MAX_PAIR_TOKENS = 254, 126  # of a sentence, and of each part of a pair
 STEPS_PER_EPOCH = 20
 CANDIDATES = 4  # this many times the rows of a batch are drawn, and rows of similar length kept
@@ -44,6 +45,7 @@ ROW_KINDS = ("passages", "pairs", "sentences", "words")
 @dataclass(kw_only=True)
 class EncoderRecipe(Recipe):
     tokens_per_batch: dict[str, int]  # of each kind of rows, padding included
+    short_fraction: float  # of the steps, at first, with short passages only: heads find the neighbours sooner
     mask_prob: Sequence[float]  # at the first and at the last step
     teacher_weight: float  # of the teacher's part of the loss
 
@@ -58,6 +60,7 @@ class EncoderRecipe(Recipe):
             raise ValueError(f"mask_prob={self.mask_prob} is impossible: give two numbers from 0 to 1.")
         for probability in self.mask_prob:
             check_number("mask_prob", probability, 0, 1)
+        check_number("short_fraction", self.short_fraction, 0, 1)
         check_number("teacher_weight", self.teacher_weight, 0)
 
     def pretrain(self, corpus: Path, folder: Path, **options: Any) -> dict[str, Any]:
@@ -91,9 +94,14 @@ class EncoderBatches:
     def batch(self, step: int, generator: torch.Generator) -> Batch:
         first, last = self.recipe.mask_prob
         mask_prob = first + (last - first) * min(step / self.recipe.steps, 1)
+        is_early = step < self.recipe.short_fraction * self.recipe.steps
         batch: dict[str, Tensor] = {}
         for kind in ROW_KINDS:
-            rows, taught = getattr(self, f"make_{kind}")(self.recipe.tokens_per_batch[kind], generator)
+            max_tokens = self.recipe.tokens_per_batch[kind]
+            if is_early and kind in ("passages", "pairs"):
+                rows, taught = self.make_passages(max_tokens, generator, SHORT_PASSAGE_LENGTHS)
+            else:
+                rows, taught = getattr(self, f"make_{kind}")(max_tokens, generator)
             ids = pad_rows(rows, self.tokenizer.pad_token_id)
             masked, labels = mask_tokens(ids, mask_prob, self.tokenizer, generator)
             if taught:
@@ -107,9 +115,11 @@ class EncoderBatches:
             batch |= {kind: masked, f"{kind}_labels": labels}
         return batch
 
-    def make_passages(self, max_tokens: int, generator: torch.Generator) -> Rows:
+    def make_passages(
+        self, max_tokens: int, generator: torch.Generator, lengths: Sequence[int] = PASSAGE_LENGTHS
+    ) -> Rows:
         """Each from the beginning of a random verse or paragraph on, if enough text follows it."""
-        rows, length = [], PASSAGE_LENGTHS[draw_number(len(PASSAGE_LENGTHS), generator)]
+        rows, length = [], lengths[draw_number(len(lengths), generator)]
         for texts in self.passages.draw(CANDIDATES * max_tokens // (length + 2), generator):
             ids = [i for text in texts for i in self.ids[text]]
             starts = [0, *accumulate(len(self.ids[text]) for text in texts[:-1])]
@@ -170,12 +180,13 @@ def encoder_loss(model: XLMRobertaXLForMaskedLM, batch: Batch, vectors: Tensor, 
     return F.cross_entropy(model.lm_head(torch.cat(labelled)), torch.cat(labels)) + teacher_weight * taught
 
 
-def initialize(model: XLMRobertaXLForMaskedLM, corpus: Path, tokenizer: XLMRobertaTokenizer) -> None:
+def initialize(model: Any, corpus: Path, tokenizer: XLMRobertaTokenizer, texts: Sequence[Sequence[int]]) -> None:
     """Set the weights that training starts from.
 
     The word embeddings are the teacher's, reduced to the hidden width. They have variance 1, absolute positions are
     sinusoids as large, and the blocks add nothing at first: with small embeddings all tokens soon had nearly the same
-    hidden states, and the heads attended to single tokens. The logits start with variance 1, too.
+    hidden states, and the heads attended to single tokens. The logits start with variance 1, too, around how
+    frequent the tokens of `texts` are.
     """
     width, embeddings = model.config.hidden_size, model.backbone.embeddings
     with torch.no_grad():
@@ -187,6 +198,8 @@ def initialize(model: XLMRobertaXLForMaskedLM, corpus: Path, tokenizer: XLMRober
             if name.endswith(("attention.out.weight", "feed_forward.down.weight")):
                 weight.zero_()
         model.lm_head.norm.weight.fill_(width**-0.5)
+        counts = torch.bincount(torch.tensor([i for ids in texts for i in ids]), minlength=len(tokenizer)) + 1
+        model.lm_head.decoder.bias.copy_((counts / counts.sum()).log())
 
 
 def sinusoids(positions: int, width: int) -> Tensor:  # t e
@@ -201,11 +214,12 @@ def pretrain_encoder(recipe: EncoderRecipe, corpus: Path, folder: Path, **option
     torch.manual_seed(recipe.seed)
     tokenizer = XLMRobertaTokenizer.from_pretrained(corpus)
     model = XLMRobertaXLForMaskedLM(XLMRobertaXLConfig(vocab_size=len(tokenizer), **recipe.config))
-    initialize(model, corpus, tokenizer)
+    dataset = Dataset(corpus, tokenizer)
+    initialize(model, corpus, tokenizer, dataset.ids)
     teacher = TeacherVectors(corpus, model.config.hidden_size)
 
     def loss_function(model: Any, batch: Batch) -> Tensor:
         return encoder_loss(model, batch, teacher.vectors, recipe.teacher_weight)
 
-    batches = EncoderBatches(recipe, Dataset(corpus, tokenizer), tokenizer, teacher.of)
+    batches = EncoderBatches(recipe, dataset, tokenizer, teacher.of)
     return train(recipe, model, tokenizer, batches, folder, loss_function=loss_function, **options)
