@@ -137,7 +137,7 @@ def test_continuations_of_a_model_that_repeats_one_token(tokenizer):
 
 def test_evaluation_of_both_kinds(tokenizer, small_corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(measurements, "FEWEST_PASSAGES", 1)
-    monkeypatch.setattr(decoder_measurements, "LARGE", 100)
+    monkeypatch.setattr(measurements, "LARGE", 100)
     recipe = {
         "steps": 1, "tokens_per_batch": 256, "learning_rate": 0.002, "matrix_learning_rate": 0.02, "warmup_steps": 0,
         "matrix_weight_decay": 0.1, "decay_fraction": 0.5, "dtype": "float32", "seed": 3,
@@ -146,7 +146,7 @@ def test_evaluation_of_both_kinds(tokenizer, small_corpus, tmp_path, monkeypatch
     found = evaluate_decoder(tmp_path / "decoder", small_corpus, progress=False)
     assert json.loads(json.dumps(found)) == found
     assert set(found["next_token"]["held_out"]) == set(found["next_token"]["studied"]) == {"en", "fr", "de", "zh"}
-    assert found["next_token"]["mean"]["languages"] == 4
+    assert len(found["next_token"]["large"]) == 4
     assert {example["language"] for example in found["continuations"]["examples"]} == {"en", "fr", "de", "zh"}
     assert "continuations, repeated: text" in format_decoder_evaluation(found)
 

@@ -13,6 +13,9 @@ from ..tokenizer import XLMRobertaTokenizer
 from .corpus import Row, read_corpus
 
 Item = TypeVar("Item")
+STEPS_PER_EPOCH = 20
+CANDIDATES = 4  # this many times the rows of a batch are drawn, and rows of similar length kept
+MAX_PAIR_TOKENS = 126  # of a text, and of its translation
 SMOOTHING = 0.5  # exponent on a group's size; 1: in proportion to it, 0: every group the same
 
 

@@ -25,15 +25,14 @@ from .corpus import LANGUAGES, read_corpus
 from .evaluation import WordPair, attention_to_words, next_token_accuracy, word_alignment
 from .measurements import (
     FULL,
-    LARGE,
     Effort,
     Passages,
     Places,
+    accuracy_by_language,
     by_place,
     choose_pairs,
     percent,
     rounded,
-    unigram_accuracy,
 )
 from .pretrain import RECIPE_FILE, load_recipe
 from .translation import language_prompt, translate
@@ -92,21 +91,11 @@ def next_token_by_language(
     unigram: the accuracy on held-out text of always predicting the most frequent token of studied text. mean: over the
     languages of which more than 100,000 words were studied.
     """
-    results: dict[str, Any] = {"held_out": {}, "studied": {}, "unigram": {}, "words": passages.words}
-    for language in tqdm(passages.held_out, desc="next token", unit="language", disable=not progress, delay=2):
-        texts = {"held_out": passages.held_out[language], "studied": passages.studied[language]}
-        for name, some in texts.items():
-            rows = [tokenizer.encode(text)[:-1] for text in some]
-            if some:
-                results[name][language] = next_token_accuracy(model, tokenizer, rows)
-        results["unigram"][language] = unigram_accuracy(tokenizer, texts["studied"], texts["held_out"])
-    large = [language for language in results["held_out"] if passages.words.get(language, 0) > LARGE]
-    results["mean"] = {
-        **{name: fmean([results[name][x]["accuracy"] for x in large]) for name in ("held_out", "studied") if large},
-        "unigram": fmean([results["unigram"][x] for x in large]) if large else 0.0,
-        "languages": len(large),
-    }
-    return results
+
+    def measure(texts: list[str]) -> dict[str, float]:
+        return next_token_accuracy(model, tokenizer, [tokenizer.encode(text)[:-1] for text in texts])
+
+    return accuracy_by_language(tokenizer, passages, measure, "next token", progress)
 
 
 def continuations(
@@ -257,9 +246,9 @@ def format_decoder_evaluation(results: Mapping[str, Any]) -> str:
             accuracies = [score, next_token["studied"].get(language), {"accuracy": next_token["unigram"][language]}]
             shares = [percent(x["accuracy"]) if x else "" for x in accuracies]
             rows.append([language, f"{next_token['words'].get(language, 0):,}", *shares, f"{score['loss']:.2f}"])
-        mean = next_token["mean"]
         lines = [
-            "means: " + ", ".join(f"{name} {x if name == 'languages' else percent(x)}" for name, x in mean.items()),
+            f"means over {len(next_token['large'])} languages: "
+            + ", ".join(f"{name} {percent(x)}" for name, x in next_token["mean"].items()),
             *(
                 f"continuations, {name.replace('_', ' ')}: "
                 + ", ".join(f"{kind} {percent(x)}" for kind, x in written[name].items())

@@ -17,7 +17,7 @@ from ..model import XLMRobertaXLConfig, XLMRobertaXLForCausalLM, XLMRobertaXLMod
 from ..tokenizer import XLMRobertaTokenizer
 from ..utils import pad_rows
 from .corpus import LANGUAGES
-from .dataset import Dataset, Sampler, draw_number, similar_in_length
+from .dataset import CANDIDATES, MAX_PAIR_TOKENS, STEPS_PER_EPOCH, Dataset, Sampler, draw_number, similar_in_length
 from .encoders import initialize
 from .excerpts import VERSIONS
 from .loop import Batch, Transform
@@ -25,10 +25,7 @@ from .masking import word_starts
 from .pretrain import Recipe, train
 from .translation import encode_source, language_prompt
 
-STEPS_PER_EPOCH = 20
-CANDIDATES = 4  # this many times the rows of a batch are drawn, and rows of similar length kept
 WORD_START_PROB = 0.5  # of a passage to start with any word, and not with a verse or paragraph
-MAX_PAIR_TOKENS = 126  # of a text and of its translation
 PAIR_TOKENS = 40  # of one of them, about
 LENGTHS = (4, 2, 1)  # of the passages of a batch: the longest possible, divided by one of these
 

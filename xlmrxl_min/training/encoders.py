@@ -23,7 +23,7 @@ from ..inputs import check_integer, check_number
 from ..model import XLMRobertaXLConfig, XLMRobertaXLForMaskedLM
 from ..tokenizer import XLMRobertaTokenizer
 from ..utils import pad_rows
-from .dataset import Dataset, Sampler, draw_number, similar_in_length
+from .dataset import CANDIDATES, MAX_PAIR_TOKENS, STEPS_PER_EPOCH, Dataset, Sampler, draw_number, similar_in_length
 from .loop import Batch
 from .masking import mask_tokens
 from .pretrain import Recipe, train
@@ -31,9 +31,7 @@ from .teacher import TeacherVectors, place_of, word_embeddings
 
 PASSAGE_LENGTHS = (62, 126, 254)  # in tokens without the special ones, of which each batch has one
 SHORT_PASSAGE_LENGTHS = (22,)  # at first
-MAX_TOKENS, MAX_PAIR_TOKENS = 254, 126  # of a sentence, and of each part of a pair
-STEPS_PER_EPOCH = 20
-CANDIDATES = 4  # this many times the rows of a batch are drawn, and rows of similar length kept
+MAX_TOKENS = 254  # of a sentence
 PAIR_TOKENS, SENTENCE_TOKENS, WORD_TOKENS = 70, 35, 5  # of a row, about
 NEGATIVES = 1024  # texts that a text is compared with
 TEMPERATURE = 0.05

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -191,11 +191,23 @@ def masked_accuracy_by_language(
     unigram: the accuracy on held-out text of always predicting the most frequent token of studied text. mean: over the
     languages of which more than 100,000 words were studied.
     """
+
+    def measure(texts: list[str]) -> dict[str, float]:
+        return masked_accuracy(model, tokenizer, texts, mask_prob=MASK_PROB)
+
+    return accuracy_by_language(tokenizer, passages, measure, "masked words", progress)
+
+
+def accuracy_by_language(
+    tokenizer: XLMRobertaTokenizer, passages: Passages, measure: Callable[[list[str]], dict[str, float]],
+    description: str, progress: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """What `measure` says of held-out and of studied passages, the unigram guess, and the means of the accuracies."""
     results: dict[str, Any] = {"held_out": {}, "studied": {}, "unigram": {}}
-    for language in tqdm(passages.held_out, desc="masked words", unit="language", disable=not progress, delay=2):
+    for language in tqdm(passages.held_out, desc=description, unit="language", disable=not progress, delay=2):
         texts = {"held_out": passages.held_out[language], "studied": passages.studied[language]}
         for name, some in texts.items():
-            results[name][language] = masked_accuracy(model, tokenizer, some, mask_prob=MASK_PROB)
+            results[name][language] = measure(some)
         results["unigram"][language] = unigram_accuracy(tokenizer, texts["studied"], texts["held_out"])
     large = [language for language in results["held_out"] if passages.words.get(language, 0) > LARGE]
     means = {name: mean(results[name][x]["accuracy"] for x in large) for name in ("held_out", "studied")}

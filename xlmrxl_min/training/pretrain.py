@@ -53,10 +53,7 @@ class Recipe:
         XLMRobertaXLConfig(**self.config)  # ValueError if impossible
 
     def generator(self, epoch: int) -> torch.Generator:
-        return torch.Generator().manual_seed(self.seed_of_epoch(epoch))
-
-    def seed_of_epoch(self, epoch: int) -> int:
-        return self.seed * 1_000_003 + epoch
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
 
     def pretrain(self, corpus: Path, folder: Path, **options: Any) -> dict[str, Any]:
         raise NotImplementedError("take a recipe of encoders or of decoders.")
