@@ -260,7 +260,8 @@ def test_types(tmp_path):
         "XLMRobertaXLConfig.from_pretrained('tiny', vocab=1)\n"
         "XLMRobertaXLForCausalLM.from_pretrained('tiny-decoder').generate(max_tokens=1)\n"
     )
-    command = [sys.executable, "-m", "mypy", str(ROOT / "xlmrxl_min"), str(mistakes)]
+    config = ["--config-file", str(ROOT / "pyproject.toml")]
+    command = [sys.executable, "-m", "mypy", *config, str(ROOT / "xlmrxl_min"), str(mistakes)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     lines = [line for line in done.stdout.splitlines() if ": error:" in line]
     assert all(line.startswith("mistakes.py:") for line in lines), done.stdout

@@ -111,6 +111,20 @@ def test_masks_get_fewer_and_words_have_none(make_batches, tokenizer):
     assert 0.1 < float(unmasked) < 0.5
 
 
+def test_one_text_of_a_pair_keeps_all_its_words(make_batches):
+    batch = make_batches(tokens_per_batch=dict.fromkeys(ROW_KINDS, 4000), mask_prob=[0.2, 0.2]).batch(
+        0, torch.Generator().manual_seed(0)
+    )
+    is_second = (batch["pairs"] == 2).cumsum(1) > 0
+    is_labelled = batch["pairs_labels"] != -100
+    in_first, in_second = (is_labelled & ~is_second).any(1), (is_labelled & is_second).any(1)
+    assert not (in_first & in_second).any()
+    assert in_first.any()
+    assert in_second.any()
+    words = (batch["pairs"] > 2).sum()
+    assert float(is_labelled.sum() / words) == pytest.approx(0.2, abs=0.05)  # 40% of half of them
+
+
 def test_only_short_passages_at_first(make_batches):
     batches = make_batches(short_fraction=0.25)  # of 24 steps
     early, later = (batches.batch(step, torch.Generator().manual_seed(0)) for step in (5, 6))

@@ -44,7 +44,7 @@ ROW_KINDS = ("passages", "pairs", "sentences", "words")
 class EncoderRecipe(Recipe):
     tokens_per_batch: dict[str, int]  # of each kind of rows, padding included
     short_fraction: float  # of the steps, at first, with short passages only: heads find the neighbours sooner
-    mask_prob: Sequence[float]  # at the first and at the last step
+    mask_prob: Sequence[float]  # at the first and at the last step; twice that in one text of each pair
     teacher_weight: float  # of the teacher's part of the loss
 
     def __post_init__(self) -> None:
@@ -101,7 +101,10 @@ class EncoderBatches:
             else:
                 rows, taught = getattr(self, f"make_{kind}")(max_tokens, generator)
             ids = pad_rows(rows, self.tokenizer.pad_token_id)
-            masked, labels = mask_tokens(ids, mask_prob, self.tokenizer, generator)
+            if kind == "pairs" and not is_early:
+                masked, labels = mask_one_text(ids, min(2 * mask_prob, 1), self.tokenizer, generator)
+            else:
+                masked, labels = mask_tokens(ids, mask_prob, self.tokenizer, generator)
             if taught:
                 keep = UNMASKED_FRACTION if kind == "sentences" else 1.0
                 is_kept = torch.rand(len(ids), 1, generator=generator) < keep
@@ -147,6 +150,17 @@ class EncoderBatches:
 
     def add_special(self, ids: list[int], pair: list[int] | None = None) -> list[int]:
         return self.tokenizer.build_inputs_with_special_tokens(ids, pair)
+
+
+def mask_one_text(
+    ids: Tensor, mask_prob: float, tokenizer: XLMRobertaTokenizer, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:  # b t -> b t, b t
+    """`mask_tokens` in one text of each pair, first or second: the other one says what the masked words mean."""
+    masked, labels = mask_tokens(ids, mask_prob, tokenizer, generator)
+    is_second_text = (ids == tokenizer.eos_token_id).cumsum(1) > 0
+    mask_second = torch.rand(len(ids), 1, generator=generator) < 0.5
+    keep = is_second_text != mask_second
+    return ids.where(keep, masked), labels.masked_fill(keep, -100)
 
 
 def teacher_loss(states: Tensor, mask: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:  # b t e, b t, b e, k e
