@@ -15,7 +15,7 @@ from xlmrxl_min import (
     XLMRobertaXLForSequenceClassification,
     fill_mask,
 )
-from xlmrxl_min.checkpoints.int8 import quantize_rows
+from xlmrxl_min.checkpoints.int8 import Int8Linear, quantize_rows
 from xlmrxl_min.checkpoints.names import hugging_face_name
 
 
@@ -38,6 +38,57 @@ def test_rows_are_quantized_independently():
     assert (integers * scale[:, None] - weight).abs().max() <= scale.max() / 2 + 1e-6
 
 
+@pytest.fixture
+def without_vnni(monkeypatch):
+    """A CPU whose int8 products are slow: the weights are dequantized."""
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+
+
+def int8_layer(inputs=24, outputs=37, bias=True):
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(inputs, outputs, bias=bias)
+    layer = Int8Linear(linear)
+    layer.weight.data, layer.scale.data = quantize_rows(linear.weight.detach())
+    return layer
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 2, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_product_of_int8_matrices_is_exact(tokens, dtype, bias):
+    layer = int8_layer(bias=bias).to(dtype)
+    layer.scale.data = layer.scale.data.float()
+    x = torch.randn(tokens, 24, dtype=dtype)
+    integers, scale = quantize_rows(x)
+    expected = (integers.double() @ layer.weight.double().T) * scale[:, None].double() * layer.scale.double()
+    expected = expected + (layer.bias.double() if bias else 0)
+    torch.testing.assert_close(layer.int8_product(x), expected.float())
+
+
+def test_each_token_is_quantized_by_itself(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
+    layer = int8_layer()
+    x = torch.randn(3, 100, 24)
+    x[0, 0] *= 1000  # which costs the other tokens nothing
+    with torch.no_grad():
+        out = layer(x)
+        alone = torch.stack([torch.cat([layer(token[None]) for token in text]) for text in x])
+        exact = layer.dequantized(x)
+    assert out.shape == (3, 100, 37)
+    torch.testing.assert_close(out, alone)
+    errors = (out - exact).norm(dim=-1) / exact.norm(dim=-1)
+    assert errors.max() < 0.03  # twice what rounding to 1/254 of the largest of 24 numbers costs
+
+
+def test_gradients_flow_through_int8_layers():
+    layer = int8_layer()
+    x = torch.randn(2, 24, requires_grad=True)
+    layer(x).sum().backward()
+    torch.testing.assert_close(x.grad, (layer.weight * layer.scale[:, None]).sum(0).expand(2, -1))
+    torch.testing.assert_close(layer.bias.grad, torch.full((37,), 2.0))
+
+
+@pytest.mark.usefixtures("without_vnni")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_int8_model_equals_the_model_of_its_dequantized_weights(dtype, folder):
     stored = load_file(folder / "model.safetensors")
@@ -57,7 +108,7 @@ def test_int8_model_equals_the_model_of_its_dequantized_weights(dtype, folder):
 
 
 def test_large_weights_are_quantized_and_dequantized_in_chunks(tmp_path):
-    """Chunks are of 4 MiB in loading, of 2²⁴ weights in the forward pass: more than one of both."""
+    """Chunks are of 4 MiB in loading, of 2²⁴ weights in dequantizing: more than one of both."""
     config = XLMRobertaXLConfig(**{**SMALL, "vocab_size": 720_000})
     model = XLMRobertaXLForMaskedLM(config).eval()
     model.save_pretrained(tmp_path)
@@ -68,7 +119,7 @@ def test_large_weights_are_quantized_and_dequantized_in_chunks(tmp_path):
     hidden = torch.randn(2, 24)
     with torch.no_grad():
         expected = F.linear(hidden, integers * scale[:, None], model.lm_head.decoder.bias)
-        assert error(ours(hidden), expected) < 1e-5
+        assert error(ours.dequantized(hidden), expected) < 1e-5
 
 
 def test_int8_models_are_saved_and_loaded(folder, tmp_path):

@@ -1,7 +1,9 @@
-"""Weight-only int8, symmetric, with a scale per output row. Walked through in notebooks/09_precision_and_size.ipynb.
+"""int8, symmetric: weights with a scale per output row, inputs with a scale per token. See notebook 09.
 
 A row w becomes integers from -127 to 127 and one number: w ≈ integers × scale, with scale = max |w| / 127. That takes a
-quarter of float32's memory, but not of its time: each matrix is dequantized, in chunks of rows, whenever it is used.
+quarter of float32's memory. Processors with AVX512-VNNI, and GPUs, also multiply int8 matrices several times as fast as
+float32 ones: there the inputs are quantized, too, at run time. Elsewhere the weights are dequantized whenever they are
+used, in chunks of rows.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from torch import Tensor, nn
 from ..model import PreTrainedModel
 
 DEQUANTIZE_CHUNK = 1 << 24  # weights that are dequantized at a time: 64 MiB in float32
+TOKEN_CHUNK = 128  # tokens that are multiplied at a time, so that their products stay in the cache
+FEWEST_ON_CUDA = 17  # tokens that torch._int_mm takes there
 
 
 def quantize_rows(
@@ -29,7 +33,8 @@ def quantize_rows(
 class Int8Linear(nn.Module):
     """nn.Linear with an int8 weight.
 
-    forward: x ... i -> ... o, in the dtype of x
+    forward: x ... i -> ... o, in the dtype of x. The product is of int8 matrices where `multiplies_int8` says so, and
+    no gradient is needed (under torch.no_grad or torch.inference_mode): rounding has none.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -39,6 +44,27 @@ class Int8Linear(nn.Module):
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
+        needs_grad = torch.is_grad_enabled() and (
+            x.requires_grad or (self.bias is not None and self.bias.requires_grad)
+        )
+        if needs_grad or not multiplies_int8(x, self.weight):
+            return self.dequantized(x)
+        out = x.new_empty(*x.shape[:-1], self.out_features)
+        chunks = zip(x.flatten(0, -2).split(TOKEN_CHUNK), out.flatten(0, -2).split(TOKEN_CHUNK), strict=True)
+        for tokens, products in chunks:
+            products.copy_(self.int8_product(tokens))
+        return out
+
+    def int8_product(self, x: Tensor) -> Tensor:  # t i -> t o, float32
+        integers, scale = quantize_rows(x)
+        if len(x) == 1:  # as matrix times vector it is up to 1.6 times as fast
+            product = torch._int_mm(self.weight, integers.T).T
+        else:
+            product = torch._int_mm(integers, self.weight.T)
+        out = product.float().mul_(scale[:, None]).mul_(self.scale)
+        return out if self.bias is None else out.add_(self.bias)
+
+    def dequantized(self, x: Tensor) -> Tensor:
         rows = max(1, DEQUANTIZE_CHUNK // self.in_features)
         biases = [None] * len(self.weight) if self.bias is None else self.bias.split(rows)
         chunks = zip(self.weight.split(rows), self.scale.split(rows), biases, strict=False)
@@ -48,6 +74,18 @@ class Int8Linear(nn.Module):
     def forward_rows(self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
         product = F.linear(x, weight.to(x.dtype)) * scale.to(x.dtype)
         return product if bias is None else product + bias
+
+
+def multiplies_int8(x: Tensor, weight: Tensor) -> bool:
+    """Whether torch._int_mm is faster than a product of floats.
+
+    On a CPU without AVX512-VNNI it is a plain loop; on CUDA it takes 17 rows or more, and widths divisible by 8.
+    """
+    if x.device.type == "cpu":
+        return torch.cpu._is_vnni_supported()
+    return (
+        x.device.type == "cuda" and x.numel() >= FEWEST_ON_CUDA * x.shape[-1] and not any(n % 8 for n in weight.shape)
+    )
 
 
 class Int8Embedding(nn.Module):

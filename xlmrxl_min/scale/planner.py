@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..checkpoints.int8 import DEQUANTIZE_CHUNK
+from ..checkpoints.int8 import DEQUANTIZE_CHUNK, TOKEN_CHUNK
 from ..inputs import shown
 from ..model import QUERY_BLOCK_SIZE, XLMRobertaXLConfig
 
@@ -240,9 +240,10 @@ def inference_activations(
         "relative_key_query": 5 * hidden + 5 * bias,
     }[config.position_embedding_type]
     feed_forward = 3 * hidden + 2 * wide  # before and after the activation function
+    # int8: dequantized weights, and their products times the scales; or a chunk of products in int32 and in float32
     dequantized = size * min(DEQUANTIZE_CHUNK, e * f) if quantize else 0
-    scaled = logits if quantize else 0  # the product with an int8 matrix is multiplied by the scales
-    return max(attention + dequantized, feed_forward + dequantized, 2 * hidden + logits + scaled)
+    products = max(logits, 8 * min(TOKEN_CHUNK, b * t) * logits // (size * b * t)) if quantize else 0
+    return max(attention + dequantized, feed_forward + dequantized, 2 * hidden + logits + products)
 
 
 def training_activations(config: XLMRobertaXLConfig, b: int, t: int, size: int, positions: int) -> int:

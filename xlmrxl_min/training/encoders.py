@@ -46,6 +46,7 @@ class EncoderRecipe(Recipe):
     short_fraction: float  # of the steps, at first, with short passages only: heads find the neighbours sooner
     mask_prob: Sequence[float]  # at the first and at the last step; twice that in one text of each pair
     teacher_weight: float  # of the teacher's part of the loss
+    start_from: str | None = None  # name or folder of an encoder whose weights, but for the positions, come first
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -228,6 +229,10 @@ def pretrain_encoder(recipe: EncoderRecipe, corpus: Path, folder: Path, **option
     model = XLMRobertaXLForMaskedLM(XLMRobertaXLConfig(vocab_size=len(tokenizer), **recipe.config))
     dataset = Dataset(corpus, tokenizer)
     initialize(model, corpus, tokenizer, dataset.ids)
+    if recipe.start_from is not None:
+        trained = XLMRobertaXLForMaskedLM.from_pretrained(recipe.start_from).state_dict()
+        own = {name: weight for name, weight in trained.items() if "position" not in name and "distance" not in name}
+        model.load_state_dict(own, strict=False)
     teacher = TeacherVectors(corpus, model.config.hidden_size)
 
     def loss_function(model: Any, batch: Batch) -> Tensor:
