@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from xlmrxl_min.course import exercises
 from xlmrxl_min.course.checks import NO_RESULT, Exercise, compare, guess, names_used
@@ -295,3 +296,15 @@ def test_guess():
     assert guess("Which?", [1, 2]).against([1, 3]).endswith("think of?")
     assert guess("How many?", 1.0).against(float("inf")).endswith("think of?")
     assert repr(guess("How many?")) == "How many? Put your guess in place of None."
+
+
+def test_guess_is_marked_in_a_figure():
+    axis = Figure().subplots()
+    guess("How many?").mark(axis.axvline)
+    guess("Which?", "rows").mark(axis.axvline)
+    assert not axis.lines, "no number, no mark"
+    guess("How many?", 15).mark(axis.axvline)
+    guess("How much?", 0.5).mark(axis.axhline)
+    assert [line.get_label() for line in axis.lines] == ["your guess: 15", "your guess: 0.5"]
+    assert list(axis.lines[0].get_xdata()) == [15, 15]
+    assert list(axis.lines[1].get_ydata()) == [0.5, 0.5]

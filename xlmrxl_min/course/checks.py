@@ -165,6 +165,11 @@ class Guess:
         is_right = is_near(self.answer, result)
         return f"You said {self.answer}; it is {result}. " + ("Right!" if is_right else "What did you not think of?")
 
+    def mark(self, draw_line: Callable[..., Any]) -> None:
+        """Mark the prediction in a figure, if it is a number: `mine.mark(axis.axvline)`, or `axis.axhline`."""
+        if isinstance(self.answer, (int, float)):
+            draw_line(self.answer, color="#CC79A7", linestyle="--", label=f"your guess: {self.answer}")
+
 
 def is_near(answer: Any, result: Any) -> bool:
     """Whether they are equal: words in any case, numbers within 10%."""
