@@ -194,9 +194,13 @@ def course(options: argparse.Namespace) -> None:
     from .course import notebooks
 
     if not notebooks.list_notebooks():
-        raise ValueError(f"the notebooks are not in {notebooks.FOLDER}: get the repository, and install it from there.")
+        raise ValueError(
+            f"the notebooks are not in {notebooks.FOLDER}: get the repository, and run this in its folder."
+        )
     try:
-        if options.tool == "tidy":
+        if options.tool == "start":
+            notebooks.start(to_path(options.folder, "folder"))
+        elif options.tool == "tidy":
             notebooks.tidy()
         elif options.tool == "run":
             notebooks.run(options.names)
@@ -270,8 +274,10 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--quick", action="store_true", help="on less text, not head by head, without fine-tuning")
     command.set_defaults(run=evaluate)
 
-    command = commands.add_parser("course", help="link, execute and render the notebooks of the course")
+    command = commands.add_parser("course", help="start the course; link, execute and render its notebooks")
     tools = command.add_subparsers(required=True, metavar="TOOL", dest="tool")
+    tool = tools.add_parser("start", help="copy the notebooks into a folder of your own, without the answers")
+    tool.add_argument("folder", nargs="?", default="my_course", help="(default: my_course); what is there is kept")
     tools.add_parser("tidy", help="update glossary links, header cards and footers")
     tool = tools.add_parser("run", help="execute notebooks in place")
     tool.add_argument("names", nargs="+", metavar="NAME", help="such as 03")

@@ -1,12 +1,15 @@
-"""The tools for the notebooks: glossary links, header cards and footers; execution; badges.
+"""The tools for the notebooks: copies to work in; glossary links, header cards and footers; execution; badges.
 
-On the command line: `python -m xlmrxl_min course tidy`, `run 00 03`, `read FOLDER` (reading.py), `badges OWNER/NAME`.
+On the command line: `python -m xlmrxl_min course start`, `tidy`, `run 00 03`, `read FOLDER` (reading.py), `badges
+OWNER/NAME`.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -94,6 +97,83 @@ def unwrap(text: str) -> str:
         was_wrapped = len(line) <= 96 < len(f"{line} {after.split()[0]}")
         joined += (" " if was_wrapped else " / ") + after
     return joined
+
+
+# ---- start
+
+PROMPT = "**Predict"
+END_OF_RESULT = ("#", "**Exercise")  # so does the next prompt
+ALWAYS_RESULT = ("**You should see", "**Why")
+
+
+def paragraphs(text: str) -> list[str]:
+    """Split at blank lines, but not inside `<details>` and code blocks. Joined by blank lines they give `text`."""
+    found: list[str] = []
+    for part in re.split(r"\n\n(?!\n)", text):
+        if found and (found[-1].count("<details") > found[-1].count("</details>") or found[-1].count("```") % 2):
+            found[-1] += f"\n\n{part}"
+        else:
+            found.append(part)
+    return found
+
+
+def hide_answers(notebook: dict[str, Any]) -> list[int]:
+    """Put what gives a prediction away into `<details>`; returns the indices of the code cells with the result.
+
+    After the prompt and the code that follows it, the text is the answer, up to the next heading, prompt or exercise.
+    The last of several paragraphs stays visible if more code or a prompt follows, as it introduces that. An answer that
+    begins with `<details>` is left as it is.
+    """
+    cells, asked, is_answer, results = notebook["cells"], False, False, []
+    for i, cell in enumerate(cells):
+        if cell["cell_type"] == "code":
+            is_answer = asked
+            results += [i] if asked else []
+            continue
+        answer: list[str] = []
+        rest: list[str] = []
+        for paragraph in paragraphs(source(cell)):
+            if PROMPT in paragraph or paragraph.startswith(END_OF_RESULT):
+                asked, is_answer = PROMPT in paragraph, False
+            (answer if is_answer else rest).append(paragraph)
+        after = rest or [source(cell) for cell in cells[i + 1 : i + 2] if cell["cell_type"] == "markdown"] or [""]
+        is_last = after[0].startswith(END_OF_RESULT)
+        if len(answer) > 1 and not is_last and not answer[-1].startswith(ALWAYS_RESULT):
+            rest.insert(0, answer.pop())
+        if answer and not answer[0].startswith("<details"):
+            answer = ["<details><summary>Show the answer</summary>", *answer, "</details>"]
+            cell["source"] = "\n\n".join([*answer, *rest]).splitlines(keepends=True)
+    return results
+
+
+def learner_copy(path: Path, folder: Path) -> str:
+    """The file of a notebook as a learner opens it in `folder`: without outputs, and with the answers hidden."""
+    notebook = read_notebook(path)
+    hide_answers(notebook)
+    root = quote(Path(os.path.relpath(ROOT, folder)).as_posix())
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            cell.update(outputs=[], execution_count=None)
+        else:
+            cell["source"] = [line.replace("](../", f"]({root}/") for line in cell["source"]]
+    return to_json(notebook)
+
+
+def start(folder: Path) -> None:
+    """Copy the notebooks into `folder`, to work in; what is there already is kept. ValueError for their own folder."""
+    if folder.resolve() == FOLDER:
+        raise ValueError(f"{folder} holds the notebooks themselves: name another folder for the copies.")
+    kept = []
+    for path in [*list_notebooks(), GLOSSARY]:
+        copy, text = folder / path.name, learner_copy(path, folder)
+        if not copy.exists():
+            write(copy, text)
+        elif copy.read_bytes() != text.encode():
+            kept.append(copy.name)
+    if kept:
+        print(f"{folder} has these already, other than new copies, and they are kept: {', '.join(kept)}.")
+        print("For a new copy of one, rename or delete yours, and run this command again.")
+    print(f"Next: jupyter lab {shlex.quote(str(folder / list_notebooks()[0].name))}")
 
 
 # ---- tidy

@@ -32,6 +32,7 @@ from .notebooks import (
     card,
     fragment,
     headings,
+    hide_answers,
     linked_terms,
     list_notebooks,
     prose,
@@ -164,7 +165,13 @@ class Site:
 
     def add_notebook(self, file: Path) -> None:
         notebook, page = read_notebook(file), page_of(file)
-        body = "\n".join(part for cell in notebook["cells"] for part in self.render_cell(cell, file))
+        results = hide_answers(notebook)
+        cells = [list(self.render_cell(cell, file)) for cell in notebook["cells"]]
+        for i in results:
+            code, *outputs = cells[i]
+            if any(outputs):
+                cells[i] = [code, "<details class=result><summary>Show the result</summary>", *outputs, "</details>"]
+        body = "\n".join(part for parts in cells for part in parts)
         recap = "" if file == GLOSSARY else f'<a href="recap/{page}">On one sheet of paper</a>\n'
         contents = "".join(self.render(f"[{name}]({fragment(name)})", file) for name in sections(notebook))
         aside = f'<nav>\n<a href="index.html">The course</a>\n{recap}{contents}</nav>\n'
