@@ -117,6 +117,7 @@ def train(
         optimizers=make_optimizers(model, recipe), metadata=asdict(recipe), folder=folder, **options,
     )  # fmt: skip
     model.to(torch.float16).save_pretrained(folder)
+    tokenizer.model_max_length = model.config.max_seq_len
     tokenizer.save_pretrained(folder)
     version = torch.__version__.partition("+")[0]
     record = {
