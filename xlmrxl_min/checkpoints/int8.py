@@ -57,10 +57,9 @@ class Int8Linear(nn.Module):
 
     def int8_product(self, x: Tensor) -> Tensor:  # t i -> t o, float32
         integers, scale = quantize_rows(x)
-        if len(x) == 1:  # as matrix times vector it is up to 1.6 times as fast
-            product = torch._int_mm(self.weight, integers.T).T
-        else:
-            product = torch._int_mm(integers, self.weight.T)
+        # of one token, a matrix times a vector is up to 1.6 times as fast as a row times a matrix
+        is_one = len(x) == 1
+        product = torch._int_mm(self.weight, integers.T).T if is_one else torch._int_mm(integers, self.weight.T)
         out = product.float().mul_(scale[:, None]).mul_(self.scale)
         return out if self.bias is None else out.add_(self.bias)
 
