@@ -6,8 +6,10 @@ import inspect
 import math
 import reprlib
 import types
+import zlib
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -109,9 +111,10 @@ def compare_lists(mine: Any, reference: list | tuple) -> Comparison:
 
 
 def is_numeric(value: Any) -> bool:
-    """Whether `value` is a number, an array, or a list or tuple of such."""
+    """Whether `value` is a number, an array, or a list or tuple of such, all of the same length."""
     if isinstance(value, (list, tuple)):
-        return bool(value) and all(is_numeric(x) and not isinstance(x, Tensor) for x in value)
+        lengths = {len(x) if isinstance(x, (list, tuple)) else None for x in value}
+        return len(lengths) == 1 and all(is_numeric(x) and not isinstance(x, Tensor) for x in value)
     return isinstance(value, (int, float)) or type(value).__module__ == "numpy"
 
 
@@ -191,7 +194,9 @@ def guess(question: str, answer: Any = None) -> Guess:
 
 
 class Exercise:
-    """A function for the learner to write. The solution is the function that `exercise` decorates, the only copy.
+    """A function or module class for the learner to write. The solution is what `exercise` decorates, the only copy.
+
+    A class is built from the first argument of a case and called with the others (see `call`).
 
     make_cases: returns the arguments to try, a tuple for each call. disallowed: names that the code must not use, each
     with the message. hint: added to the message about a wrong result. grade: for exercises with several right results;
@@ -210,19 +215,31 @@ class Exercise:
     @cached_property
     def cases(self) -> list[tuple[tuple, Any]]:
         """Each case with its expected result."""
-        return [(case, self.solution(*copy_case(case))) for case in self.make_cases()]
+        return [(case, call(self.solution, copy_case(case))) for case in self.make_cases()]
+
+    @cached_property
+    def argument_names(self) -> list[str]:
+        names = list(inspect.signature(self.solution).parameters)
+        if isinstance(self.solution, type):
+            names += [*inspect.signature(self.solution.forward).parameters][1:]  # type: ignore[attr-defined]
+        return names
 
     def check(self, mine: Callable) -> str:
         """Return "Right!", or a sentence on what is wrong. Raises nothing, whatever `mine` does."""
         if not callable(mine):
             return f"Pass the function itself, without brackets behind it: this is {describe_type(mine)}."
+        is_class = isinstance(self.solution, type)
+        if is_class and not (isinstance(mine, type) and issubclass(mine, torch.nn.Module)):
+            return "It should be a class, and inherit from nn.Module."
         changed = ""
         for case, expected in self.cases:
             arguments = copy_case(case)
             try:
                 with torch.random.fork_rng([]):
                     torch.manual_seed(0)
-                    result = mine(*arguments)
+                    if is_class and (fault := self.find_wrong_parameters(mine, case[0])):
+                        return f"Not quite. {fault}"
+                    result = call(mine, arguments)
             except Exception as error:
                 return f"Your code stops{self.describe_error(error)}"
             if result is None or (isinstance(result, tuple) and result and all(part is None for part in result)):
@@ -246,9 +263,21 @@ class Exercise:
         comparison = compare(result, expected)
         return "" if comparison.is_close else f"{self.describe_case(case)}{comparison} {self.hint}".rstrip()
 
+    def find_wrong_parameters(self, mine: Callable, config: Any) -> str:
+        """Which parameter of a class has another name or shape than the solution's, or is too many; "" if none is."""
+        wanted, found = (
+            {name: parameter.shape for name, parameter in cls(config).named_parameters()}
+            for cls in (self.solution, mine)
+        )
+        for name, shape in wanted.items():
+            if found.get(name) != shape:
+                has = f"has the shape {tuple(found[name])}" if name in found else "is missing"
+                return f"The parameter `{name}` {has}: it should have the shape {tuple(shape)}."
+        return next((f"The parameter `{name}` is not needed." for name in found if name not in wanted), "")
+
     def find_changed(self, case: tuple, arguments: tuple) -> str:
         """Which argument was changed in place, though the caller may still need it; "" if none was."""
-        for name, before, after in zip(inspect.signature(self.solution).parameters, case, arguments, strict=True):
+        for name, before, after in zip(self.argument_names, case, arguments, strict=True):
             if isinstance(before, (Tensor, list)) and not compare(after, before).is_close:
                 return f"But `{name}` was changed in place: work on a copy."
         return ""
@@ -258,17 +287,18 @@ class Exercise:
         results = []
         for case, _ in self.cases:
             with suppress(Exception):  # it may well stop on another case than the one it gets wrong
-                results.append((case, mine(*copy_case(case))))
+                results.append((case, call(mine, copy_case(case))))
         for message, mistaken in self.misconceptions.items():
             with suppress(Exception):  # so may a misconception
-                if results and all(compare(result, mistaken(*copy_case(case))).is_close for case, result in results):
+                agree = [compare(result, call(mistaken, copy_case(case))).is_close for case, result in results]
+                if agree and all(agree):
                     return message
         return ""
 
     def describe_case(self, case: tuple) -> str:
         """Name the arguments that are short enough for a message."""
         parts = []
-        for name, value in zip(inspect.signature(self.solution).parameters, case, strict=True):
+        for name, value in zip(self.argument_names, case, strict=True):
             if isinstance(value, (int, float, str)):
                 parts.append(f"{name} = {value!r}")
             elif isinstance(value, list) and all(isinstance(entry, str) for entry in value):
@@ -301,10 +331,24 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def call(function: Callable, arguments: tuple) -> Any:
+    """Call a function; from a module class, build a module of the first argument, and call that with the others.
+
+    The module's parameters get random numbers that depend on their names and shapes only.
+    """
+    if not isinstance(function, type):
+        return function(*arguments)
+    module = function(arguments[0])
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.copy_(0.3 * randn(*parameter.shape, seed=zlib.crc32(name.encode())))
+        return module(*arguments[1:])
+
+
 def copy_case(case: tuple) -> tuple:
     """Copy tensors and lists, as a function may change its arguments."""
     return tuple(
-        value.clone() if isinstance(value, Tensor) else list(value) if isinstance(value, list) else value
+        value.clone() if isinstance(value, Tensor) else deepcopy(value) if isinstance(value, list) else value
         for value in case
     )
 
