@@ -1,0 +1,464 @@
+"""The drawings of the course: the whole model, and one for each idea of notebooks 00 to 06.
+
+They can be read on a light and on a dark page: the background is transparent, lines and text are of a middle grey, and
+text in coloured boxes is dark. Coordinates are inches from the lower left corner. Shapes have the axis letters of
+xlmrxl_min/model.py.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from collections.abc import Callable, Sequence
+from functools import wraps
+from itertools import pairwise
+from typing import Any, ParamSpec
+
+import matplotlib
+import torch
+import torch.nn.functional as F
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Patch
+from matplotlib.path import Path
+from PIL import Image
+from torch import Tensor
+
+from ..inputs import as_tokens, as_values, check_integer, check_number, check_option, check_weights
+from ..interpret.plot.figure import COLORS, DPI, MAX_LABELS, CaptionedFigure, Labels, Parts, captioned, default_style
+from ..model import build_attention_mask, skew
+
+INK, DARK, NONE = "#7B7B7B", "#111111", "none"  # the contrast of INK is above 4 on white and on DARK
+ORANGE, GREEN, PINK, BLUE, RED, YELLOW, GREY = COLORS[1:]  # DARK text can be read on all of them
+TOKENS, IDS = ["<s>", "We", "see", "you", "</s>"], [0, 1401, 1957, 398, 2]  # in the published models' vocabulary
+PARTS = {  # what can be marked in the whole model, and its name there
+    "tokens": "tokens", "embeddings": "embeddings", "positions": "positions", "block": "block",
+    "attention": "attention", "feed_forward": "feed-forward", "layer_norm": "LayerNorm", "residual": "residual",
+    "lm_head": "LM head",
+}  # fmt: skip
+MAX_WIDTH = 15  # points: the line in rollout_flow whose weight is 1
+P = ParamSpec("P")
+
+
+class Drawing(CaptionedFigure):
+    """A captioned figure with a transparent background, and with two pixels for each one of the page."""
+
+    def png(self) -> bytes:
+        picture, small = io.BytesIO(), io.BytesIO()
+        with default_style():
+            self.figure.savefig(picture, format="png")
+        Image.open(picture).quantize(256, Image.Quantize.FASTOCTREE).save(small, format="png", optimize=True)
+        return small.getvalue()
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display  # only IPython calls this
+
+        metadata = {"alt": self.caption, "width": round(DPI * self.figure.get_figwidth())}
+        display({"image/png": self.png(), "text/plain": self.caption}, metadata={"image/png": metadata}, raw=True)
+        print(textwrap.fill(self.caption, 96))
+
+
+def drawn(function: Callable[P, Parts]) -> Callable[P, Drawing]:
+    make = captioned(function)
+
+    @wraps(function)
+    def draw(*args: P.args, **kwargs: P.kwargs) -> Drawing:
+        return Drawing(*make(*args, **kwargs))
+
+    return draw
+
+
+# ---- text, boxes, arrows
+
+
+def canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    matplotlib.rcParams.update({"text.color": INK, "font.size": 8})  # `captioned` restores them
+    figure = Figure((width, height), dpi=2 * DPI, facecolor=NONE)
+    axis = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))
+    axis.axis("off")
+    return figure, axis
+
+
+def label(axis: Axes, x: float, y: float, text: str, ha: str = "center", **options: Any) -> None:
+    """Text around the height y; a single line by its baseline, so that neighbours are level."""
+    is_line = "\n" not in text and "rotation" not in options
+    options = {"va": "baseline" if is_line else "center", "linespacing": 1.1, **options}
+    axis.text(x, y - 0.04 * is_line, text, ha=ha, **options)
+
+
+def shape(axis: Axes, x: float, y: float, text: str) -> None:
+    label(axis, x, y, text, family="monospace", fontsize=7)
+
+
+def box(
+    axis: Axes, x: float, y: float, text: str, color: str = GREY, width: float = 0.7, edge: str = NONE, sheets: int = 1,
+    height: float = 0.4, rounding: float = 0.06,
+) -> float:  # fmt: skip
+    """A box around (x, y), for "+" a circle; several sheets, one behind the other, for heads. Returns its width."""
+    for shift in (0.05 * i for i in reversed(range(sheets))):
+        style, corner = f"round,pad=0,rounding_size={rounding}", (x - width / 2 + shift, y - height / 2 + shift)
+        patch: Patch = Circle((x, y), width / 2) if text == "+" else FancyBboxPatch(corner, width, height, style)
+        patch.set(facecolor=color, edgecolor=edge, linewidth=2.5 if edge == RED else 0.7, zorder=2)
+        axis.add_patch(patch)
+    label(axis, x, y, text, color=INK if color == NONE else DARK)
+    return width + 0.05 * (sheets - 1)
+
+
+def cell(axis: Axes, x: float, y: float, text: Any, color: str = NONE, width: float = 0.3, edge: str = INK) -> None:
+    text = text if isinstance(text, str) else f"{text}".replace("-", "−")
+    box(axis, x, y, text, color, width, edge, height=0.3, rounding=0.001)
+
+
+def arrow(axis: Axes, *points: float, color: str = INK, style: str = "-|>", line: str = "-") -> None:
+    """Along x, y, x, y, … to the last point."""
+    path = Path(list(zip(points[::2], points[1::2], strict=True)))
+    patch = FancyArrowPatch(path=path, arrowstyle=style, mutation_scale=7, joinstyle="miter")
+    patch.set(color=color, linestyle=line, linewidth=1.1, zorder=1)
+    axis.add_patch(patch)
+
+
+def chain(axis: Axes, x: float, y: float, *items: Any) -> list[float]:
+    """Boxes (the arguments of `box` from `text` on) and arrows (a length, or a shape), from x to the right.
+
+    Returns the centres of the boxes.
+    """
+    centres = []
+    for item in items:
+        if isinstance(item, tuple):
+            centres.append(x + item[2] / 2)
+            x += box(axis, centres[-1], y, *item)
+            continue
+        length = 0.6 if isinstance(item, str) else item
+        arrow(axis, x + 0.03, y, x + length - 0.03, y)
+        shape(axis, x + length / 2, y + 0.13, item if isinstance(item, str) else "")
+        x += length
+    return centres
+
+
+def grid(axis: Axes, x: float, y: float, rows: Sequence[str], columns: Sequence[str], cells: Any) -> None:
+    """Cells (text and colour of each, in rows), below and to the right of (x, y), with names of rows and columns."""
+    for j, name in enumerate(columns):
+        label(axis, x + 0.3 * j + 0.15, y + 0.06, name, rotation=90, va="bottom")
+    for i, (name, row) in enumerate(zip(rows, cells, strict=True)):
+        label(axis, x - 0.06, y - 0.3 * i - 0.15, name, "right")
+        for j, (text, color) in enumerate(row):
+            cell(axis, x + 0.3 * j + 0.15, y - 0.3 * i - 0.15, text, color)
+
+
+# ---- the drawings
+
+
+@drawn
+def whole_model(here: str | Sequence[str] | None = None) -> Parts:
+    """The encoder with its LM head; `here` names the part, or the parts, that are marked. ValueError for another name.
+
+    The names are those of PARTS. Dropout is left out.
+    """
+    marked = [] if here is None else [here] if isinstance(here, str) else list(here)
+    for name in marked:
+        check_option("here", name, list(PARTS))
+    figure, axis = canvas(10.4, 3.65)
+
+    def part(text: str, color: str, width: float, *names: str) -> tuple[str, str, float, str]:
+        is_here = any(name in marked for name in names)
+        return text, color if is_here or not marked else GREY, width, RED if is_here else NONE
+
+    you_are_here = f"You are here: {', '.join(PARTS[name] for name in marked)}" if marked else ""
+    label(axis, 0.1, 3.53, you_are_here, "left", color=RED, weight="bold")
+    label(axis, 0.47, 2.9, "“We see you”")
+    chain(axis, 0.9, 2.9, 0.3, part("tokenizer", BLUE, 0.75, "tokens"), 0.3)
+    _, color, _, edge = part("", BLUE, 0.4, "tokens")
+    for i, number in enumerate(IDS):
+        cell(axis, 2.45 + 0.4 * i, 2.9, number, color, 0.4, edge if edge == RED else INK)
+    for y, name, path in (
+        (2.9, "word", (6.85, 2.9, 6.85, 2.55)), (2.4, "position", (6.71, 2.4)),
+        (1.9, "token type", (6.85, 1.9, 6.85, 2.25)),
+    ):  # fmt: skip
+        chain(axis, 4.25, y, "b t", part(f"{name} embeddings", ORANGE, 1.4, "embeddings", f"{name}s"))
+        arrow(axis, 6.28, y, *path)
+    label(axis, 4.22, 2.4, "positions, counted from 2", "right")
+    label(axis, 4.22, 1.9, "0 for every token", "right")
+    box(axis, 6.85, 2.4, *part("+", ORANGE, 0.24, "embeddings"))
+    arrow(axis, 7.0, 2.4, 7.35, 2.4, 7.35, 1.55, 0.2, 1.55, 0.2, 0.8, 0.25, 0.8, style="-")
+    shape(axis, 7.6, 2.0, "b t e")
+
+    norm, plus = ("Layer\nNorm", YELLOW, 0.5, "layer_norm"), part("+", PINK, 0.24, "residual", "block")
+    attention, feed_forward = ("attention", BLUE, 0.75, "attention"), ("feed-\nforward", GREEN, 0.75, "feed_forward")
+    x = chain(
+        axis, 0.2, 0.8, 0.45, part(*norm, "block"), 0.25, part(*attention, "block"), 0.25, plus,
+        0.45, part(*norm, "block"), 0.25, part(*feed_forward, "block"), 0.25, plus, "b t e", part(*norm),
+        "b t e", part("linear", PINK, 0.52, "lm_head"), 0.2, part("GELU", PINK, 0.52, "lm_head"), 0.2,
+        part(*norm, "lm_head"), 0.2, part("decoder", ORANGE, 0.75, "lm_head"), "b t v",
+    )  # fmt: skip
+    for i in (0, 3):
+        arrow(axis, x[i] - 0.42, 0.8, x[i] - 0.42, 1.17, x[i + 2], 1.17, x[i + 2], 0.95)
+    for name, text, left, right in (
+        ("block", "block, × n layers", x[0] - 0.5, x[5] + 0.2), ("lm_head", "LM head", x[7] - 0.35, x[-1] + 0.46)
+    ):  # fmt: skip
+        box(axis, (left + right) / 2, 0.86, "", NONE, right - left, RED if name in marked else INK, height=0.9)
+        label(axis, (left + right) / 2, 0.28, text)
+    label(axis, 10.1, 0.62, "logits")
+    arrow(axis, 5.55, 3.12, 5.55, 3.35, x[-1], 3.35, x[-1], 1.02, line="--")
+    label(axis, x[-1] - 0.1, 3.2, "tied: the decoder's weight is the word embedding matrix", "right")
+    shape(axis, x[-1] + 0.2, 3.2, "v e")
+    caption = "The whole model: tokenizer, embeddings, n blocks, a last LayerNorm, LM head (tied to the embeddings)."
+    return figure, {"here": marked}, f"{caption} {you_are_here}{'.' if marked else ''}".strip()
+
+
+@drawn
+def embeddings_sum() -> Parts:
+    """Word, position and token type embeddings are added. The vectors, of width e = 3, are made up; the ids are not."""
+    figure, axis = canvas(9.0, 2.65)
+    generator, count = torch.Generator().manual_seed(1), len(IDS)
+    word, position = (torch.randint(-2, 3, (count, 3), generator=generator) for _ in range(2))  # t e
+    token_type = torch.tensor([1, 0, -1]).expand(count, 3)  # t e
+    data = {"word": word, "position": position, "token type": token_type, "sum": word + position + token_type}
+    numbers = (IDS, range(2, 2 + count), [0] * count, [""] * count)
+    for name, ids, y, color in zip(data, numbers, (2.1, 1.55, 1.0, 0.25), (BLUE, ORANGE, GREEN, GREY), strict=True):
+        label(axis, 0.1, y, name, "left")
+        for i, vector in enumerate(data[name].tolist()):
+            x = 2 + 1.55 * i
+            label(axis, x - 0.52, y, str(ids[i]), "right")
+            label(axis, x, y - 0.275, "+" if y > 1 else "")
+            for n, value in enumerate(vector):
+                cell(axis, x + 0.3 * (n - 1), y, value, color)
+    for i, token in enumerate(TOKENS):
+        label(axis, 2 + 1.55 * i, 2.46, token, weight="bold")
+        arrow(axis, 2 + 1.55 * i, 0.82, 2 + 1.55 * i, 0.43)
+    shape(axis, 0.6, 0.25, "b t e")
+    caption = "A token's vector is the sum of three. Position numbers begin at 2, because 1 is the padding's."
+    return figure, data, f"{caption} Here e = 3."
+
+
+@drawn
+def attention_shapes() -> Parts:
+    """From hidden states to the output of attention, with the shapes."""
+    figure, axis = canvas(10.2, 2.85)
+    label(axis, 0.5, 1.5, "LayerNorm\nof the\nhidden states")
+    shape(axis, 0.5, 1.1, "b t e")
+    for y, name, color in ((2.5, "query", BLUE), (1.5, "key", ORANGE), (0.4, "value", GREEN)):
+        arrow(axis, 1.0, 1.5, 1.25, 1.5, 1.25, y, style="-")
+        chain(axis, 1.25, y, 0.3, (name, color, 0.7), "b t e", ("split into\nheads", color, 0.8, INK, 3))
+        shape(axis, 4.15, y + 0.13, "b h q d" if name == "query" else "b h k d")
+    arrow(axis, 3.78, 2.5, 4.75, 2.5, 4.75, 2.3)
+    arrow(axis, 3.78, 1.5, 4.7, 1.5, 4.7, 1.75)
+    scores, mask = ("q · k / √d", GREY, 0.85, INK, 3), ("+ mask", GREY, 0.65, INK, 3)
+    *_, x = chain(axis, 4.3, 1.97, scores, "b h q k", mask, 0.3, ("softmax", GREY, 0.75, INK, 3))
+    arrow(axis, x, 1.75, x, 0.72)
+    label(axis, x - 0.1, 1.25, "weights", "right")
+    shape(axis, x + 0.32, 1.25, "b h q k")
+    arrow(axis, 3.78, 0.4, x - 0.56, 0.4)
+    weighted_sum, concatenate = ("weighted sum\nof values", GREEN, 1.05, INK, 3), ("concatenate\nheads", GREEN, 0.85)
+    _, x = chain(axis, x - 0.53, 0.4, weighted_sum, "b h q d", concatenate)
+    arrow(axis, x, 0.62, x, 1.75)
+    shape(axis, x + 0.25, 1.25, "b q e")
+    chain(axis, x - 0.43, 1.97, ("output\nprojection", PINK, 0.85), "b q e")
+    caption = "Self-attention, with a sheet for each head. Its queries q and its keys k are the same tokens t."
+    return figure, {}, caption
+
+
+@drawn
+def masks() -> Parts:
+    """Four masks `q k`, True = may attend, as build_attention_mask makes them."""
+    figure, axis = canvas(9.6, 2.6)
+    padded, is_token, data = ["<s>", "We", "</s>", "<pad>", "<pad>"], torch.tensor([[1, 1, 1, 0, 0]]), {}
+    for n, (name, queries, keys, mask, is_causal) in enumerate((
+        ("padding", padded, padded, is_token, False), ("causal", TOKENS, TOKENS, None, True),
+        ("both", padded, padded, is_token, True), ("cross-attention", ["<s>", "Nous", "</s>"], padded, is_token, False),
+    )):  # fmt: skip
+        allowed: Any = build_attention_mask(mask, len(queries), len(keys), torch.device("cpu"), is_causal)
+        data[name] = allowed[0, 0].expand(len(queries), len(keys))
+        cells = [[("", BLUE if may_attend else NONE) for may_attend in row] for row in data[name].tolist()]
+        grid(axis, 0.75 + 2.35 * n, 1.75, queries, keys, cells)
+        label(axis, 1.5 + 2.35 * n, 2.46, name, weight="bold")
+    label(axis, 0.75, 0.1, "rows: queries; columns: keys; blue: the query may attend to the key", "left")
+    counts = ", ".join(f"{name} {int(allowed.sum())} of {allowed.numel()}" for name, allowed in data.items())
+    return figure, data, f"Masks. Pairs of query and key that may attend: {counts}."
+
+
+@drawn
+def rollout_flow(
+    maps: Sequence[Tensor] | Tensor, tokens: Sequence[str], position: int | None = None, *, residual: float = 0.5
+) -> Parts:
+    """Attention rollout as lines from keys, left, to queries, right. `maps`: `l q k`, the mean of each layer's heads.
+
+    A line is as wide as the layer's weight, with `residual` of the identity mixed in; with a `position`, as wide as
+    what comes along it to the query there, which adds up to interpret.rollout's number at each input token. Raises
+    ValueError for what are no maps of self-attention, for more than 64 tokens, and for too few or too many strings.
+    """
+    steps = as_values(maps, "maps", "l q k")
+    check_weights(steps, "maps")
+    check_number("residual", residual, 0, 1)
+    layers, count, keys = steps.shape
+    if count != keys or count > MAX_LABELS:
+        raise ValueError(f"maps has {count} queries and {keys} keys, but must have as many, at most {MAX_LABELS}.")
+    tokens, flow, label_of = as_tokens(tokens, count), torch.ones(count), Labels(14)
+    if position is not None:
+        check_integer("position", position, 0, count - 1)
+        flow = F.one_hot(torch.tensor(position), count).float()  # q
+    widths = (1 - residual) * steps + residual * torch.eye(count)
+    top, right = 0.24 * count + 0.08, 1.5 + 1.6 * layers
+    figure, axis = canvas(right + 1.5, top + 0.45)
+    for layer in reversed(range(layers)):
+        widths[layer] *= flow[:, None]
+        flow = flow if position is None else widths[layer].sum(0)
+        x = [1.55 + 1.6 * layer, 3.05 + 1.6 * layer]
+        label(axis, sum(x) / 2, top + 0.3, f"layer {layer}")
+        for q, k in widths[layer].nonzero().tolist():
+            y, points = [top - 0.24 * k, top - 0.24 * q], MAX_WIDTH * float(widths[layer, q, k])
+            axis.plot(x, y, color=GREEN, linewidth=points, alpha=0.75, solid_capstyle="butt")
+    for i, token in enumerate(map(label_of, tokens)):
+        label(axis, 1.45, top - 0.24 * i, token if position is None else f"{flow[i]:.0%} {token}", "right")
+        mark = {"color": RED, "weight": "bold"} if i == position else {}
+        label(axis, right + 0.05, top - 0.24 * i, token, "left", **mark)
+    caption = f"Rollout, {residual:.0%} residual in each of {layers} layers: the wider a line, the larger its weight."
+    if position is not None:
+        caption += f" Of the state of “{label_of(tokens[position])}”, {float(flow[position]):.0%} comes from itself."
+    return figure, {"widths": widths, "flow": flow}, caption + label_of.legend(figure)
+
+
+@drawn
+def distances() -> Parts:
+    """The distance i - j of each query i to each key j."""
+    figure, axis = canvas(3.6, 2.6)
+    names = [f"{token} {i}" for i, token in enumerate(TOKENS)]
+    numbers = torch.arange(len(names))[:, None] - torch.arange(len(names))  # q k
+    cells = [[(n, BLUE if n > 0 else ORANGE if n else GREY) for n in row] for row in numbers.tolist()]
+    grid(axis, 1.0, 1.9, names, names, cells)
+    label(axis, 0.12, 1.15, "query i", rotation=90)
+    label(axis, 1.75, 2.5, "key j")
+    label(axis, 1.75, 0.2, "i − j; blue: the key comes before the query; orange: after")
+    caption = "Distances i − j of query i and key j: all pairs on a diagonal have the same one."
+    return figure, {"distances": numbers}, caption
+
+
+@drawn
+def skew_steps() -> Parts:
+    """xlmrxl_min.model.skew for four queries and four keys: where rows begin and end in memory.
+
+    The numbers are distances i - j. Each query has a colour, but only in the cells that are kept in the end.
+    """
+    figure, axis = canvas(9.5, 4.6)
+    n, r, colors = 4, 7, (BLUE, ORANGE, GREEN, PINK)
+    table = torch.arange(n - 1, -n, -1).expand(n, r)  # q r
+    kept = skew(table[None, None], n)[0, 0]  # q k
+    headings = (
+        (0.25, 4.45, "1. Each query times the vectors of all distances: q r"),
+        (0.25, 2.7, "2. In memory one row follows the other. Drop the first q − 1 elements and the last:"),
+        (0.25, 1.7, "3. Read rows of r − 1 elements: each begins one element further left in its row of 1."),
+        (5.5, 1.7, "4. Keep the first k columns: q k"), (2.8, 3.5, "arrows: where a row of 3. begins"),
+    )  # fmt: skip
+    for x, y, text in headings:
+        label(axis, x, y, text, "left")
+    label(axis, 2.8, 3.8, "red: where a row of 1. ends", "left", color=RED)
+    for y, first, last, width in ((4.15, 0, n * r, r), (2.4, 0, n * r, n * r), (1.4, n - 1, n * r - 1, r - 1)):
+        for element in range(first, last):
+            (row, column), (i, j) = divmod(element, r), divmod(element - first, width)
+            color = colors[row] if n - 1 <= row + column < r else NONE
+            cell(axis, 0.41 + 0.32 * j, y - 0.34 * i, int(table[row, column]), color, 0.32)
+            if column == r - 1:
+                ends = [0.57 + 0.32 * j] * 2, [y - 0.34 * i - 0.16, y - 0.34 * i + 0.16]
+                axis.plot(*ends, color=RED, linewidth=3.5, zorder=3)
+    for i, row in enumerate(kept.tolist()):
+        begin = 0.25 + 0.32 * (n - 1 + (r - 1) * i)
+        arrow(axis, begin, 1.95, begin, 2.22)
+        for j, number in enumerate(row):
+            cell(axis, 5.66 + 0.32 * j, 1.4 - 0.34 * i, number, colors[i], 0.32)
+    arrow(axis, 2.6, 0.9, 5.2, 0.9)
+    caption = f"The skew for {n} queries and {n} keys: rows of {r} are read as rows of {r - 1}, and nothing is moved."
+    return figure, {"kept": kept}, caption
+
+
+@drawn
+def pre_and_post_norm() -> Parts:
+    """LayerNorm before attention and feed-forward, as here, and after each addition."""
+    figure, axis = canvas(9.0, 3.6)
+    norm, plus = ("Layer\nNorm", YELLOW, 0.5), ("+", PINK, 0.24)
+    attention, feed_forward = ("attention", BLUE, 0.75), ("feed-\nforward", GREEN, 0.75)
+    for y, name, text in (
+        (2.9, "pre-LN", "XLM-R XL and XXL: x + f(LayerNorm(x))"),
+        (1.0, "post-LN", "BERT, XLM-R base and large: LayerNorm(x + f(x))"),
+    ):
+        label(axis, 0.1, y + 0.55, name, "left", weight="bold")
+        label(axis, 0.8, y + 0.55, text, "left")
+        label(axis, 0.45, y, "x")
+        if name == "pre-LN":
+            first, second, last = chain(axis, 0.6, y, 2.8, plus, 3.0, plus, 0.8, norm, 0.6)
+            starts, sublayer = (0.9, first + 0.4), [0.3, norm, 0.3]
+            label(axis, last, y - 0.4, "once, after the last block")
+        else:
+            first, last, second, _ = chain(axis, 0.6, y, 2.0, plus, 0.3, norm, 2.26, plus, 0.3, norm, 0.6)
+            starts, sublayer = (0.9, last + 0.5), [0.45]
+        for x, end, f in zip(starts, (first, second), (attention, feed_forward), strict=True):
+            arrow(axis, x, y, x, y - 0.65, style="-")
+            *_, centre = chain(axis, x, y - 0.65, *sublayer, f)
+            arrow(axis, centre + 0.4, y - 0.65, end, y - 0.65, end, y - 0.14)
+    return figure, {}, "Pre-LN: attention and feed-forward only add to x. Post-LN: each sum passes through a LayerNorm."
+
+
+@drawn
+def layer_norm_geometry() -> Parts:
+    """LayerNorm of four vectors of width 3, in three steps: an orthographic view with (1, 1, 1) upright."""
+    figure, axis = canvas(9.6, 3.3)
+    up, across, along = (F.normalize(torch.tensor(v), dim=0) for v in ([1.0, 1, 1], [1.0, -1, 0], [1.0, 1, -2]))
+    x = torch.tensor([[2.2, -0.5, 1.3], [-0.8, 0.3, 1.6], [0.5, -0.6, -1.4], [-1.6, -1.3, 1.0]])
+    x = x @ torch.stack([across, along, up])
+    weight, bias = torch.tensor([1.5, 0.5, 1.0]), torch.tensor([0.0, 0.9, 0.6])
+    centred = x - x.mean(-1, keepdim=True)
+    normed = centred / x.std(-1, correction=0, keepdim=True)
+    steps = {"x": x, "centred": centred, "normed": normed, "output": weight * normed + bias}
+    angles, tilt = torch.linspace(0, 2 * math.pi, 200)[:, None], math.radians(25)
+    circle = 3**0.5 * (angles.cos() * across + angles.sin() * along)
+    view = 0.6 * torch.stack([across, math.sin(tilt) * along + math.cos(tilt) * up], -1)
+    for n, (before, after) in enumerate(pairwise(steps.values())):
+        x, y = centre = torch.tensor([1.6 + 3.2 * n, 1.4])
+        label(axis, x, 3.15, ("1. subtract the mean", "2. divide by the standard deviation", "3. times γ, plus β")[n])
+        label(axis, x, 0.15, ("onto the plane x₁ + x₂ + x₃ = 0", "onto the circle of radius √3", "onto an ellipse")[n])
+        axis.fill(*(circle @ view + centre).T, facecolor=(INK, 0.25), edgecolor=INK)
+        if n == 0:
+            arrow(axis, x, y, *(2 * up @ view + centre), line=":")
+            label(axis, x, 2.6, "(1, 1, 1)")
+        if n == 2:
+            axis.plot(*((weight * circle + bias) @ view + centre).T, color=RED, linewidth=1)
+        lines = torch.stack([before, after], 1) @ view + centre
+        for ends, color in zip(lines, (BLUE, ORANGE, GREEN, PINK), strict=True):
+            axis.plot(*ends[0], "o", color=color, markersize=5, zorder=3)
+            arrow(axis, *ends.flatten().tolist(), color=color)
+    caption = "LayerNorm in three dimensions: a projection along (1, 1, 1), a scaling to length √3, then γ and β."
+    return figure, steps, caption
+
+
+@drawn
+def masking(tokens: Sequence[str], inputs: Sequence[str], labels: Sequence[int] | Tensor) -> Parts:
+    """A sentence in masked language modelling: its tokens, the model's inputs, and the labels `t`, -100 for none.
+
+    `tokens` and `inputs` are strings, by tokenizer.convert_ids_to_tokens. Raises ValueError if the numbers of the three
+    differ, or if an input without a label is not the token.
+    """
+    ids, label_of = as_values(labels, "labels", "t").int().tolist(), Labels()
+    tokens, inputs = as_tokens(tokens, len(ids)), as_tokens(inputs, len(ids), "inputs")
+    colors = {"<mask>": BLUE, "a random token": ORANGE, "the same token": GREEN, "": NONE}
+    fates = [
+        "" if i == -100 else "<mask>" if new == "<mask>" else "the same token" if new == old else "a random token"
+        for old, new, i in zip(tokens, inputs, ids, strict=True)
+    ]
+    if wrong := [i for i, fate in enumerate(fates) if not fate and tokens[i] != inputs[i]]:
+        raise ValueError(f"inputs[{wrong[0]}] is not the token there, but has no label: pass mask_tokens' labels.")
+    rows = {"text": list(map(label_of, tokens)), "input": list(map(label_of, inputs)), "label": ids}
+    scratch, texts = canvas(1, 1)[1], [str(text) for row in rows.values() for text in row]
+    width = 0.14 + max(scratch.text(0, 0, text).get_window_extent().width for text in texts) / (2 * DPI)
+    per_line = int(8.7 / width)
+    top = 0.45 + 1.1 * math.ceil(len(ids) / per_line)
+    figure, axis = canvas(9.6, top + 0.2)
+    for i, fate in enumerate(fates):
+        line, column = divmod(i, per_line)
+        for n, (name, row) in enumerate(rows.items()):
+            y = top - 1.1 * line - 0.34 * n
+            cell(axis, 0.8 + width * (column + 0.5), y, row[i], colors[fate] if n else NONE, width)
+            label(axis, 0.1, y, "" if column else name, "left")
+    counts = {fate: fates.count(fate) for fate in colors if fate}
+    for i, (fate, count) in enumerate(counts.items()):
+        box(axis, 1.8 + 2.2 * i, 0.35, f"{fate} ({(80, 10, 10)[i]}%): {count} here", colors[fate], 2.0, height=0.3)
+    caption = f"{sum(counts.values())} of {len(ids)} tokens are selected; the others have the label −100, and no loss."
+    return figure, counts, caption + label_of.legend(figure)
