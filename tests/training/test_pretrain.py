@@ -33,7 +33,8 @@ def recipe():
     return EncoderRecipe(
         config={**SMALL, "initializer_range": 0.1}, steps=24, learning_rate=0.01, matrix_learning_rate=0.02,
         matrix_weight_decay=0.1, warmup_steps=5, decay_fraction=0.5, dtype="float32", seed=3,
-        tokens_per_batch=dict.fromkeys(ROW_KINDS, 300), mask_prob=[0.3, 0.1], short_fraction=0.0, teacher_weight=0.5,
+        tokens_per_batch=dict.fromkeys(ROW_KINDS, 300), mask_prob=[0.3, 0.1],
+        pair_mask_prob=[0.3, 0.3], short_fraction=0.0, teacher_weight=0.5,
     )  # fmt: skip
 
 
@@ -64,7 +65,7 @@ def test_nothing_held_out_is_studied(small_corpus, tokenizer, corpus_rows):
 
 
 def test_each_kind_of_rows_holds_what_it_should(make_batches, tokenizer):
-    batches = make_batches(mask_prob=[0.0, 0.0])
+    batches = make_batches(mask_prob=[0.0, 0.0], pair_mask_prob=[0.0, 0.0])
     text = {tuple(ids): row for ids, row in zip(batches.ids, batches.rows, strict=True)}
     chapters = {" ".join(map(str, [i for j in group for i in batches.ids[j]])) for group in [
         group for sources in batches.passages.items for groups in sources for group in groups
@@ -112,9 +113,8 @@ def test_masks_get_fewer_and_words_have_none(make_batches, tokenizer):
 
 
 def test_one_text_of_a_pair_keeps_all_its_words(make_batches):
-    batch = make_batches(tokens_per_batch=dict.fromkeys(ROW_KINDS, 4000), mask_prob=[0.2, 0.2]).batch(
-        0, torch.Generator().manual_seed(0)
-    )
+    batches = make_batches(tokens_per_batch=dict.fromkeys(ROW_KINDS, 4000), pair_mask_prob=[0.4, 0.0])
+    batch = batches.batch(0, torch.Generator().manual_seed(0))
     is_second = (batch["pairs"] == 2).cumsum(1) > 0
     is_labelled = batch["pairs_labels"] != -100
     in_first, in_second = (is_labelled & ~is_second).any(1), (is_labelled & is_second).any(1)

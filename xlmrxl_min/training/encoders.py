@@ -44,7 +44,8 @@ ROW_KINDS = ("passages", "pairs", "sentences", "words")
 class EncoderRecipe(Recipe):
     tokens_per_batch: dict[str, int]  # of each kind of rows, padding included
     short_fraction: float  # of the steps, at first, with short passages only: heads find the neighbours sooner
-    mask_prob: Sequence[float]  # at the first and at the last step; twice that in one text of each pair
+    mask_prob: Sequence[float]  # at the first and at the last step
+    pair_mask_prob: Sequence[float]  # the same, in one text of each pair; the other has no masks
     teacher_weight: float  # of the teacher's part of the loss
     start_from: str | None = None  # name or folder of an encoder whose weights, but for the positions, come first
 
@@ -55,10 +56,12 @@ class EncoderRecipe(Recipe):
             raise ValueError(f"tokens_per_batch={sizes} is impossible: give a number for {', '.join(ROW_KINDS)}.")
         for kind, size in sizes.items():
             check_integer(f"tokens_per_batch[{kind!r}]", size)
-        if not isinstance(self.mask_prob, (list, tuple)) or len(self.mask_prob) != 2:
-            raise ValueError(f"mask_prob={self.mask_prob} is impossible: give two numbers from 0 to 1.")
-        for probability in self.mask_prob:
-            check_number("mask_prob", probability, 0, 1)
+        for name in ("mask_prob", "pair_mask_prob"):
+            value = getattr(self, name)
+            if not isinstance(value, (list, tuple)) or len(value) != 2:
+                raise ValueError(f"{name}={value} is impossible: give two numbers from 0 to 1.")
+            for probability in value:
+                check_number(name, probability, 0, 1)
         check_number("short_fraction", self.short_fraction, 0, 1)
         check_number("teacher_weight", self.teacher_weight, 0)
 
@@ -91,8 +94,10 @@ class EncoderBatches:
         return [self.batch(epoch * STEPS_PER_EPOCH + i, generator) for i in range(STEPS_PER_EPOCH)]
 
     def batch(self, step: int, generator: torch.Generator) -> Batch:
-        first, last = self.recipe.mask_prob
-        mask_prob = first + (last - first) * min(step / self.recipe.steps, 1)
+        done = min(step / self.recipe.steps, 1)
+        mask_prob, pair_mask_prob = (
+            first + (last - first) * done for first, last in (self.recipe.mask_prob, self.recipe.pair_mask_prob)
+        )
         is_early = step < self.recipe.short_fraction * self.recipe.steps
         batch: dict[str, Tensor] = {}
         for kind in ROW_KINDS:
@@ -103,7 +108,7 @@ class EncoderBatches:
                 rows, taught = getattr(self, f"make_{kind}")(max_tokens, generator)
             ids = pad_rows(rows, self.tokenizer.pad_token_id)
             if kind == "pairs" and not is_early:
-                masked, labels = mask_one_text(ids, min(2 * mask_prob, 1), self.tokenizer, generator)
+                masked, labels = mask_one_text(ids, pair_mask_prob, self.tokenizer, generator)
             else:
                 masked, labels = mask_tokens(ids, mask_prob, self.tokenizer, generator)
             if taught:
