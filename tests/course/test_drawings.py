@@ -174,6 +174,8 @@ def test_here_marks_that_part_and_no_other(part):
     marked = [text for patch, text in boxes(drawn) if to_hex(patch.get_edgecolor()).upper() == RED]
     assert sorted(marked) == sorted(MARKED[part])
     assert len(boxes(drawn, GREY)) == len(boxes(drawn)) - len(marked), "the others are grey"
+    red = [patch for patch in drawn.figure.axes[0].patches if to_hex(patch.get_edgecolor()).upper() == RED]
+    assert len(red) - len(marked) == (part in ("block", "lm_head")), "the frame around all of it"
     assert f"You are here: {drawings.PARTS[part]}" in [text.get_text() for text in texts(drawn)]
     assert drawn.caption.endswith(f"You are here: {drawings.PARTS[part]}.")
 

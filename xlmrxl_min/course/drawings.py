@@ -214,7 +214,7 @@ def embeddings_sum() -> Parts:
     word, position = (torch.randint(-2, 3, (count, 3), generator=generator) for _ in range(2))  # t e
     token_type = torch.tensor([1, 0, -1]).expand(count, 3)  # t e
     data = {"word": word, "position": position, "token type": token_type, "sum": word + position + token_type}
-    numbers = (IDS, range(2, 2 + count), [0] * count, [""] * count)
+    numbers: list[Sequence[Any]] = [IDS, range(2, 2 + count), [0] * count, [""] * count]
     for name, ids, y, color in zip(data, numbers, (2.1, 1.55, 1.0, 0.25), (BLUE, ORANGE, GREEN, GREY), strict=True):
         label(axis, 0.1, y, name, "left")
         for i, vector in enumerate(data[name].tolist()):
