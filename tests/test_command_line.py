@@ -206,7 +206,7 @@ def test_control_c_ends_a_command_in_one_line(folder):
 
 def test_a_folder_of_the_user_comes_before_a_bundled_name_and_a_size(folder, capsys):
     small = {"hidden_size": 24, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 32}
-    model = XLMRobertaXLForMaskedLM(XLMRobertaXLConfig(vocab_size=8002, **small))
+    model = XLMRobertaXLForMaskedLM(XLMRobertaXLConfig(vocab_size=12002, **small))
     for name in ("tiny", "xl"):
         (folder / name).mkdir()
     assert main(["plan", "xl"]) == 0

@@ -125,7 +125,7 @@ def right_calls():
                              "quantize": None}),
         "config": (XLMRobertaXLConfig, {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
                                         "vocab_size": 50, "max_position_embeddings": 20, "pruned_heads": {}}),
-        "forward": (lm, {**inputs, "head_mask": torch.ones(8), "labels": encoding.input_ids}),
+        "forward": (lm, {**inputs, "head_mask": torch.ones(6), "labels": encoding.input_ids}),
         "backbone": (encoder, {**inputs, "position_ids": torch.arange(len(ids))[None] + 2}),
         "question answering": (tiny(XLMRobertaXLForQuestionAnswering),
                                {**inputs, "start_positions": torch.tensor([1]), "end_positions": torch.tensor([2])}),

@@ -43,9 +43,9 @@ XL = {
     "attention_probs_dropout_prob": 0.0,
 }
 CHECKPOINTS = {  # of XL's width, in float32
-    "encoder": {**XL, "vocab_size": 8002},
+    "encoder": {**XL, "vocab_size": 12002},
     "masked": {**XL, "vocab_size": 250_880},
-    "relative": {**XL, "vocab_size": 8002, "position_embedding_type": "relative_key_query"},
+    "relative": {**XL, "vocab_size": 12002, "position_embedding_type": "relative_key_query"},
     "decoder": {**XL, "vocab_size": 250_880, "num_hidden_layers": 4, "is_decoder": True},
 }
 PRODUCT = 2048, 4096, 4096  # rows, inner and columns of the matrix product that is the limit
@@ -57,7 +57,7 @@ TURNS, TURNS_S = 2, 20  # in a round: at least so many, and for so many seconds,
 # ---- in a contender's process: each of these gives the work to be timed, which gives the numbers to be compared
 
 
-def random_ids(batch: int, tokens: int, vocabulary: int = 8002) -> torch.Tensor:
+def random_ids(batch: int, tokens: int, vocabulary: int = 12002) -> torch.Tensor:
     return torch.randint(5, vocabulary - 5, (batch, tokens), generator=torch.Generator().manual_seed(tokens))
 
 

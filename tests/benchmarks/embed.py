@@ -43,7 +43,7 @@ def models(name: str) -> tuple[torch.nn.Module, XLMRobertaXLModel]:
         theirs = transformers.XLMRobertaXLModel.from_pretrained(path, add_pooling_layer=False, dtype=torch.float32)
         return theirs.eval(), XLMRobertaXLModel.from_pretrained("tiny", add_pooling_layer=False)
     torch.manual_seed(0)
-    config = {"vocab_size": 8002, "hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8}
+    config = {"vocab_size": 12002, "hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8}
     config["intermediate_size"] = 2048
     theirs = transformers.XLMRobertaXLModel(transformers.XLMRobertaXLConfig(**config), add_pooling_layer=False).eval()
     ours = XLMRobertaXLModel(XLMRobertaXLConfig(**config), add_pooling_layer=False)

@@ -21,7 +21,7 @@ from against_peers import (
     table,
 )
 
-SMALL = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 8002}
+SMALL = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 12002}
 
 
 @pytest.fixture(scope="module")

@@ -241,7 +241,7 @@ def test_attend_writes_the_page(command, tmp_path, pair, tokenizer):
     status, out, err = command(english, "--pair", russian, "-o", "made/here.html")
     page = (tmp_path / "made" / "here.html").read_text(encoding="utf-8")
     assert (status, err) == (0, "")
-    assert re.fullmatch(r"made/here\.html: 4 layers on 39 tokens, \d\d kB\n", out)
+    assert re.fullmatch(r"made/here\.html: 6 layers on \d\d tokens, \d+ kB\n", out)
     assert page == explore(attentions, tokens, title="Attention of tiny").html
     for text in ("人人生而自由", "one more"):  # the second over the first
         assert command(text)[0] == 0
@@ -255,7 +255,7 @@ def test_attend_reports_errors_in_one_line(command, tmp_path):
     for arguments, words in (
         ([""], "there is nothing to look at in '': give a text"),
         (["fine", "--pair", "  "], "there is nothing to look at in '  '"),
-        (["freedom " * 600], "602 tokens are too many: there is room for 512"),
+        (["freedom " * 600], "1202 tokens are too many: there is room for 256"),
         (["fine", "-o", str(tmp_path)], "is a folder: name a file in it"),
         (["fine", "-o", "file/page.html"], "file"),
         (["fine", "--model", "nowhere"], "none of what this package holds"),

@@ -59,12 +59,12 @@ def test_next_token_accuracy_is_of_the_tokens_that_are_not_given(encoder, transl
 
 @torch.no_grad()
 def test_attention_to_words_looks_at_the_query_before_and_after_the_word(encoder, translator, tokenizer):
-    source, target = "the right of man", "human rights"
+    source, target = "the right of man", "the king of men"
     assert tokenizer.tokenize(source)[:2] == ["▁the", "▁right"]  # after <s>: position 2
-    assert tokenizer.tokenize(target)[:2] == ["▁human", "▁rights"]
-    found = attention_to_words(translator, encoder, tokenizer, [WordPair(source, "right", target, "rights", "de")])
+    assert tokenizer.tokenize(target)[1] == "▁king"
+    found = attention_to_words(translator, encoder, tokenizer, [WordPair(source, "right", target, "king", "de")])
     ids = torch.tensor([[*language_prompt(tokenizer, "de"), *tokenizer.encode(target)[1:]]])
-    [at] = [i for i, token in enumerate(ids[0].tolist()) if token == tokenizer.convert_tokens_to_ids("▁rights")]
+    [at] = [i for i, token in enumerate(ids[0].tolist()) if token == tokenizer.convert_tokens_to_ids("▁king")]
     states = encode_source(encoder, torch.tensor([tokenizer.encode(source)]))
     weights = torch.cat(translator(ids, encoder_hidden_states=states, output_attentions=True).cross_attentions)
     for name, query in (("predicting", at - 1), ("reading", at)):

@@ -47,9 +47,7 @@ def test_answer_positions_are_right(tokenizer):
     for example, row in zip(examples, encode_examples(task, tokenizer, examples), strict=True):
         ids = row["input_ids"][row["start_positions"] : row["end_positions"] + 1]
         found, said = tokenizer.decode(ids), example.others[0][slice(*example.label)]
-        assert "".join(found.split()) == "".join(
-            tokenizer.decode(tokenizer.encode(said), skip_special_tokens=True).split()
-        )
+        assert "".join(found.split()) == "".join(tokenizer.decode(tokenizer.encode(said)[1:-1]).split())
 
 
 def test_impossible_labels(tokenizer):

@@ -26,10 +26,11 @@ def test_masking_follows_its_probabilities(tokenizer):
 
 def test_whole_word_masking(tokenizer):
     starts = word_starts(tokenizer)
-    for token, is_start in (("▁free", True), ("ings", False), ("<s>", True), ("人人", True), (".", False)):
+    for token, is_start in (("▁free", True), ("ings", False), ("<s>", True), ("自由", True), (".", False)):
         assert starts[tokenizer.convert_tokens_to_ids(token)] == is_start, token
     texts = [row.text for row in udhr(["en", "de", "zh", "ar"])]
     ids = tokenizer(texts, padding=True, return_tensors="pt").input_ids
+    ids = ids[(ids != tokenizer.unk_token_id).all(1)]  # which is special, and never selected
     labels = mask_tokens(ids, 0.3, tokenizer, torch.Generator().manual_seed(0), whole_words=True)[1]
     selected, inner = labels != -100, ~starts[ids]
     assert torch.equal(selected[:, 1:][inner[:, 1:]], selected[:, :-1][inner[:, 1:]]), "a piece goes with the last one"

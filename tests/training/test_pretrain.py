@@ -292,9 +292,12 @@ def test_a_recipe_file_needs_the_right_fields(recipe, tmp_path):
             pretrain(wrong, tmp_path, tmp_path)
 
 
-def test_the_checkpoints_differ_in_their_positions_only():
+def test_the_checkpoints_differ_in_their_positions_and_the_later_ones_start_from_the_first():
     names = ("tiny", "tiny-relative-key", "tiny-relative-key-query")
     recipes = [asdict(load_recipe(RECIPES / f"{name}.json")) for name in names]
     types = [recipe["config"].pop("position_embedding_type", "absolute") for recipe in recipes]
     assert types == ["absolute", "relative_key", "relative_key_query"]
-    assert recipes[0] == recipes[1] == recipes[2]
+    assert recipes[1] == recipes[2]
+    assert [recipe["start_from"] for recipe in recipes] == [None, "tiny", "tiny"]
+    assert recipes[0]["config"] == recipes[1]["config"]
+    assert recipes[0]["tokens_per_batch"] == recipes[1]["tokens_per_batch"]

@@ -90,7 +90,7 @@ def plant(model: PreTrainedModel, original: type[nn.Module], replacement: type[n
     return model.eval()
 
 
-tiny = partial(XLMRobertaXLForMaskedLM.from_pretrained, "tiny")
+tiny = partial(XLMRobertaXLForMaskedLM.from_pretrained, "tiny-udhr")
 tiny_decoder = partial(XLMRobertaXLForCausalLM.from_pretrained, "tiny-decoder")
 tiny_relative_decoder = partial(XLMRobertaXLForCausalLM.from_pretrained, "tiny-relative-key", is_decoder=True)
 
@@ -178,7 +178,7 @@ def tiny_with_spare_rows() -> tuple[XLMRobertaXLForMaskedLM, XLMRobertaTokenizer
         torch.manual_seed(0)
         model.resize_token_embeddings(8064)
     disguised = type("XLMRobertaTokenizer", (MaskAfterPieces,), {})
-    return model.eval(), disguised(XLMRobertaTokenizer.from_pretrained("tiny").vocab_file)
+    return model.eval(), disguised(XLMRobertaTokenizer.from_pretrained("tiny-udhr").vocab_file)
 
 
 CASES["D"] = Case(

@@ -17,7 +17,7 @@ from ..utils import eval_mode
 def encode_source(encoder: XLMRobertaXLModel, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
     """What tiny-translator attends to: b t -> b t e, the encoder's last hidden states plus three times its embeddings.
 
-    `tiny`'s last hidden states alone say little about a token's position, and a decoder has to know where it is.
+    `tiny-udhr`'s last hidden states alone say little about a token's position, and a decoder has to know where it is.
     """
     with eval_mode(encoder):
         states = encoder(ids, attention_mask, output_hidden_states=True).hidden_states

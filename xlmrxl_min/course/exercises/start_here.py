@@ -11,7 +11,7 @@ from ..checks import exercise, randn
 def complete_cases():
     texts = ["Everyone has the right to <mask> liberty and <mask> of person.", "All human be<mask> are born free."]
     texts += ["人人生而<mask>,在尊严和权利上一律<mask>。", "Nothing is hidden here."]
-    tiny = XLMRobertaXLForMaskedLM.from_pretrained("tiny"), XLMRobertaTokenizer.from_pretrained("tiny")
+    tiny = XLMRobertaXLForMaskedLM.from_pretrained("tiny-udhr"), XLMRobertaTokenizer.from_pretrained("tiny-udhr")
     return [(*tiny, text) for text in texts]
 
 

@@ -14,7 +14,7 @@ def load_tokenizer(name):
 
 def ids_cases():
     tokens = ["▁free", "ᐃᓄ", "<s>", "<pad>", "</s>", "<unk>", "<mask>"]  # the second is in no vocabulary of ours
-    return [(tokens, load_tokenizer(name).sp_model) for name in ("xlm-roberta-xl", "tiny")]
+    return [(tokens, load_tokenizer(name).sp_model) for name in ("xlm-roberta-xl", "tiny-udhr")]
 
 
 @exercise(ids_cases, hint="Three cases: a special token, an unknown piece, any other piece.")
