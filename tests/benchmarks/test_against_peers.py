@@ -45,10 +45,11 @@ def test_answers_are_equal(task, folder, tmp_path, capsys, monkeypatch):
         answers[who] = torch.load(tmp_path / "answer.pt")
         numbers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert [*map(set, numbers)] == [{"seconds", "peak"}, {"seconds"}, {"seconds"}]
-    assert compare(task, answers) < 1e-4
+    limit = 0.05 if "int8" in task else 1e-4
+    assert compare(task, answers) < limit
     first = answers["ours"][0]
     assert first.numel() > 10 or first.is_floating_point()  # a loss is one number
-    answers["ours"][0] = first + (1 if not first.is_floating_point() else 1e-3 * first.abs().max())
+    answers["ours"][0] = first + (1 if not first.is_floating_point() else 20 * limit * first.abs().max())
     with pytest.raises(AssertionError, match=r"do not write the same|answers differ by"):
         compare(task, answers)
 

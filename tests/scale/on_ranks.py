@@ -443,9 +443,9 @@ def new_head_is_equal_on_all_ranks(mesh):
 
 @job
 def tiny_fills_a_mask(mesh):
-    tokenizer = XLMRobertaTokenizer.from_pretrained("tiny")
-    sharded = load(xlmrxl_min.XLMRobertaXLForMaskedLM, "tiny", mesh, progress=False)
-    one = xlmrxl_min.XLMRobertaXLForMaskedLM.from_pretrained("tiny")
+    tokenizer = XLMRobertaTokenizer.from_pretrained("tiny-udhr")
+    sharded = load(xlmrxl_min.XLMRobertaXLForMaskedLM, "tiny-udhr", mesh, progress=False)
+    one = xlmrxl_min.XLMRobertaXLForMaskedLM.from_pretrained("tiny-udhr")
     text = "Alle Menschen sind frei und <mask> an Würde"
     ours, theirs = call_unsharded(sharded, fill_mask, tokenizer, text)[0], fill_mask(one, tokenizer, text)[0]
     assert [p.token_id for p in ours] == [p.token_id for p in theirs]
