@@ -31,7 +31,7 @@ HELPS = [
     ["course"],
     ["distributed"],
 ]
-HELPS += [["course", tool] for tool in ("tidy", "run", "read", "badges")]
+HELPS += [["course", tool] for tool in ("start", "tidy", "run", "read", "badges")]
 HELPS += [["distributed", task] for task in ("fill", "train")]
 LOCALES = [
     {"PYTHONIOENCODING": "ascii"},
