@@ -13,9 +13,15 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from xlmrxl_min.course import exercises
+from xlmrxl_min.course import exercises, steps
 from xlmrxl_min.course.checks import NO_RESULT, Exercise, compare, guess, names_used
-from xlmrxl_min.course.exercises import attention, start_here, the_block, tokens_and_embeddings
+from xlmrxl_min.course.exercises import (
+    attention,
+    masked_language_model,
+    seeing_attention,
+    start_here,
+    tokens_and_embeddings,
+)
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("[0-9]*.ipynb"))
 CELLS = {path.stem: json.loads(path.read_text(encoding="utf-8"))["cells"] for path in NOTEBOOKS}
@@ -29,6 +35,12 @@ def source(cell):
     return "".join(cell["source"])
 
 
+def python(cells):
+    """The code of cells, without the lines of magics and without the steps, whose names do not enter the notebook."""
+    code = [source(cell) for cell in cells if cell["cell_type"] == "code" and not source(cell).startswith("%%")]
+    return re.sub(r"^%.*$", "", "\n".join(code), flags=re.MULTILINE)
+
+
 def source_of_solution(exercise):
     """The solution as it is written, without its decorator."""
     text = textwrap.dedent(inspect.getsource(exercise.solution))
@@ -39,10 +51,9 @@ def check_name(exercise):
     return next(name for name, value in vars(exercises).items() if value == exercise.check)
 
 
-def test_every_notebook_has_its_file_of_exercises():
-    assert sorted(module.__name__.rpartition(".")[2] for module in MODULES if "exercises." in module.__name__) == (
-        sorted(path.stem[3:] for path in NOTEBOOKS)
-    )
+def test_every_notebook_has_exercises_or_steps():
+    files = [module for module in MODULES if "exercises." in module.__name__] + [*steps.NOTEBOOKS]
+    assert {file.__name__.rpartition(".")[2] for file in files} == {path.stem[3:] for path in NOTEBOOKS}
 
 
 @each_exercise
@@ -97,13 +108,7 @@ def test_notebook_shows_the_solution_a_stub_and_the_check(name):
     cells = CELLS[where[0]]
     solutions = [block for cell in cells for block in re.findall(r"```python\n(.*?)\n```", source(cell), re.DOTALL)]
     assert source_of_solution(exercise) in solutions
-    stubs = [
-        node
-        for cell in cells
-        if cell["cell_type"] == "code" and f"def {name}(" in source(cell)
-        for node in ast.parse(source(cell)).body
-        if isinstance(node, ast.FunctionDef) and node.name == name
-    ]
+    stubs = [node for node in ast.parse(python(cells)).body if isinstance(node, ast.FunctionDef) and node.name == name]
     assert len(stubs) == 1
     assert [arg.arg for arg in stubs[0].args.args] == list(inspect.signature(exercise.solution).parameters)
     namespace = {}
@@ -123,7 +128,7 @@ def test_notebook_has_what_the_solution_needs(name):
     solution, check = EXERCISES[name].solution, check_name(EXERCISES[name])
     needed = {used for used in names_used(solution.__code__) if used in solution.__globals__}
     cells = next(cells for cells in CELLS.values() if any(f"{check}({name})" in source(cell) for cell in cells))
-    nodes = ast.parse("\n".join(source(cell) for cell in cells if cell["cell_type"] == "code")).body
+    nodes = ast.parse(python(cells)).body
     imports = [node for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom))]
     defined = {(alias.asname or alias.name).split(".")[0] for node in imports for alias in node.names}
     defined |= {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
@@ -131,13 +136,14 @@ def test_notebook_has_what_the_solution_needs(name):
 
 
 def test_any_callable_and_any_type_of_result_will_do():
-    class Norm(torch.nn.Module):
-        def forward(self, x, gamma, beta, eps):
-            return torch.nn.functional.layer_norm(x, (4,), gamma, beta, eps)
+    class Entropy(torch.nn.Module):
+        def forward(self, weights):
+            return torch.special.entr(weights).sum(-1)
 
-    assert exercises.check_norm(Norm()) == "Right!"
-    assert exercises.check_norm(functools.partial(lambda *args: the_block.my_norm.solution(*args))) == "Right!"
-    assert exercises.check_split_heads(lambda x, d: list(x.unflatten(-1, (-1, d)).transpose(1, 2))) == "Right!"
+    entropy = seeing_attention.my_entropy.solution
+    assert exercises.check_entropy(Entropy()) == "Right!"
+    assert exercises.check_entropy(functools.partial(lambda weights: entropy(weights))) == "Right!"
+    assert exercises.check_entropy(lambda weights: list(entropy(weights))) == "Right!"
     assert exercises.check_distances(lambda tokens: torch.tensor(2 * tokens - 1)) == "Right!"
     assert exercises.check_most_attended(lambda weights, tokens: list(np.array(tokens)[weights.argmax(-1)])) == "Right!"
 
@@ -189,7 +195,7 @@ def test_a_misconception_is_recognised_though_the_code_stops_on_a_later_case():
         ),
         ("choice", lambda ids, encode, score: score(encode(ids)), "Your code stops with ValueError: encode takes n t"),
         ("distances", lambda tokens: tokens + 5, "Not quite. With tokens = 1: different: 6 where 1 should be."),
-        ("norm", lambda x, *rest: y, "Your code stops with NameError: name 'y' is not defined."),  # noqa: F821
+        ("entropy", lambda weights: y, "Your code stops with NameError: name 'y' is not defined."),  # noqa: F821
     ],
 )
 def test_the_message_names_the_case_or_the_error(check, mine, message):
@@ -202,13 +208,6 @@ def test_masks_of_the_attention_cases_differ_between_texts():
 
 
 def test_disallowed_names_get_a_message():
-    from einops import rearrange
-
-    def by_einops(x, d):
-        return rearrange(x, "b t (h d) -> b h t d", d=d)
-
-    assert exercises.check_split_heads(by_einops) == "Right numbers. Now without einops."
-
     def by_kernel(query, key, value, attention_mask):
         low = torch.zeros(attention_mask.shape).masked_fill(~attention_mask, torch.finfo(torch.float32).min / 2)
         return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=low)
@@ -219,13 +218,12 @@ def test_disallowed_names_get_a_message():
 def test_arguments_changed_in_place_get_a_message():
     """The function is checked on fresh arguments each time."""
 
-    def in_place(x, gamma, beta, eps):
-        x -= x.mean(-1, keepdim=True)
-        x /= (x.square().mean(-1, keepdim=True) + eps).sqrt()
-        return x.mul_(gamma).add_(beta)
+    def in_place(logits, labels):
+        logits -= logits.logsumexp(-1, keepdim=True)
+        return masked_language_model.my_perplexity.solution(logits, labels)
 
-    message = "Right numbers. But `x` was changed in place: work on a copy."
-    assert exercises.check_norm(in_place) == exercises.check_norm(in_place) == message
+    message = "Right numbers. But `logits` was changed in place: work on a copy."
+    assert exercises.check_perplexity(in_place) == exercises.check_perplexity(in_place) == message
 
 
 # ---- compare

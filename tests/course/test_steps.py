@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import json
+import re
 import textwrap
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from xlmrxl_min import XLMRobertaTokenizer, XLMRobertaXLForMaskedLM
 from xlmrxl_min.checkpoints.locate import PRETRAINED
 from xlmrxl_min.course import steps
 from xlmrxl_min.course.checks import NO_RESULT
+from xlmrxl_min.course.notebooks import FOLDER, GLOSSARY_LINK, read_notebook, source
 from xlmrxl_min.course.steps import ANSWER, ANSWERS, FILE, NEW_FILE, NOTEBOOKS, STEPS, add, my_model, solution, stub
 from xlmrxl_min.training.texts import udhr
 
@@ -414,6 +416,47 @@ OTHERS = {
 @each_step
 def test_another_style_is_right(name):
     assert add(textwrap.dedent(OTHERS[name])) == f"Right! `{name}` is in {FILE} now, which has 1 of {len(STEPS)} parts."
+
+
+# ---- the notebooks
+
+
+def notebook_of(name):
+    [part] = [part for part in NOTEBOOKS if STEPS[name] in vars(part).values()]
+    [path] = FOLDER.glob(f"[0-9][0-9]_{part.__name__.rpartition('.')[2]}.ipynb")
+    return path
+
+
+def cells_of(path, kind):
+    return [cell for cell in read_notebook(path)["cells"] if cell["cell_type"] == kind]
+
+
+@each_step
+def test_notebook_has_the_step_once_and_was_run_with_the_stub(name):
+    steps_of = [cell for cell in cells_of(notebook_of(name), "code") if source(cell).startswith("%%my_model")]
+    [cell] = [cell for cell in steps_of if re.search(rf"^(def|class) {name}\b", source(cell), flags=re.MULTILINE)]
+    assert source(cell) == f"%%my_model\n{stub(name)}"
+    assert ["".join(output.get("text", [])) for output in cell["outputs"]] == [f"{add(stub(name))}\n"]
+
+
+@each_step
+def test_notebook_has_the_hint_and_the_solution_of_the_step(name):
+    text = "\n\n".join(map(source, cells_of(notebook_of(name), "markdown")))
+    text = GLOSSARY_LINK.sub(r"\1", text)
+    assert text.count(f"```python\n{ANSWERS[name]}\n```") == 1
+    assert STEPS[name].hint in text
+
+
+def test_only_these_notebooks_have_steps_and_in_the_order_of_the_file():
+    shown = {path: cells_of(path, "code") for path in sorted(FOLDER.glob("[0-9]*.ipynb"))}
+    found = {
+        path: re.findall(r"^%%my_model\n(?:def|class) (\w+)", "\n".join(map(source, cells)), flags=re.MULTILINE)
+        for path, cells in shown.items()
+    }
+    assert [name for names in found.values() for name in names] == list(STEPS)
+    for path, names in found.items():
+        loads = [source(cell).count("%load_ext xlmrxl_min.course.steps") for cell in shown[path]]
+        assert sum(loads) == bool(names), path.name
 
 
 # ---- the file

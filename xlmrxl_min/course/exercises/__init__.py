@@ -1,30 +1,28 @@
 """The exercises, in a file for each notebook: the solutions, the cases they are tried on, the usual misconceptions.
 
-    from xlmrxl_min.course.exercises import check_norm
-    print(check_norm(my_norm))
+    from xlmrxl_min.course.exercises import check_entropy
+    print(check_entropy(my_entropy))
 
 The notebooks show the same solutions; a test compares them.
 """
 
 from ..checks import Guess, compare, guess
-from .attention import check_attention, check_split_heads
+from .attention import check_attention
 from .decoder import check_step, check_top_p
 from .full_size import check_row, check_split_qkv
 from .heads import check_choice, check_span
 from .many_gpus import check_collectives, check_partial_sum
 from .masked_language_model import check_mask_tokens, check_perplexity
-from .positions import check_distances, check_skew
+from .positions import check_distances
 from .precision_and_size import check_count, check_int8
 from .seeing_attention import check_entropy, check_rollout
 from .spot_the_bug import check_cached, check_ignores_padding
 from .start_here import check_complete, check_most_attended
-from .the_block import check_block, check_norm
-from .tokens_and_embeddings import check_fewest, check_ids
+from .tokens_and_embeddings import check_fewest
 
 __all__ = [
     "Guess",
     "check_attention",
-    "check_block",
     "check_cached",
     "check_choice",
     "check_collectives",
@@ -33,19 +31,15 @@ __all__ = [
     "check_distances",
     "check_entropy",
     "check_fewest",
-    "check_ids",
     "check_ignores_padding",
     "check_int8",
     "check_mask_tokens",
     "check_most_attended",
-    "check_norm",
     "check_partial_sum",
     "check_perplexity",
     "check_rollout",
     "check_row",
-    "check_skew",
     "check_span",
-    "check_split_heads",
     "check_split_qkv",
     "check_step",
     "check_top_p",

@@ -8,27 +8,6 @@ from einops import einsum
 from ..checks import exercise, randn
 
 
-@exercise(
-    lambda: [(torch.arange(480.0).reshape(2, 3, 80), 5), (randn(1, 4, 6), 3)],
-    disallowed={"rearrange": "Now without einops."},
-    hint="Split e first, then transpose two axes.",
-)
-def split_heads(x, d):
-    return x.unflatten(-1, (-1, d)).transpose(1, 2)
-
-
-split_heads.misconceptions = {
-    "Heads and tokens are not transposed yet: this is b t h d.": lambda x, d: x.unflatten(-1, (-1, d)),
-    "Heads and width are swapped: d is the last axis.": lambda x, d: x.unflatten(-1, (d, -1)).transpose(1, 2),
-    "One reshape tears the tokens apart: split e first, then transpose two axes.": (
-        lambda x, d: x.reshape(len(x), -1, x.shape[1], d)
-    ),
-    "The heads are in front of the texts: this is h b t d.": lambda x, d: torch.stack(x.split(d, dim=-1)),
-    "A head has d adjacent numbers, not every h-th one.": (lambda x, d: x.unflatten(-1, (d, -1)).permute(0, 3, 1, 2)),
-}
-check_split_heads = split_heads.check
-
-
 def attention_cases():
     cases = []
     for q, k in ((4, 4), (3, 5)):

@@ -12,43 +12,6 @@ def load_tokenizer(name):
     return XLMRobertaTokenizer.from_pretrained(name)
 
 
-def ids_cases():
-    tokens = ["▁free", "ᐃᓄ", "<s>", "<pad>", "</s>", "<unk>", "<mask>"]  # the second is in no vocabulary of ours
-    return [(tokens, load_tokenizer(name).sp_model) for name in ("xlm-roberta-xl", "tiny-udhr")]
-
-
-@exercise(ids_cases, hint="Three cases: a special token, an unknown piece, any other piece.")
-def to_ids(tokens, sp):
-    special = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": len(sp) + 1}
-    ids = []
-    for token in tokens:
-        number = sp.piece_to_id(token)
-        ids.append(special[token] if token in special else number + 1 if number else 3)
-    return ids
-
-
-def ids_with(offset=1, unknown=3, mask=lambda sp: len(sp) + 1, has_special=True):
-    """to_ids with a mistake."""
-
-    def mistaken(tokens, sp):
-        special = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": mask(sp)} if has_special else {}
-        numbers = {token: sp.piece_to_id(token) for token in tokens}
-        return [special.get(token, number + offset if number else unknown) for token, number in numbers.items()]
-
-    return mistaken
-
-
-to_ids.misconceptions = {
-    "A piece's id is its number in sp, plus one.": ids_with(offset=0),
-    "What sp does not know is 0 there and 3 here; 0 + 1 is padding.": ids_with(unknown=1),
-    "What sp does not know has the id 3, not 0: that is <s>.": ids_with(unknown=0),
-    "Special tokens have ids of their own, whatever sp says.": ids_with(has_special=False),
-    "<mask> comes after the last piece, wherever that is: not always 250001.": ids_with(mask=lambda sp: 250_001),
-    "<mask> comes after the last piece: len(sp) + 1, as pieces are shifted by one.": ids_with(mask=len),
-}
-check_ids = to_ids.check
-
-
 def fewest_cases():
     sp = load_tokenizer("xlm-roberta-xl").sp_model
     vocabulary = frozenset(sp.id_to_piece(i) for i in range(3, len(sp)))
