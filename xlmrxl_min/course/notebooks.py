@@ -102,7 +102,7 @@ def unwrap(text: str) -> str:
 # ---- start
 
 PROMPT = "**Predict"
-END_OF_RESULT = ("#", "**Exercise")  # so does the next prompt
+END_OF_RESULT = ("#", "**Exercise", "**Step")  # so does the next prompt
 ALWAYS_RESULT = ("**You should see", "**Why")
 
 
