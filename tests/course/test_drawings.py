@@ -228,12 +228,13 @@ def test_attention_has_its_steps_and_shapes():
 def test_masks_are_drawn_as_they_are():
     drawn = drawings.masks()
     is_token, causal = torch.tensor([1, 1, 1, 0, 0]).bool(), torch.ones(5, 5).tril().bool()
-    expected = [is_token.expand(5, 5), causal, causal & is_token, is_token.expand(3, 5)]
+    by_padding = [causal & is_token, causal & is_token.flip(0)]
+    expected = [is_token.expand(5, 5), causal, *by_padding, is_token.expand(3, 5)]
     for mask, wanted in zip(drawn.data.values(), expected, strict=True):
         assert torch.equal(mask, wanted)
     cells = drawn.figure.axes[0].patches
     assert [patch.get_facecolor()[3] == 1 for patch in cells] == torch.cat([x.flatten() for x in expected]).tolist()
-    assert [text.get_text() for text in texts(drawn)].count("<pad>") == 2 * 2 + 2 * 2 + 2
+    assert [text.get_text() for text in texts(drawn)].count("<pad>") == 3 * (2 + 2) + 2
 
 
 def widths(drawn):
