@@ -260,20 +260,23 @@ def attention_shapes() -> Parts:
 
 @drawn
 def masks() -> Parts:
-    """Four masks `q k`, True = may attend, as build_attention_mask makes them."""
-    figure, axis = canvas(9.6, 2.6)
-    padded, is_token, data = ["<s>", "We", "</s>", "<pad>", "<pad>"], torch.tensor([[1, 1, 1, 0, 0]]), {}
+    """Five masks `q k`, True = may attend, as build_attention_mask makes them."""
+    figure, axis = canvas(10.4, 2.6)
+    right, left = ["<s>", "We", "</s>", "<pad>", "<pad>"], ["<pad>", "<pad>", "<s>", "We", "</s>"]
+    is_token, data = torch.tensor([[1, 1, 1, 0, 0]]), {}
     for n, (name, queries, keys, mask, is_causal) in enumerate((
-        ("padding", padded, padded, is_token, False), ("causal", TOKENS, TOKENS, None, True),
-        ("both", padded, padded, is_token, True), ("cross-attention", ["<s>", "Nous", "</s>"], padded, is_token, False),
+        ("padding", right, right, is_token, False), ("causal", TOKENS, TOKENS, None, True),
+        ("causal, padding right", right, right, is_token, True),
+        ("causal, padding left", left, left, is_token.flip(1), True),
+        ("cross-attention", ["<s>", "Nous", "</s>"], right, is_token, False),
     )):  # fmt: skip
         allowed: Any = build_attention_mask(mask, len(queries), len(keys), torch.device("cpu"), is_causal)
         data[name] = allowed[0, 0].expand(len(queries), len(keys))
         cells = [[("", BLUE if may_attend else NONE) for may_attend in row] for row in data[name].tolist()]
-        grid(axis, 0.75 + 2.35 * n, 1.75, queries, keys, cells)
-        label(axis, 1.5 + 2.35 * n, 2.46, name, weight="bold")
-    label(axis, 0.75, 0.1, "rows: queries; columns: keys; blue: the query may attend to the key", "left")
-    counts = ", ".join(f"{name} {int(allowed.sum())} of {allowed.numel()}" for name, allowed in data.items())
+        grid(axis, 0.65 + 2.05 * n, 1.75, queries, keys, cells)
+        label(axis, 1.4 + 2.05 * n, 2.46, name, weight="bold")
+    label(axis, 0.65, 0.1, "rows: queries; columns: keys; blue: the query may attend to the key", "left")
+    counts = "; ".join(f"{name} {int(allowed.sum())} of {allowed.numel()}" for name, allowed in data.items())
     return figure, data, f"Masks. Pairs of query and key that may attend: {counts}."
 
 
