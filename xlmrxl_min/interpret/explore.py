@@ -3,58 +3,115 @@
 from __future__ import annotations
 
 import base64
-import json
-import os
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from html import escape
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from ..files import atomic_write, to_path
-from ..inputs import as_attentions, as_head_numbers, as_tokens, check_type, check_weights
+from ..inference.predict import check_model_type, check_tokenizer
+from ..inputs import (
+    as_attentions,
+    as_head_numbers,
+    as_model_inputs,
+    as_tokens,
+    check_integer,
+    check_option,
+    check_type,
+    check_weights,
+)
+from ..model import XLMRobertaXLForMaskedLM
+from ..utils import eval_mode
+from .hooks import self_attentions
+from .interventions import ablated
+from .page import Page, make_page
 
-TEMPLATE = Path(__file__).with_name("explore.html")
 MAX_WEIGHTS = 24_000_000  # per page, one byte each; base64 makes them a third larger
 LEVELS = 255  # a weight w is stored as round(255 w)
+Predictions = list[tuple[str, float]]  # tokens and probabilities
 
 
 @dataclass(frozen=True)
-class Explorer:
-    """The page. Shows itself as the last line of a notebook cell; `save` writes it for a browser."""
+class HeadAblation:
+    """The prediction at one position, and what it becomes without each head in turn; `explore` shows it."""
 
-    html: str = field(repr=False)
-    title: str
-    height: int = field(repr=False)  # in pixels, in a notebook
+    position: int
+    target: str
+    probability: float  # of the target
+    before: Predictions
+    after: list[list[Predictions]]  # per layer, per head that is not pruned
+    probabilities: list[list[float]]  # of the target
+    costs: list[list[float]]  # the increase of the target's cross-entropy, in nats
+    heads: list[list[int]]  # the numbers of each layer's heads
+    by: str  # what replaced a head's output
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the page atomically and return its path. Raises OSError if it cannot be written."""
-        path = to_path(path)
-        with atomic_write(path) as (draft,):
-            draft.write_bytes(self.html.encode("utf-8"))
-        return path
 
-    def _repr_html_(self) -> str:
-        """The page in a sandboxed frame: separate styles and names, and no rights but to run its script."""
-        page, title = (escape(x).encode("ascii", "xmlcharrefreplace").decode() for x in (self.html, self.title))
-        style = f"width: 100%; height: {self.height}px; border: 0"
-        return f'<iframe srcdoc="{page}" sandbox="allow-scripts" title="{title}" style="{style}"></iframe>'
+def ablate_each_head(
+    model: XLMRobertaXLForMaskedLM, tokenizer: Any, inputs: Mapping[str, Any], means: Tensor | None = None, *,
+    position: int | None = None, target: str | None = None, top_k: int = 5, progress: bool = True,
+) -> HeadAblation:  # fmt: skip
+    """Predict one token of a text, without ablation and with one head's output replaced by its mean (or by zeros).
+
+    inputs: one text; means: `head_means(model, texts)`, None for zeros; position: of the predicted token (None: the
+    first `<mask>`); target: the token whose cross-entropy is the cost (None: the model's own prediction). Call it by
+    `explore(out.attentions, tokens, ablation=ablate_each_head(model, tokenizer, inputs, means))`.
+    """
+    check_model_type(model, XLMRobertaXLForMaskedLM)
+    check_tokenizer(model, tokenizer)
+    inputs = as_model_inputs(inputs, model)
+    ids = inputs["input_ids"]
+    if len(ids) != 1:
+        raise ValueError(f"inputs holds {len(ids)} texts, but must hold one.")
+    masks = (ids[0] == tokenizer.mask_token_id).nonzero()[:, 0].tolist()
+    if position is None and not masks:
+        raise ValueError(f"the text has no {tokenizer.mask_token}: put one in, or pass the position of a token.")
+    position = masks[0] if position is None else position
+    check_integer("position", position, 0, ids.shape[1] - 1)
+    check_integer("top_k", top_k, 1, model.config.vocab_size)
+    attentions = self_attentions(model)
+    heads = [list(attention.heads) for attention in attentions]
+
+    def predict() -> Tensor:  # v
+        return model(**inputs).logits[0, position].float().log_softmax(-1)[: len(tokenizer)]
+
+    def top(log_probs: Tensor) -> Predictions:
+        best = log_probs.topk(top_k)
+        return list(zip(tokenizer.convert_ids_to_tokens(best.indices), best.values.exp().tolist(), strict=True))
+
+    after: list[list[Predictions]] = [[] for _ in heads]
+    log_probs: list[list[float]] = [[] for _ in heads]
+    with eval_mode(model):
+        before = predict()
+        target_id = int(before.argmax()) if target is None else tokenizer.convert_tokens_to_ids(target)
+        pairs = [(layer, head) for layer, numbers in enumerate(heads) for head in numbers]
+        for layer, head in tqdm(pairs, unit="head", disable=not progress, delay=2):
+            with ablated(model, {layer: [head]}, means):
+                now = predict()
+            after[layer].append(top(now))
+            log_probs[layer].append(float(now[target_id]))
+    original, by = before[target_id], "zeros" if means is None else "its mean"
+    probabilities = [torch.tensor(layer).exp().tolist() for layer in log_probs]
+    costs = [[float(original) - value for value in layer] for layer in log_probs]
+    name = tokenizer.convert_ids_to_tokens([target_id])[0]
+    return HeadAblation(position, name, float(original.exp()), top(before), after, probabilities, costs, heads, by)
 
 
 def explore(
     attentions: Sequence[Tensor] | Tensor, tokens: Sequence[str], *, keys: Sequence[str] | None = None,
-    heads: Sequence[Sequence[int]] | None = None, title: str = "Attention",
-) -> Explorer:  # fmt: skip
-    """Make a page that shows the attention weights of one text, layer by layer and head by head.
+    heads: Sequence[Sequence[int]] | None = None, title: str = "Attention", layer: int = 0, head: int | None = None,
+    token: str | int | None = None, ablation: HeadAblation | None = None,
+) -> Page:  # fmt: skip
+    """Make a page that shows the attention weights of one text, layer by layer and head by head, or all at once.
 
     attentions: `out.attentions` of a model, l of `1 h q k` or `h q k`; layers may differ in their number of heads.
     tokens: the strings of the queries; keys: those of the keys if they differ, as in cross-attention. heads: of a
-    pruned model, the numbers of each layer's heads, [layer.attention.heads for layer in model.base_model.layers]. The
-    page rounds weights to 1/255, and says so. Raises ValueError if weights and tokens do not match, and for a page that
-    would be too large.
+    pruned model, the numbers of each layer's heads, [layer.attention.heads for layer in model.base_model.layers].
+    layer, head, token: what is shown first: the head's number (None: the mean), a query by position or by its string
+    (None: all). ablation: from `ablate_each_head`, to see the prediction without a head, and what each head's ablation
+    costs. The page rounds weights to 1/255, and says so. Raises ValueError if weights and tokens do not match, for a
+    start that does not exist, and for a page that would be too large.
     """
     check_type("title", title, str, "a str")
     layers = as_attentions(attentions)
@@ -62,15 +119,41 @@ def explore(
     tokens = as_tokens(tokens, queries)
     keys = as_tokens(tokens if keys is None else keys, length, "keys")
     check_page_size([layer.numel() for layer in layers], queries, length)
+    check_integer("layer", layer, 0, len(layers) - 1)
+    if head is not None:
+        check_option("head", head, numbers[layer])
+    if isinstance(token, str):
+        check_option("token", token, tokens)
+        token = tokens.index(token)
+    elif token is not None:
+        check_integer("token", token, 0, queries - 1)
+    check_type("ablation", ablation, (HeadAblation, type(None)), "what ablate_each_head returns")
+    if ablation and (ablation.heads != numbers or ablation.position >= queries):
+        raise ValueError("ablation is of another model or text than attentions: use the same inputs for both.")
     data = {
         "queries": tokens,
         "keys": keys,
         "heads": numbers,
-        "layers": [encode(layer, f"attentions[{i}]") for i, layer in enumerate(layers)],
+        "layers": [encode(weights, f"attentions[{i}]") for i, weights in enumerate(layers)],
+        "start": {"layer": layer, "head": -1 if head is None else numbers[layer].index(head), "token": token},
+        "ablation": ablation and pack(ablation),
     }
-    parts = {"title": escape(title).encode("ascii", "xmlcharrefreplace").decode(), "data": script_json(data)}
-    page = re.sub(r"\{\{(\w+)\}\}", lambda slot: parts[slot[1]], TEMPLATE.read_text(encoding="utf-8"))
-    return Explorer(page, title, height=min(max(460, 150 + 26 * max(len(tokens), len(keys))), 760))
+    rows = 26 * max(len(tokens), len(keys)) + (120 if ablation else 0)
+    return make_page("explore", data, title, height=min(max(460, 150 + rows), 760))
+
+
+def pack(ablation: HeadAblation) -> dict[str, Any]:
+    """The ablation as the page's script reads it: tokens as numbers, probabilities with four decimals."""
+    vocabulary: dict[str, int] = {}
+
+    def short(predictions: Predictions) -> list[tuple[int, float]]:
+        return [(vocabulary.setdefault(token, len(vocabulary)), round(p, 4)) for token, p in predictions]
+
+    before, after = short(ablation.before), [[short(head) for head in layer] for layer in ablation.after]
+    names = ("position", "target", "probability", "probabilities", "by")
+    costs = [[round(cost, 4) for cost in layer] for layer in ablation.costs]
+    rest = {name: getattr(ablation, name) for name in names} | {"costs": costs}
+    return {"vocabulary": list(vocabulary), "before": before, "after": after, **rest}
 
 
 def check_page_size(sizes: Sequence[int], queries: int, keys: int) -> None:
@@ -88,8 +171,3 @@ def encode(layer: Tensor, name: str) -> str:
     check_weights(layer, name)
     levels = (layer.double() * LEVELS).round().to(torch.uint8)
     return base64.b64encode(levels.cpu().contiguous().numpy().tobytes()).decode()
-
-
-def script_json(data: object) -> str:
-    """JSON in ASCII in which no HTML parser finds a tag, an entity or the end of the script."""
-    return re.sub("[<>&]", lambda letter: f"\\u{ord(letter[0]):04x}", json.dumps(data, separators=(",", ":")))
