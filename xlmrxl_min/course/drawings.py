@@ -349,12 +349,14 @@ def skew_steps() -> Parts:
     headings = (
         (0.25, 4.45, "1. Each query times the vectors of all distances: q r"),
         (0.25, 2.7, "2. In memory one row follows the other. Drop the first q − 1 elements and the last:"),
-        (0.25, 1.7, "3. Read rows of r − 1 elements: each begins one element further left in its row of 1."),
-        (5.5, 1.7, "4. Keep the first k columns: q k"), (2.8, 3.5, "arrows: where a row of 3. begins"),
+        (0.25, 1.7, "3. Read rows of r − 1 elements: each begins one element further left in its row of step 1."),
+        (5.9, 1.7, "4. Keep the first k columns: q k"), (5.9, 3.47, "arrows: where a row of step 3 begins"),
     )  # fmt: skip
     for x, y, text in headings:
         label(axis, x, y, text, "left")
-    label(axis, 2.8, 3.8, "red: where a row of 1. ends", "left", color=RED)
+    label(axis, 5.9, 3.81, "red: where a row of step 1 ends", "left", color=RED)
+    for i in range(n):
+        label(axis, 2.75, 4.15 - 0.34 * i, f"query {i}: its keys begin {n - 1 - i} too far right", "left")
     for y, first, last, width in ((4.15, 0, n * r, r), (2.4, 0, n * r, n * r), (1.4, n - 1, n * r - 1, r - 1)):
         for element in range(first, last):
             (row, column), (i, j) = divmod(element, r), divmod(element - first, width)
@@ -367,8 +369,8 @@ def skew_steps() -> Parts:
         begin = 0.25 + 0.32 * (n - 1 + (r - 1) * i)
         arrow(axis, begin, 1.95, begin, 2.22)
         for j, number in enumerate(row):
-            cell(axis, 5.66 + 0.32 * j, 1.4 - 0.34 * i, number, colors[i], 0.32)
-    arrow(axis, 2.6, 0.9, 5.2, 0.9)
+            cell(axis, 6.06 + 0.32 * j, 1.4 - 0.34 * i, number, colors[i], 0.32)
+    arrow(axis, 2.6, 0.9, 5.6, 0.9)
     caption = f"The skew for {n} queries and {n} keys: rows of {r} are read as rows of {r - 1}, and nothing is moved."
     return figure, {"kept": kept}, caption
 
