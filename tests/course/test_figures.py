@@ -1,0 +1,47 @@
+"""The charts of the notebooks show their numbers, and can be read on a light and on a dark page."""
+
+import io
+
+import torch
+from matplotlib.colors import to_hex
+from PIL import Image
+
+from xlmrxl_min.course import figures
+from xlmrxl_min.course.drawings import INK
+
+VALUES = {"in order": {"one": 0.25, "two": 0.5}, "shuffled": {"one": 0.02, "two": 0.04}}
+CURVES = torch.arange(2 * 3 * 2 * 5).reshape(2, 3, 2, 5) / 60.0  # rows, columns, lines, x
+NAMES = {"lines": ["a", "b"], "xlabel": "offset", "ylabel": "mean attention"}
+
+
+def is_legible(drawn):
+    picture = Image.open(io.BytesIO(drawn.png())).convert("RGBA")
+    axes = [axis for axis in drawn.figure.axes if axis.get_visible()]
+    colors = {to_hex(text.get_color()).upper() for axis in axes for text in (*axis.texts, axis.xaxis.label, axis.title)}
+    return picture.getpixel((0, 0))[3] == 0 and colors == {INK}
+
+
+def test_bars():
+    drawn = figures.bars(VALUES, "tokens predicted")
+    axis = drawn.figure.axes[0]
+    assert [round(bar.get_height(), 2) for bar in axis.patches] == [0.25, 0.02, 0.5, 0.04]
+    assert [text.get_text() for text in axis.texts] == ["25%", "2%", "50%", "4%"]
+    assert drawn.caption == "Tokens predicted, in order: one 25.0%, two 50.0%; shuffled: one 2.0%, two 4.0%."
+    assert is_legible(drawn)
+
+
+def test_curves_of_one_panel():
+    drawn = figures.curves([CURVES[0, :1]], range(5), percent=True, mark=2, **NAMES)
+    lines = [line.get_ydata() for line in drawn.figure.axes[0].lines]
+    torch.testing.assert_close(torch.tensor([list(line) for line in lines[:2]]).float(), CURVES[0, 0])
+    assert list(lines[2]) == [0, 1], "the mark"
+    assert drawn.caption == "Mean attention, a 0% at 0, 7% at 4; b 8% at 0, 15% at 4."
+    assert is_legible(drawn)
+
+
+def test_curves_in_a_grid_may_have_fewer_panels_in_a_row():
+    rows = [CURVES[0], CURVES[1, :2]]
+    drawn = figures.curves(rows, range(-2, 3), rows=["first", "second"], columns=["x", "y", "z"], **NAMES)
+    assert [axis.get_visible() for axis in drawn.figure.axes] == [True] * 5 + [False]
+    assert "first: the largest is 0.48 (z, b, at +2); second: the largest is 0.82 (y, b, at +2)" in drawn.caption
+    assert is_legible(drawn)

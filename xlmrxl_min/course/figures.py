@@ -1,0 +1,95 @@
+"""Charts of the notebooks, with captions made from their numbers, legible on a light and on a dark page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ..interpret.plot.figure import COLORS, DPI, Parts, argmax
+from .drawings import INK, NONE, drawn
+
+STYLES = ("-", "--", ":", "-.")
+
+
+def charts(width: float, height: float, *args: Any, **kwargs: Any) -> tuple[Figure, Any]:
+    """A figure and its axes, on a transparent background, with lines and text of a middle grey."""
+    figure = Figure((width, height), dpi=2 * DPI, facecolor=NONE, layout="constrained")
+    axes = figure.subplots(*args, squeeze=False, **kwargs)
+    for axis in axes.flat:
+        axis.set_facecolor(NONE)
+        axis.tick_params(colors=INK, labelsize=8)
+        axis.spines[:].set_color(INK)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def name_axes(axis: Any, xlabel: str = "", ylabel: str = "", title: str = "") -> None:
+    axis.set_xlabel(xlabel, color=INK, fontsize=8)
+    axis.set_ylabel(ylabel, color=INK, fontsize=8)
+    axis.set_title(title, color=INK, fontsize=9)
+
+
+@drawn
+def bars(values: Mapping[str, Mapping[str, float]], ylabel: str) -> Parts:
+    """Fractions in groups, group -> name -> fraction, with the same names in each group."""
+    figure, [[axis]] = charts(8.4, 2.5, 1, 1)
+    names, top = list(next(iter(values.values()))), max(max(group.values()) for group in values.values())
+    width = 0.8 / len(names)
+    for n, name in enumerate(names):
+        x = [i + width * (n - (len(names) - 1) / 2) for i in range(len(values))]
+        shown = axis.bar(x, [group[name] for group in values.values()], 0.92 * width, color=COLORS[n], label=name)
+        axis.bar_label(shown, [f"{group[name]:.0%}" for group in values.values()], padding=2, fontsize=8, color=INK)
+    axis.set_xticks(range(len(values)), list(values))
+    axis.set_ylim(0, 1.15 * top)
+    axis.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
+    name_axes(axis, ylabel=ylabel)
+    axis.legend(frameon=False, fontsize=8, labelcolor=INK)
+    phrases = [f"{group}: " + ", ".join(f"{n} {x:.1%}" for n, x in of.items()) for group, of in values.items()]
+    return figure, dict(values), f"{ylabel[:1].upper()}{ylabel[1:]}, {'; '.join(phrases)}."
+
+
+@drawn
+def curves(
+    values: Sequence[Tensor], x: Sequence[float], lines: Sequence[str], rows: Sequence[str] = ("",),
+    columns: Sequence[str] = ("",), *, xlabel: str, ylabel: str, percent: bool = False, mark: float | None = None,
+) -> Parts:  # fmt: skip
+    """Lines in a grid of panels: for each row a tensor (columns) (lines) (x); a dotted line at `mark`.
+
+    The caption has the ends of each line of a single panel, and of a grid the largest value of each row.
+    """
+    single = len(rows) == len(columns) == 1
+    size = (7.2, 2.8) if single else (10.0, 0.5 + 1.35 * len(rows))
+    figure, axes = charts(*size, len(rows), len(columns), sharex=True, sharey="row")
+
+    def text(value: float) -> str:
+        return f"{value:.0%}" if percent else f"{round(value, 2) + 0.0:.2f}"  # not -0.00
+
+    phrases, handles = [], []
+    for i, (name, of) in enumerate(zip(rows, values, strict=True)):
+        for j, panel in enumerate(of):
+            axis = axes[i, j]
+            styles = STYLES * len(lines) if single else ("-",) * len(lines)
+            drawn_lines = [
+                axis.plot(x, line.tolist(), style, color=color, linewidth=1.4)[0]
+                for line, style, color in zip(panel, styles, COLORS, strict=False)
+            ]
+            handles = max(handles, drawn_lines, key=len)
+            if mark is not None:
+                axis.axvline(mark, color=INK, linewidth=0.8, linestyle=":")
+            if percent:
+                axis.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
+            is_last = i == len(rows) - 1 and j == len(columns) // 2
+            name_axes(axis, xlabel * is_last, f"{name}\n{ylabel}".strip() * (not j), columns[j] * (not i))
+        for axis in axes[i, len(of) :]:
+            axis.set_visible(False)
+        panel, best = argmax(of.flatten(1))
+        where = f"{columns[panel]}, {lines[best // len(x)]}, at {x[best % len(x)]:+g}"
+        phrases.append(f"{name}: the largest is {text(float(of.max()))} ({where})")
+    if single:
+        ends = [(name, *line[[0, -1]].tolist()) for name, line in zip(lines, values[0][0], strict=True)]
+        phrases = [f"{name} {text(first)} at {x[0]:g}, {text(last)} at {x[-1]:g}" for name, first, last in ends]
+    figure.legend(handles, lines, loc="outside right center", frameon=False, fontsize=8, labelcolor=INK)
+    return figure, {"values": values}, f"{ylabel[:1].upper()}{ylabel[1:]}, {'; '.join(phrases)}."
