@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ...inference.generation import Beams
-from ...inputs import as_named, as_sequence, as_table, as_tokens, as_values, check_integer, check_text, shown
+from ...inputs import as_named, as_sequence, as_table, as_tokens, check_integer, shown
 from .figure import (
     COLORS,
     MAX_LABELS,
@@ -71,66 +71,6 @@ def as_history(history: Any, name: str) -> list[dict[str, float]]:
     if not entries:
         raise ValueError(f"histories[{name!r}] has no step: pass what fit returned, with one or more.")
     return entries
-
-
-@captioned
-def curves(
-    values: Mapping[str, Sequence[float] | Tensor], x: Sequence[float] | Tensor, *,
-    levels: Mapping[str, float] | None = None, xlabel: str = "step", ylabel: str = "loss (nats)",
-    title: str = "Training",
-) -> Parts:  # fmt: skip
-    """Curves over the same `x`, `n` each, by name. levels: dashed horizontal lines to compare with, by name."""
-    data = as_table(values, "values", "curves", "n")
-    at = as_values(x, "x", "n").tolist()
-    named = {} if levels is None else as_named(levels, "levels", "numbers")
-    lines = {name: float(as_values([level], f"levels[{name!r}]", "n")) for name, level in named.items()}
-    for name, text in (("xlabel", xlabel), ("ylabel", ylabel)):
-        check_text(text, name)
-    if any(len(one) != len(at) for one in data.values()):
-        lengths = {name: len(one) for name, one in data.items()}
-        raise ValueError(f"values has curves of {lengths} numbers, but x has {len(at)}: pass one x for each.")
-    figure, axis = subplots(7.5, 3)
-    marker = "o" if len(at) < 12 else None
-    for i, (name, one) in enumerate(data.items()):
-        color, style = COLORS[i % len(COLORS)], ("-", "--", ":", "-.")[i % 4]
-        axis.plot(at, one.tolist(), style, marker=marker, markersize=4, color=color, label=wrapped(name, 3))
-    for i, (name, level) in enumerate(lines.items()):
-        axis.axhline(level, color="0.45", linestyle=("--", ":")[i % 2], label=wrapped(name, 3))
-    low = min(float(one.min()) for one in data.values())
-    axis.set(xlabel=wrapped(xlabel, 7), ylabel=wrapped(ylabel, 3), ylim=(min(0.0, low), None))
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
-    set_title(axis, title)
-    phrases = [f"{name} from {one[0]:.2f} to {one[-1]:.2f}" for name, one in data.items()]
-    phrases += [f"{name} {level:.2f}" for name, level in lines.items()]
-    return figure, data, f"{title}: {'; '.join(phrases)}."
-
-
-@captioned
-def bars(
-    values: Mapping[str, Sequence[float] | Tensor], labels: Sequence[str], *, xlabel: str = "accuracy",
-    title: str = "Accuracy",
-) -> Parts:  # fmt: skip
-    """Fractions, `n` each, by name: for each label a group of bars."""
-    data, label = as_table(values, "values", "bars", "n"), Labels(36)
-    count = len(next(iter(data.values())))
-    left = list(map(label, as_tokens(labels, count, "labels")))
-    check_text(xlabel, "xlabel")
-    height = 0.8 / len(data)
-    figure, axis = subplots(7.5, 0.9 + 0.17 * count * (len(data) + 0.5))
-    for i, (name, one) in enumerate(data.items()):
-        at = [row + (i - (len(data) - 1) / 2) * height for row in range(count)]
-        drawn = axis.barh(at, one.tolist(), 0.9 * height, color=COLORS[i % len(COLORS)], label=wrapped(name, 2))
-        axis.bar_label(drawn, [f"{value:.0%}" for value in one.tolist()], padding=2, fontsize=7)
-    axis.set_yticks(range(count), left, fontsize=8)
-    axis.set(xlabel=wrapped(xlabel, 6), xlim=(0, 1.1 * max(float(one.max()) for one in data.values()) or 1))
-    axis.invert_yaxis()
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
-    set_title(axis, title)
-    phrases = [
-        f"{name} " + ", ".join(f"{text} {value:.0%}" for text, value in zip(left, one.tolist(), strict=True))
-        for name, one in data.items()
-    ]
-    return figure, data, f"{title}: {'; '.join(phrases)}.{label.legend(figure)}"
 
 
 @captioned
