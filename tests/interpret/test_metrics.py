@@ -32,6 +32,7 @@ from xlmrxl_min.interpret import (
     patch_effects,
     retrieval,
     rollout,
+    score_parts,
     value_norms,
     value_weighted,
 )
@@ -170,6 +171,31 @@ def test_merge_by_loops(weights):
             expected = sum(weights[..., q, k] for q in rows for k in columns) / len(rows)
             torch.testing.assert_close(merged[..., i, j], expected)
     torch.testing.assert_close(merged.sum(-1), torch.ones(2, 3, 3))
+
+
+# ---- scores
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_the_parts_of_scores_add_up_to_the_weights(model, ids, layer):
+    names, parts = score_parts(model, ids[0], layer, 2)
+    expected = ["constant", "word", "position", "attention 0", "feed-forward 0"][: 3 + 2 * layer]
+    assert names == expected
+    assert parts.shape == (len(names), len(names), 5, 5)
+    with torch.no_grad():
+        weights = model.base_model(ids, output_attentions=True).attentions[layer][0, 2]
+    torch.testing.assert_close(parts.sum((0, 1)).softmax(-1), weights)
+
+
+def test_each_part_of_a_score_is_made_of_its_own_embeddings(model, ids):
+    """Word with word does not depend on the order, position with position not on the words, but for LayerNorm."""
+    with torch.no_grad():
+        model.base_model.embeddings.position.weight.zero_()
+    names, parts = score_parts(model, ids[0], 0, 0)
+    at = names.index("position")
+    assert not parts[at].any()
+    assert not parts[:, at].any()
+    assert parts[names.index("word")].any()
 
 
 # ---- through all layers

@@ -94,6 +94,17 @@ def test_head_grid():
         plot.head_grid(torch.zeros(36, 32, 2, 2))
 
 
+def test_head_grid_with_tokens():
+    weights = torch.randn(2, 3, 6, 6).softmax(-1)
+    axis = plot.head_grid(weights, TOKENS).figure.axes[0]
+    names = ["<s>", "All", "human", "being", "s", "</s>"]
+    assert labels(axis.get_xticklabels(minor=True)) == 3 * names
+    assert labels(axis.get_yticklabels(minor=True)) == 2 * names
+    assert axis.get_xticks(minor=True).tolist() == [7 * head + k for head in range(3) for k in range(6)]
+    with pytest.raises(ValueError, match="at most 16"):
+        plot.head_grid(torch.full((1, 1, 17, 17), 1 / 17), ["a"] * 17)
+
+
 def test_attention_lines_join_queries_and_keys():
     plotted = plot.attention_lines(HAND, TOKENS, min_weight=0.15)
     expected = {(q, k) for q in range(6) for k in range(6) if HAND[q, k] >= 0.15}
@@ -116,6 +127,12 @@ def test_head_metrics():
     torch.testing.assert_close(shown(plotted, 0), metrics["entropy"])
     torch.testing.assert_close(shown(plotted, 1), metrics["<s>"], equal_nan=True)
     assert "entropy 2.50 nats (L2H1), <s> 75% (L3H0)" in plotted.caption
+    assert [axis.images[0].norm.vmax for axis in plotted.figure.axes[:2]] == [2.5, 0.75], "each on its own scale"
+    written = [[text.get_text() for text in axis.texts] for axis in plotted.figure.axes[:2]]
+    assert [len(texts) for texts in written] == [12, 11], "NaN has no number"
+    assert "2.5" in written[0]
+    assert "0.75" in written[1]
+    assert not plot.head_metrics({"<s>": torch.rand(36, 32)}).figure.axes[0].texts, "no room"
 
 
 def test_class_map():
@@ -134,6 +151,45 @@ def test_offset_profiles():
     plotted = plot.offset_profiles(profiles)
     torch.testing.assert_close(shown(plotted), profiles.reshape(6, 9))
     assert "75% at offset -1, in layer 1, head 2" in plotted.caption
+    assert "0.75" in [text.get_text() for text in plotted.figure.axes[0].texts]
+
+
+def test_head_scatter():
+    x, y = torch.tensor([[0.1, 0.9], [0.5, float("nan")]]), torch.tensor([[-0.1, -3.0], [0.2, 7.0]])
+    plotted = plot.head_scatter(x, y, x="sharpness", y="cost", marked={"next": [(0, 1)]})
+    others, marked = [line for line in plotted.figure.axes[0].lines if line.get_marker() == "o"]
+    assert others.get_xydata().flatten().tolist() == pytest.approx([0.1, -0.1, 0.5, 0.2])
+    assert marked.get_xydata().flatten().tolist() == pytest.approx([0.9, -3.0])
+    assert [text.get_text().strip() for text in plotted.figure.axes[0].texts] == ["L0H1"]
+    assert plotted.data["correlation"] == pytest.approx(-0.5), "ranks 0, 2, 1 and 1, 0, 2"
+    assert "the largest sharpness is 0.90, of L0H1; the largest cost -3.00, of L0H1" in plotted.caption
+    with pytest.raises(ValueError, match=r"marked has \(1, 1\)"):
+        plot.head_scatter(x, y, marked={"next": [(1, 1)]})
+
+
+def test_score_parts():
+    parts = torch.tensor([[0.0, -1.0], [2.5, 0.01]])
+    plotted = plot.score_parts(parts, ["word", "position"], title="L0H1")
+    torch.testing.assert_close(shown(plotted), parts)
+    assert [text.get_text() for text in plotted.figure.axes[0].texts] == ["-1.0", "+2.5"], "small ones are left out"
+    assert plotted.caption == (
+        "L0H1: +1.5 in all; the largest part, +2.5, is the query's position with the key's word."
+    )
+
+
+def test_paired_scores():
+    a, b = torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([-1.5, -2.0, -4.0])
+    plotted = plot.paired_scores({"all": (a, b), "without": (b, b)}, ("right", "wrong"), unit="score")
+    whole, without = plotted.data.values()
+    assert whole == pytest.approx(
+        {"first": -2, "second": -2.5, "difference": 0.5, "change": 0.5, "margin": 0.98 / 3**0.5}
+    )
+    assert without["difference"] == 0
+    assert without["change"] == -0.5
+    assert "right minus wrong, in score, all: +0.50 ± 0.57." in plotted.caption
+    assert "Changes of this difference: without: -0.50 ± 0.57." in plotted.caption
+    with pytest.raises(ValueError, match="as many items under each condition"):
+        plot.paired_scores({"all": (a, b), "without": (b[:2], b[:2])}, ("right", "wrong"))
 
 
 def test_rollout():

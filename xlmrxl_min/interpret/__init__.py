@@ -13,6 +13,7 @@ from .metrics import (
     merge_tokens,
     offset_profile,
     rollout,
+    score_parts,
     value_norms,
     value_weighted,
 )
@@ -23,5 +24,5 @@ __all__ = [
     "HEAD_CLASSES", "Contributions", "LogitLens", "Retrieval", "ablated", "ablation_effects", "attention_mass",
     "contributions", "each_layer", "entropy", "gradient_times_input", "head_classes", "head_means", "head_metrics",
     "hooked", "integrated_gradients", "logit_lens", "mean_distance", "mean_states", "merge_tokens", "occlusion",
-    "offset_profile", "patch_effects", "retrieval", "rollout", "value_norms", "value_weighted",
+    "offset_profile", "patch_effects", "retrieval", "rollout", "score_parts", "value_norms", "value_weighted",
 ]  # fmt: skip

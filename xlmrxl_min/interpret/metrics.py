@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..inputs import (
@@ -25,12 +25,13 @@ from ..inputs import (
     by_head_number,
     check_integer,
     check_number,
+    check_option,
     check_type,
     shown,
 )
 from ..model import Attention, PreTrainedModel
 from ..utils import eval_mode
-from .hooks import check_model, each_layer, self_attentions
+from .hooks import check_model, each_layer, hooked, self_attentions
 
 
 def entropy(weights: Tensor) -> Tensor:  # … q k -> … q
@@ -242,3 +243,46 @@ def value_weighted(weights: Tensor, norms: Tensor) -> Tensor:  # b h q k, b h k 
         raise ValueError(f"weights have the shape {shapes}, but must be `b h q k` and `b h k`: use value_norms.")
     weighted = weights * rearrange(norms, "b h k -> b h 1 k")
     return weighted / weighted.sum(-1, keepdim=True)
+
+
+@torch.no_grad()
+def score_parts(
+    model: PreTrainedModel, input_ids: Tensor, layer: int, head: int
+) -> tuple[list[str], Tensor]:  # t -> the names of c parts, c c q k
+    """A head's scores as a sum over pairs: a part of the query (first axis), a part of the key (second axis).
+
+    The stream that enters a layer is a sum: word embedding, position embedding, what each earlier branch has added, and
+    a constant (the token type's embedding; biases count as constant, too). LayerNorm divides it by one number per
+    token, and is otherwise linear, so queries and keys are sums of as many parts. Over both axes, the parts add up to
+    the scores before the softmax, of one text. ValueError for a model with relative positions.
+    """
+    check_model(model)
+    [ids] = as_input_ids([input_ids], model)
+    attentions, embeddings = self_attentions(model), model.base_model.embeddings
+    check_integer("layer", layer, 0, len(attentions) - 1)
+    attention = attentions[layer]
+    check_option("head", head, attention.heads)
+    check_option("the model's position_embedding_type", attention.position_embedding_type, ["absolute"])
+    names, updates = ["constant", "word", "position"], list[Tensor]()
+
+    def record(module: nn.Module, args: tuple, output: Any) -> None:
+        updates.append(((output[0] if isinstance(output, tuple) else output) - args[0])[0])
+
+    branches = [(block.attention, block.feed_forward) for block in model.base_model.layers[:layer]]
+    names += [f"{name} {i}" for i in range(layer) for name in ("attention", "feed-forward")]
+    with eval_mode(model), hooked([(branch, record) for both in branches for branch in both]):
+        model.base_model(rearrange(ids, "t -> 1 t"), use_cache=False)
+    positions = embeddings.make_position_ids((ids != model.config.pad_token_id).long()[None])[0]
+    constant = embeddings.token_type(torch.zeros_like(ids))
+    parts = torch.stack([constant, embeddings.word(ids), embeddings.position(positions), *updates])  # c t e
+    spread = (parts.sum(0).var(-1, correction=0, keepdim=True) + attention.norm.eps).sqrt()
+    normed = (parts - parts.mean(-1, keepdim=True)) / spread * attention.norm.weight
+    normed[0] += attention.norm.bias
+
+    def project(linear: nn.Linear) -> Tensor:  # -> c t d
+        projected = normed @ linear.weight.mT
+        projected[0] += linear.bias
+        return attention.split_heads(projected)[:, attention.heads.index(head)]
+
+    query, key = project(attention.query) / math.sqrt(attention.head_dim), project(attention.key)
+    return names, query[:, None] @ key[None].mT

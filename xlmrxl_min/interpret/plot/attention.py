@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 import torch
 from einops import rearrange
+from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, Normalize, PowerNorm
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from ...inputs import (
     as_attentions,
     as_head_numbers,
     as_layers,
+    as_named,
     as_rows,
     as_sequence,
     as_table,
@@ -32,6 +34,7 @@ from ...inputs import (
 from ...tokenizer import group_words
 from ..metrics import HEAD_CLASSES, OTHER, PRUNED, merge_tokens
 from .figure import (
+    CHANGE,
     COLORS,
     MAX_LABELS,
     Labels,
@@ -51,9 +54,11 @@ from .figure import (
     set_title,
     subplots,
     token_axis,
+    wrapped,
 )
 
-MAX_MAPS = 64  # of a head grid
+MAX_MAPS, MAX_TOKENS = 64, 16  # of a head grid
+MAX_NUMBERS = 200  # written into the cells of a map
 
 
 def draw_map(weights: Tensor, tokens: Sequence[str], keys: Sequence[str] | None, title: str):
@@ -99,14 +104,15 @@ def attention_map(
 
 @captioned
 def head_grid(
-    weights: Sequence[Tensor] | Tensor, *, heads: Sequence[Sequence[int]] | None = None, first_layer: int = 0,
-    title: str = "All heads",
+    weights: Sequence[Tensor] | Tensor, tokens: Sequence[str] | None = None, *,
+    heads: Sequence[Sequence[int]] | None = None, first_layer: int = 0, title: str = "All heads",
 ) -> Parts:  # fmt: skip
     """Maps of up to 64 heads on one colour scale: `out.attentions` of one text, or `l h q k`.
 
-    heads: of a pruned model, the numbers of each layer's heads, [layer.attention.heads for layer in
-    model.base_model.layers]; the cells of the others stay empty, as where all weights are NaN. first_layer: the number
-    of the first row. Raises ValueError for several texts, and for more than 64 maps.
+    tokens: written beside the maps of self-attention, of texts of up to 16 tokens. heads: of a pruned model, the
+    numbers of each layer's heads, [layer.attention.heads for layer in model.base_model.layers]; the cells of the others
+    stay empty, as where all weights are NaN. first_layer: the number of the first row. Raises ValueError for several
+    texts, and for more than 64 maps.
     """
     check_integer("first_layer", first_layer, 0)
     maps = as_attentions(weights, "weights")
@@ -125,7 +131,11 @@ def head_grid(
     height, width = values.shape[-2] + 1, values.shape[-1] + 1  # with a gap between maps
     padded = torch.nn.functional.pad(values, (0, 1, 0, 1), value=math.nan)
     mosaic = rearrange(padded, "l h q k -> (l q) (h k)")[:-1, :-1]
-    figure, axis = subplots(9, min(12, 0.9 + 8.2 * mosaic.shape[0] / mosaic.shape[1]))
+    label, names = Labels(10), [] if tokens is None else as_tokens(tokens, queries)
+    if names and (queries != keys or queries > MAX_TOKENS):
+        raise ValueError(f"tokens of {queries} queries and {keys} keys: give those of one text, at most {MAX_TOKENS}.")
+    below = list(map(label, names))
+    figure, axis = subplots(9, min(12, 1.1 + 7.3 * mosaic.shape[0] / mosaic.shape[1]))
     heading = f"{title} (rows: queries, columns: keys{f'; {note}' if note else ''})"
     options: dict[str, Any] = {"norm": PowerNorm(0.5, 0, 1), "vmin": None, "vmax": None}
     heatmap(axis, mosaic, "attention (square-root scale)", title=heading, aspect="equal", shrink=0.7, **options)
@@ -134,6 +144,14 @@ def head_grid(
     axis.set_yticks([(i + 0.5) * height - 1 for i in range(layers)], range(first_layer, first_layer + layers))
     axis.set(xlabel="head", ylabel="layer")
     axis.spines[:].set_visible(False)
+    if below:  # the numbers of layers and heads make room for them
+        axis.tick_params(left=False, bottom=False, labelleft=False, labelbottom=False, labelright=True, labeltop=True)
+        axis.xaxis.set_label_position("top"), axis.yaxis.set_label_position("right")
+        for ticks, size, count_of_maps in ((axis.set_xticks, width, count), (axis.set_yticks, height, layers)):
+            places = [size * i + j for i in range(count_of_maps) for j in range(len(below))]
+            rotation = 90 if ticks == axis.set_xticks else 0
+            ticks(places, below * count_of_maps, minor=True, fontsize=6, rotation=rotation)
+        axis.tick_params(which="minor", length=0, pad=2)
     sharpness = stacked.amax(-1).mean(-1)  # l h: the mean of each query's largest weight
     (top, left), (low, right) = argmax(sharpness), argmax(-sharpness)
     caption = f"{title}. The mean of each query's largest weight is highest, {sharpness[top, left]:.2f}, in layer"
@@ -141,7 +159,7 @@ def head_grid(
     caption += f" {low + first_layer}, head {right}."
     if is_constant(sharpness):
         caption = f"{title}. The mean of each query's largest weight is {sharpness[top, left]:.2f} in every head."
-    return figure, {"weights": values, "sharpness": sharpness}, f"{caption}{pooled(note)}"
+    return figure, {"weights": values, "sharpness": sharpness}, f"{caption}{pooled(note)}{label.legend(figure)}"
 
 
 @captioned
@@ -176,12 +194,26 @@ def attention_lines(
     return figure, {"lines": lines, "fraction": fraction}, caption
 
 
+def write_numbers(axis: Axes, values: Tensor, form: str, least: float = 0.0, signed: bool = False) -> None:
+    """Write values of at least `least` into the cells of a heatmap. signed: for the palette CHANGE."""
+    largest = float(values.nan_to_num(0).abs().max())
+    for row, line in enumerate(values.tolist()):
+        for column, value in enumerate(line):
+            if abs(value) >= least:  # NaN is not
+                is_dark = abs(value) > 0.6 * largest if signed else value < 0.55 * largest
+                color = "white" if is_dark else "black"
+                axis.text(column, row, form.format(value), ha="center", va="center", fontsize=6.5, color=color)
+
+
 UNITS = {"entropy": " nats", "normalised entropy": "", "distance": " tokens"}
 
 
 @captioned
 def head_metrics(metrics: Mapping[str, Tensor], *, title: str = "Metrics of every head") -> Parts:
-    """A layer × head map for each metric of interpret.head_metrics, `l h` each; NaN, as of a pruned head, is grey."""
+    """A layer × head map for each metric of interpret.head_metrics, `l h` each; NaN, as of a pruned head, is grey.
+
+    Each map has its own colour scale; the values of up to 200 heads are written into it.
+    """
     tables = as_table(metrics, "metrics", "metrics", "l h", may_lack_values=True)
     layers, heads = next(iter(tables.values())).shape
     rows = math.ceil(len(tables) / 3)
@@ -192,8 +224,9 @@ def head_metrics(metrics: Mapping[str, Tensor], *, title: str = "Metrics of ever
     for axis, (name, values) in zip(axes.flat, tables.items(), strict=False):
         unit = UNITS.get(name)
         heading = f"attention to: {name}" if unit is None else f"{name} ({unit.strip()})" if unit else name
-        fixed: dict[str, Any] = {} if unit else {"vmax": 1}  # fractions
-        heatmap(axis, values, title=heading, **fixed)
+        heatmap(axis, values, title=heading)
+        if layers * heads <= MAX_NUMBERS:
+            write_numbers(axis, values, "{:.2f}" if unit is None else "{:.1f}")
         layer_head_ticks(axis, values)
         layer, head = argmax(values)
         amount = f"{values[layer, head]:.0%}" if unit is None else f"{values[layer, head]:.2f}{unit}"
@@ -251,10 +284,15 @@ def offset_profiles(
     if offsets % 2 == 0:
         raise ValueError(f"profiles has {offsets} offsets, but must have 2 reach + 1: use interpret.offset_profile.")
     reach, values = offsets // 2, profiles.flatten(0, 1)
-    figure, axis = subplots(6, 1.2 + min(8.0, 0.11 * len(values)))
-    heatmap(axis, values, "mean attention", title=f"{title}: mean attention by offset, a row per head")
+    figure, axis = subplots(7, 1.2 + min(8.0, 0.14 * len(values)))
+    norm = PowerNorm(0.5, 0, float(values.nan_to_num(0).max()) or 1.0)
+    options: dict[str, Any] = {"norm": norm, "vmin": None, "vmax": None}
+    heading = f"{title}: mean attention by offset, a row per head"
+    heatmap(axis, values, "mean attention (square-root scale)", title=heading, **options)
+    if len(values) <= MAX_LABELS:
+        write_numbers(axis, values, "{:.2f}", least=0.2)
     for layer in range(1, layers):
-        axis.axhline(layer * count - 0.5, color="white", linewidth=1)
+        axis.axhline(layer * count - 0.5, color="white", linewidth=1.5)
     axis.set_yticks([(layer + 0.5) * count - 0.5 for layer in range(layers)], [f"layer {i}" for i in range(layers)])
     step = max(1, reach // 4)
     axis.set_xticks(range(reach % step, offsets, step), range(-reach + reach % step, reach + 1, step))
@@ -313,3 +351,116 @@ def cross_lingual_map(weights: Tensor, tokens: Sequence[str], *, title: str = "T
     )
     between_texts += f" {between['first to second']:.0%} to the second"
     return figure, {"weights": values, **between}, f"{title}: {between_texts}; between words, {caption}"
+
+
+@captioned
+def head_scatter(
+    striking: Tensor, effect: Tensor, *, x: str = "sharpness", y: str = "effect of its ablation",
+    marked: Mapping[str, Sequence[tuple[int, int]]] | None = None, title: str = "How a head looks, and what it does",
+) -> Parts:  # fmt: skip
+    """A dot for each head: a metric of its map (x) and the effect of its ablation (y), `l h` each; NaN is left out.
+
+    marked: heads `(layer, head)` by the names of their groups, at most five, in colour and with their numbers. The
+    caption gives Spearman's rank correlation.
+    """
+    tables = as_table({"x": striking, "y": effect}, "values", "values", "l h", may_lack_values=True)
+    is_known = ~(tables["x"].isnan() | tables["y"].isnan())
+    places = [(layer, head) for layer, head in is_known.nonzero().tolist()]
+    if len(places) < 2:
+        raise ValueError(f"{len(places)} heads have both values: give those of two or more.")
+    left, right = (tables[name][is_known] for name in ("x", "y"))
+    correlation = rank_correlation(left, right)
+    groups = as_named(marked, "marked", "groups of heads") if marked else {}
+    colored = {tuple(place): name for name, some in groups.items() for place in some}
+    if wrong := [place for place in colored if place not in places]:
+        raise ValueError(f"marked has {shown(wrong[0])}, but must have heads (layer, head) that have both values.")
+    figure, axis = subplots(7, 4)
+    axis.axhline(0, color="#999999", linewidth=0.8)
+    for i, name in enumerate(["", *groups]):
+        at = [n for n, place in enumerate(places) if colored.get(place, "") == name]
+        color = COLORS[(1, 0, 2, 3, 5)[(i - 1) % 5]] if name else COLORS[7]
+        axis.plot(left[at].tolist(), right[at].tolist(), "o", color=color, markersize=6, label=name or "other heads")
+        for n in at if name else ():
+            text = f" L{places[n][0]}H{places[n][1]}"
+            axis.annotate(text, (float(left[n]), float(right[n])), (4, 3), textcoords="offset points", fontsize=8)
+    axis.set(xlabel=x, ylabel=y)
+    axis.grid(color="#DDDDDD", linewidth=0.6)
+    axis.set_axisbelow(True)
+    if groups:
+        axis.legend(frameon=False, fontsize=8)
+    set_title(axis, f"{title} ({len(places)} heads)")
+    (a, b), (c, d) = (places[int(values.abs().argmax())] for values in (left, right))
+    caption = f"{title}: the largest {x} is {float(left.abs().max()):.2f}, of L{a}H{b}; the largest {y}"
+    caption += f" {float(right[right.abs().argmax()]):+.2f}, of L{c}H{d}; rank correlation {correlation:+.2f}."
+    return figure, {"x": left, "y": right, "heads": places, "correlation": correlation}, caption
+
+
+def rank_correlation(left: Tensor, right: Tensor) -> float:
+    """Spearman's; equal values share their mean rank. 0 where all values are equal."""
+    ranks = [(x[:, None] > x).sum(1) + 0.5 * (x[:, None] == x).sum(1) for x in (left, right)]
+    return float(torch.corrcoef(torch.stack(ranks)).nan_to_num(0)[0, 1])
+
+
+@captioned
+def score_parts(parts: Tensor, names: Sequence[str], *, title: str = "Why a head looks there") -> Parts:
+    """A score, or a difference of scores, by interpret.score_parts: a row per query part, a column per key part."""
+    values = as_values(parts, "parts", "q k")
+    names = as_tokens(names, len(values), "names")
+    if values.shape[0] != values.shape[1]:
+        raise ValueError(f"parts has the shape {tuple(values.shape)}, but must have a row and a column for each name.")
+    figure, axis = subplots(2.6 + 0.5 * len(names), 1.6 + 0.34 * len(names))
+    limit = float(values.abs().max()) or 1.0
+    options: dict[str, Any] = {"cmap": CHANGE, "vmin": -limit, "vmax": limit}
+    heatmap(axis, values, "part of the score", title=title, rows=names, columns=names, **options)
+    write_numbers(axis, values, "{:+.1f}", least=0.05, signed=True)
+    axis.set(xlabel="part of the key", ylabel="part of the query")
+    row, column = argmax(values)
+    caption = f"{title}: {float(values.sum()):+.1f} in all; the largest part, {float(values[row, column]):+.1f}, is the"
+    caption += f" query's {names[row]} with the key's {names[column]}."
+    return figure, {"parts": values}, caption
+
+
+@captioned
+def paired_scores(
+    scores: Mapping[str, tuple[Tensor, Tensor]], names: tuple[str, str], *, unit: str = "mean log-probability",
+    title: str = "Two inputs, several models",
+) -> Parts:  # fmt: skip
+    """Two scores of the same items, `t` each, under one or more conditions: the means, and their difference.
+
+    names: of the first and the second score. The caption gives the difference, first minus second, under the first
+    condition, and by how much each other condition changes it, with 95% intervals (1.96 standard errors, over items).
+    """
+    of_condition = as_named(scores, "scores", "pairs of scores")
+    pairs = {name: as_values(torch.stack([*pair]), f"scores[{name!r}]", "c t") for name, pair in of_condition.items()}
+    first, second = as_tokens(names, 2, "names")
+    if len({pair.shape for pair in pairs.values()}) > 1 or next(iter(pairs.values())).shape[1] < 2:
+        raise ValueError("scores must have as many items under each condition, two or more.")
+    figure, axis = subplots(8, 1.3 + 0.36 * len(pairs))
+    data: dict[str, dict[str, float]] = {}
+    phrases, usual = [], None
+    for i, (name, (a, b)) in enumerate(pairs.items()):
+        difference = a - b
+        change = difference if usual is None else difference - usual
+        margin = 1.96 * float(change.std()) / math.sqrt(len(change))
+        means = {"first": float(a.mean()), "second": float(b.mean()), "difference": float(difference.mean())}
+        data[name] = {**means, "change": float(change.mean()), "margin": margin}
+        phrase = f"{change.mean():+.2f} ± {margin:.2f}"
+        phrases.append(f"{name}: {phrase}")
+        xs = [means["first"], means["second"]]
+        axis.plot(xs, [i, i], color="#999999", linewidth=2, zorder=1)
+        for x, color, word, marker in zip(xs, (COLORS[0], COLORS[1]), (first, second), "os", strict=True):
+            axis.plot(x, i, marker, color=color, markersize=8, label=None if i else word)
+        text = f"{means['difference']:+.2f}" + (f" (change {phrase})" if i else f" ± {margin:.2f}")
+        axis.annotate(text, (max(xs), i), (9, 0), textcoords="offset points", va="center", fontsize=8)
+        usual = difference if usual is None else usual
+    axis.set_yticks(range(len(pairs)), [wrapped(name, 3) for name in pairs])
+    axis.set_ylim(len(pairs) - 0.5, -0.5)
+    axis.set_xlabel(unit)
+    left, right = axis.get_xlim()
+    axis.set_xlim(left, right + 0.5 * (right - left))
+    axis.grid(axis="y", color="#DDDDDD", linewidth=0.6)
+    axis.set_axisbelow(True)
+    axis.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    set_suptitle(figure, title)
+    rest = f" Changes of this difference: {', '.join(phrases[1:])}." if len(phrases) > 1 else ""
+    return figure, data, f"{title}: {first} minus {second}, in {unit}, {phrases[0]}.{rest}"
