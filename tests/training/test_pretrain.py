@@ -34,7 +34,7 @@ def recipe():
         config={**SMALL, "initializer_range": 0.1}, steps=24, learning_rate=0.01, matrix_learning_rate=0.02,
         matrix_weight_decay=0.1, warmup_steps=5, decay_fraction=0.5, dtype="float32", seed=3,
         tokens_per_batch=dict.fromkeys(ROW_KINDS, 300), mask_prob=[0.3, 0.1],
-        pair_mask_prob=[0.3, 0.3], short_fraction=0.0, teacher_weight=0.5,
+        pair_mask_prob=[0.3, 0.3], pair_lengths=[126], short_fraction=0.0, teacher_weight=0.5,
     )  # fmt: skip
 
 
@@ -91,7 +91,7 @@ def test_each_kind_of_rows_holds_what_it_should(make_batches, tokenizer):
 
 def test_pairs_are_of_the_same_place(make_batches):
     batches = make_batches()
-    for sources in batches.parallel.items:
+    for sources in batches.parallel[0].items:
         for groups in sources:
             for group in groups:
                 assert len({(batches.rows[i].source, *batches.rows[i][3:5]) for i in group}) == 1
@@ -123,6 +123,14 @@ def test_one_text_of_a_pair_keeps_all_its_words(make_batches):
     assert in_second.any()
     words = (batch["pairs"] > 2).sum()
     assert float(is_labelled.sum() / words) == pytest.approx(0.2, abs=0.05)  # 40% of half of them
+
+
+def test_pairs_of_short_texts_first(make_batches):
+    batches = make_batches(pair_lengths=[14, 126])  # of 24 steps
+    generators = [torch.Generator().manual_seed(0) for _ in range(3)]
+    first, middle, second = (batches.batch(*x)["pairs"] for x in zip((0, 11, 12), generators, strict=True))
+    assert first.shape[1] <= middle.shape[1] <= 2 * 14 + 4 < second.shape[1]
+    assert int(first.max()) > 2
 
 
 def test_only_short_passages_at_first(make_batches):
@@ -267,6 +275,8 @@ def test_a_recipe_file_needs_the_right_fields(recipe, tmp_path):
         ({"tokens_per_batch": {"passages": 10}}, "tokens_per_batch={'passages': 10} is impossible"),
         ({"mask_prob": [15, 0]}, "mask_prob=15 is impossible"),
         ({"mask_prob": 0.15}, "mask_prob=0.15 is impossible"),
+        ({"pair_lengths": []}, "pair_lengths=[] is impossible"),
+        ({"pair_lengths": [0]}, "pair_lengths=0 is impossible"),
         ({"short_fraction": 2}, "short_fraction=2 is impossible"),
         ({"teacher_weight": -1}, "teacher_weight=-1 is impossible"),
         ({"matrix_learning_rate": -1}, "matrix_learning_rate=-1 is impossible"),
@@ -292,12 +302,11 @@ def test_a_recipe_file_needs_the_right_fields(recipe, tmp_path):
             pretrain(wrong, tmp_path, tmp_path)
 
 
-def test_the_checkpoints_differ_in_their_positions_and_the_later_ones_start_from_the_first():
+def test_the_checkpoints_differ_in_their_positions_only_and_start_from_the_first_stage():
     names = ("tiny", "tiny-relative-key", "tiny-relative-key-query")
     recipes = [asdict(load_recipe(RECIPES / f"{name}.json")) for name in names]
     types = [recipe["config"].pop("position_embedding_type", "absolute") for recipe in recipes]
     assert types == ["absolute", "relative_key", "relative_key_query"]
-    assert recipes[1] == recipes[2]
-    assert [recipe["start_from"] for recipe in recipes] == [None, "tiny", "tiny"]
-    assert recipes[0]["config"] == recipes[1]["config"]
-    assert recipes[0]["tokens_per_batch"] == recipes[1]["tokens_per_batch"]
+    assert recipes[0] == recipes[1] == recipes[2]
+    assert recipes[0]["start_from"] == "first-stage"
+    assert recipes[0]["config"] == load_recipe(RECIPES / "first-stage.json").config

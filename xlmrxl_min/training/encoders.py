@@ -23,7 +23,7 @@ from ..inputs import check_integer, check_number
 from ..model import XLMRobertaXLConfig, XLMRobertaXLForMaskedLM
 from ..tokenizer import XLMRobertaTokenizer
 from ..utils import pad_rows
-from .dataset import CANDIDATES, MAX_PAIR_TOKENS, STEPS_PER_EPOCH, Dataset, Sampler, draw_number, similar_in_length
+from .dataset import CANDIDATES, STEPS_PER_EPOCH, Dataset, Sampler, draw_number, similar_in_length
 from .loop import Batch
 from .masking import mask_tokens
 from .pretrain import Recipe, train
@@ -46,8 +46,9 @@ class EncoderRecipe(Recipe):
     short_fraction: float  # of the steps, at first, with short passages only: heads find the neighbours sooner
     mask_prob: Sequence[float]  # at the first and at the last step
     pair_mask_prob: Sequence[float]  # the same, in one text of each pair; the other has no masks
+    pair_lengths: Sequence[int]  # longest text of a pair, in each of as many parts of the steps
     teacher_weight: float  # of the teacher's part of the loss
-    start_from: str | None = None  # name or folder of an encoder whose weights, but for the positions, come first
+    start_from: str | None = None  # folder beside the new one, of the encoder whose weights training starts from
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,6 +63,10 @@ class EncoderRecipe(Recipe):
                 raise ValueError(f"{name}={value} is impossible: give two numbers from 0 to 1.")
             for probability in value:
                 check_number(name, probability, 0, 1)
+        if not isinstance(self.pair_lengths, (list, tuple)) or not self.pair_lengths:
+            raise ValueError(f"pair_lengths={self.pair_lengths} is impossible: give a list of one length or more.")
+        for length in self.pair_lengths:
+            check_integer("pair_lengths", length)
         check_number("short_fraction", self.short_fraction, 0, 1)
         check_number("teacher_weight", self.teacher_weight, 0)
 
@@ -77,8 +82,11 @@ class EncoderBatches:
         self.rows = rows = dataset.rows
         groups = dataset.passages()
         self.passages = Sampler(groups, [rows[group[0]][:2] for group in groups])
-        groups = dataset.parallel()
-        self.parallel = Sampler(groups, [("", rows[group[0]].source) for group in groups])
+        self.parallel = []
+        for length in recipe.pair_lengths:
+            short = [[i for i in group if len(self.ids[i]) <= length] for group in dataset.parallel()]
+            groups = [group for group in short if len(group) > 1]
+            self.parallel.append(Sampler(groups, [("", rows[group[0]].source) for group in groups]))
         taught = [i for i, row in enumerate(rows) if place_of(row) in of]
         sentences = [i for i in taught if rows[i].source != "words"]
         self.sentences = Sampler(sentences, [rows[i][:2] for i in sentences])
@@ -104,6 +112,9 @@ class EncoderBatches:
             max_tokens = self.recipe.tokens_per_batch[kind]
             if is_early and kind in ("passages", "pairs"):
                 rows, taught = self.make_passages(max_tokens, generator, SHORT_PASSAGE_LENGTHS)
+            elif kind == "pairs":
+                part = min(int(done * len(self.parallel)), len(self.parallel) - 1)
+                rows, taught = self.make_pairs(max_tokens, generator, self.parallel[part])
             else:
                 rows, taught = getattr(self, f"make_{kind}")(max_tokens, generator)
             ids = pad_rows(rows, self.tokenizer.pad_token_id)
@@ -135,11 +146,11 @@ class EncoderBatches:
             rows.append(self.add_special(ids[start : start + length]))
         return [rows[i] for i in similar_in_length(rows, max_tokens, generator)], []
 
-    def make_pairs(self, max_tokens: int, generator: torch.Generator) -> Rows:
+    def make_pairs(self, max_tokens: int, generator: torch.Generator, parallel: Sampler) -> Rows:
         rows = []
-        for texts in self.parallel.draw(CANDIDATES * max_tokens // PAIR_TOKENS, generator):
+        for texts in parallel.draw(CANDIDATES * max_tokens // PAIR_TOKENS, generator):
             a, b = torch.randperm(len(texts), generator=generator)[:2].tolist()
-            rows.append(self.add_special(self.ids[texts[a]][:MAX_PAIR_TOKENS], self.ids[texts[b]][:MAX_PAIR_TOKENS]))
+            rows.append(self.add_special(self.ids[texts[a]], self.ids[texts[b]]))
         return [rows[i] for i in similar_in_length(rows, max_tokens, generator)], []
 
     def make_taught(self, texts: Sampler, count: int, max_tokens: int, generator: torch.Generator) -> Rows:
@@ -233,11 +244,12 @@ def pretrain_encoder(recipe: EncoderRecipe, corpus: Path, folder: Path, **option
     tokenizer = XLMRobertaTokenizer.from_pretrained(corpus)
     model = XLMRobertaXLForMaskedLM(XLMRobertaXLConfig(vocab_size=len(tokenizer), **recipe.config))
     dataset = Dataset(corpus, tokenizer)
-    initialize(model, corpus, tokenizer, dataset.ids)
-    if recipe.start_from is not None:
-        trained = XLMRobertaXLForMaskedLM.from_pretrained(recipe.start_from).state_dict()
-        own = {name: weight for name, weight in trained.items() if "position" not in name and "distance" not in name}
-        model.load_state_dict(own, strict=False)
+    if recipe.start_from is None:
+        initialize(model, corpus, tokenizer, dataset.ids)
+    else:  # absolute positions are left out where the new model has relative ones, whose weights start at random
+        trained = XLMRobertaXLForMaskedLM.from_pretrained(folder.parent / recipe.start_from).state_dict()
+        own = model.state_dict()
+        model.load_state_dict({name: weight for name, weight in trained.items() if name in own}, strict=False)
     teacher = TeacherVectors(corpus, model.config.hidden_size)
 
     def loss_function(model: Any, batch: Batch) -> Tensor:

@@ -519,44 +519,45 @@ def emoji_fine_tuning(
 
 
 def format_evaluation(results: Mapping[str, Any]) -> str:
-    """A record's evaluation, for a terminal: a line for each language, then what is no language's own."""
+    """A record's evaluation as it stands in the model card: a row for each language, then the means, in Markdown."""
     masked, retrieved = results["masked"], results["retrieval"]
     columns = {
         "words": {x: f"{n:,}" for x, n in masked["words"].items()},
-        "held out": {x: percent(row["accuracy"]) for x, row in masked["held_out"].items()},
+        "masked, held out": {x: percent(row["accuracy"]) for x, row in masked["held_out"].items()},
         "studied": {x: percent(row["accuracy"]) for x, row in masked["studied"].items()},
         "unigram": {x: percent(n) for x, n in masked["unigram"].items()},
-        "loss": {x: f"{row['loss']:.2f}" for x, row in masked["held_out"].items()},
-        "retrieval": {x: percent(rows[-1]) for x, rows in retrieved["accuracy_by_layer"].items()},
-        "of": retrieved["sentences"],
-        "emoji": {x: percent(n) for x, n in results["emoji"]["accuracy"].items()},
+        "loss, held out": {x: f"{row['loss']:.2f}" for x, row in masked["held_out"].items()},
+        "retrieval": {
+            x: f"{rows[-1]:.0%} of {retrieved['sentences'][x]}" for x, rows in retrieved["accuracy_by_layer"].items()
+        },
+        "emoji": {x: f"{n:.0%}" for x, n in results["emoji"]["accuracy"].items()},
     }
     if "emoji_fine_tuned" in results:
-        columns["fine-tuned"] = {x: percent(n) for x, n in results["emoji_fine_tuned"]["accuracy"].items()}
-    lines = ["".join(f"{name:>11}" for name in ["", *columns])]
-    for language in LANGUAGES:
-        lines.append(
-            "".join(f"{x:>11}" for x in [language, *(column.get(language, "") for column in columns.values())])
-        )
-    ablation, lens, pairs = results["ablation"], results["lens"], results["translation"]
-    means = {**masked["mean"], **{f"retrieval, {name}": x for name, x in retrieved["mean"].items()}}
-    lines += [
-        "",
-        f"means over {len(masked['large'])} languages: "
-        + "; ".join(f"{name.replace('_', ' ')} {percent(x)}" for name, x in means.items()),
-        f"emoji, languages other than English: {percent(results['emoji']['mean'])}, "
-        f"{results['emoji']['at_least_35']} of 14 reach 35%; majority {percent(results['emoji']['majority'])}",
-        f"masked words beside a translation {percent(pairs['mean']['right'])}, "
-        f"beside another {percent(pairs['mean']['wrong'])}: {100 * pairs['difference']:+.1f} points",
-        f"heads of the upper half of the layers replaced by their means: {100 * ablation['upper_half']:+.1f} points",
-        f"logit lens, first right after each layer: {' '.join(map(percent, lens['first']))}; "
-        f"upper half {percent(lens['upper_half'])}",
+        columns["fine-tuned"] = {x: f"{n:.0%}" for x, n in results["emoji_fine_tuned"]["accuracy"].items()}
+    rows = [["", *columns], ["---"] * (len(columns) + 1)]
+    rows += [[x, *(column.get(x, "–") for column in columns.values())] for x in LANGUAGES]
+    means, emoji, pairs = masked["mean"], results["emoji"], results["translation"]
+    lines = [
+        f"Masked, mean over the {len(masked['large'])} languages with more than {LARGE:,} words: "
+        f"**{percent(means['held_out'])}**, studied {percent(means['studied'])}, unigram {percent(means['unigram'])}.",
+        f"Retrieval, mean over the languages of other scripts: **{retrieved['mean']['other_scripts']:.0%}**.",
+        f"Emoji, mean over the languages other than English: **{emoji['mean']:.0%}**; {emoji['at_least_35']} of "
+        f"{len(emoji['accuracy']) - 1} reach 35%. The most frequent group: {percent(emoji['majority'])}.",
+        f"Masked words with the right translation beside them: {percent(pairs['mean']['right'])}; with another "
+        f"sentence: {percent(pairs['mean']['wrong'])}. The translation is worth "
+        f"**{100 * pairs['difference']:+.1f} points**.",
+        f"All heads of the upper half of the layers replaced by their means: "
+        f"{100 * results['ablation']['upper_half']:+.1f} points.",
+        f"Logit lens: of the masked words that are right at the end, {results['lens']['upper_half']:.0%} are first "
+        f"right in the upper half of the layers.",
     ]
     if "translation_heads" in results:
         heads = results["translation_heads"]
-        what = f"layer {heads['layer']}, head {heads['head']}: its mean instead loses {percent(heads['most'])}"
-        lines.append(f"{what} of {100 * heads['difference']:.1f} points")
-    return "\n".join(lines)
+        lines.append(
+            f"Layer {heads['layer']}, head {heads['head']} replaced by its mean: {heads['most']:.0%} of the "
+            f"translation's {100 * heads['difference']:.1f} points are lost (over {heads['pairs']} pairs)."
+        )
+    return "\n".join(["| " + " | ".join(row) + " |" for row in rows] + [""] + [f"- {line}" for line in lines])
 
 
 def percent(fraction: float) -> str:
