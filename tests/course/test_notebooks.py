@@ -321,7 +321,10 @@ def test_pages_stand_alone(pages):
     for name, page in pages.items():
         assert dict(page.tags)["html"] == {"lang": "en"}
         assert not [formula for formula in page.formulas if "\\" in formula], f"TeX that is no MathML in {name}"
-        assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}, name
+        assert not {"script", "link", "object"} & {tag for tag, _ in page.tags}, name
+        for frame in (some for tag, some in page.tags if tag == "iframe"):
+            assert set(frame) == {"srcdoc", "sandbox", "title", "style"}, name
+            assert frame["sandbox"] == "allow-scripts"
         assert not [attribute for _, some in page.tags for attribute in some if attribute.startswith("on")], name
         for image in page.images:
             assert image["src"].startswith("data:"), name

@@ -1,6 +1,7 @@
 """The course as web pages to read: `python -m xlmrxl_min course read FOLDER`.
 
-Every page stands alone: no server, no network, no script. Formulas are MathML, which browsers render by themselves.
+Every page stands alone: no server, no network, and no script but those of the interactive pages, each in its own
+sandboxed frame. Formulas are MathML, which browsers render by themselves.
 """
 
 from __future__ import annotations
@@ -154,10 +155,9 @@ class Site:
                 if "image/png" in data:
                     image = data["image/png"].replace("\n", "")
                     yield f'<img src="data:image/png;base64,{image}" alt="{html.escape(next(alts))}">'
-                elif "<iframe" in data.get("text/html", ""):  # it would need a script
-                    yield f"<p class=note>Something to explore, in the notebook: {html.escape(data['text/plain'])}.</p>"
                 elif "text/html" in data:
-                    yield f"<div>{data['text/html']}</div>"
+                    shown = re.sub(r'(<iframe [^>]*?) onload="[^"]*"', r"\1", data["text/html"])  # it is for JupyterLab
+                    yield f"<div>{shown}</div>"
                 elif "text/markdown" in data:
                     yield self.render(data["text/markdown"], file)
                 else:
