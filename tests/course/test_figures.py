@@ -2,6 +2,7 @@
 
 import io
 
+import pytest
 import torch
 from matplotlib.colors import to_hex
 from PIL import Image
@@ -45,3 +46,11 @@ def test_curves_in_a_grid_may_have_fewer_panels_in_a_row():
     assert [axis.get_visible() for axis in drawn.figure.axes] == [True] * 5 + [False]
     assert "first: the largest is 0.48 (z, b, at +2); second: the largest is 0.82 (y, b, at +2)" in drawn.caption
     assert is_legible(drawn)
+
+
+def test_areas_are_proportional_to_parameters():
+    drawn = figures.sizes({"large": 3_000_000, "small": 1000})
+    assert drawn.data == {"small": 1, "large": 3000}
+    small, large = drawn.figure.axes[0].patches
+    assert large.get_width() * large.get_height() / (small.get_width() * small.get_height()) == pytest.approx(3000)
+    assert drawn.caption.endswith("large has 3,000 times as many parameters as small.")

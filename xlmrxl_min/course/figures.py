@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from ..interpret.plot.figure import COLORS, DPI, Parts, argmax
-from .drawings import INK, NONE, drawn
+from .drawings import INK, NONE, canvas, drawn, label
 
 STYLES = ("-", "--", ":", "-.")
 
@@ -93,3 +95,21 @@ def curves(
         phrases = [f"{name} {text(first)} at {x[0]:g}, {text(last)} at {x[-1]:g}" for name, first, last in ends]
     figure.legend(handles, lines, loc="outside right center", frameon=False, fontsize=8, labelcolor=INK)
     return figure, {"values": values}, f"{ylabel[:1].upper()}{ylabel[1:]}, {'; '.join(phrases)}."
+
+
+@drawn
+def sizes(parameters: Mapping[str, int]) -> Parts:
+    """Models as squares whose areas are proportional to their numbers of parameters, the smallest first."""
+    figure, axis = canvas(9.4, 2.7)
+    names = sorted(parameters, key=lambda name: parameters[name])
+    smallest, largest = (parameters[names[i]] for i in (0, -1))
+    x = 0.2
+    for name, color in zip(names, COLORS, strict=False):
+        number, side = parameters[name], 2.3 * math.sqrt(parameters[name] / largest)
+        axis.add_patch(Rectangle((x, 0.2), side, side, facecolor=color))
+        text = f"{name}\n{number:,} parameters\n{2 * number / 1e9:.2f} GB in bfloat16"
+        label(axis, x + side + 0.12, 0.45, text, "left", linespacing=1.4)
+        x += side + 1.85
+    times = [f"{name} has {parameters[name] / smallest:,.0f} times as many parameters as {names[0]}" for name in names]
+    caption = f"The area of a square is proportional to the number of parameters: {', '.join(times[1:])}."
+    return figure, {name: parameters[name] / smallest for name in names}, caption

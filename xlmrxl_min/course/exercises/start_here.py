@@ -9,9 +9,9 @@ from ..checks import exercise, randn
 
 
 def complete_cases():
-    texts = ["Everyone has the right to <mask> liberty and <mask> of person.", "All human be<mask> are born free."]
-    texts += ["人人生而<mask>,在尊严和权利上一律<mask>。", "Nothing is hidden here."]
-    tiny = XLMRobertaXLForMaskedLM.from_pretrained("tiny-udhr"), XLMRobertaTokenizer.from_pretrained("tiny-udhr")
+    texts = ["Select the <mask> that you <mask> to use.", "You can <mask> and <mask> all cells.", "Click the but<mask>."]
+    texts += ["选择<mask>,然后单击<mask>。", "El <mask> y la <mask> del <mask>.", "Nothing is masked here."]
+    tiny = XLMRobertaXLForMaskedLM.from_pretrained("tiny"), XLMRobertaTokenizer.from_pretrained("tiny")
     return [(*tiny, text) for text in texts]
 
 
