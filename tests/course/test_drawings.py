@@ -14,6 +14,7 @@ from PIL import Image
 
 from xlmrxl_min import XLMRobertaTokenizer, XLMRobertaXLConfig, XLMRobertaXLForMaskedLM, interpret
 from xlmrxl_min.course import drawings
+from xlmrxl_min.course.checks import guess
 from xlmrxl_min.course.drawings import BLUE, DARK, GREEN, GREY, IDS, INK, MAX_WIDTH, ORANGE, PINK, RED, TOKENS, YELLOW
 from xlmrxl_min.model import skew
 from xlmrxl_min.training.masking import mask_tokens
@@ -22,10 +23,18 @@ WORDS = ["<s>", "▁All", "▁human", "▁being", "s", "</s>"]
 MAPS = torch.randn(3, 6, 6, generator=torch.Generator().manual_seed(0)).mul(2).softmax(-1)  # l q k
 MASKED = (WORDS, ["<s>", "▁All", "<mask>", "▁cat", "s", "</s>"], [-100, -100, 7, 8, 9, -100])
 LONG = (WORDS[1:5] * 9, ["<mask>", "▁being", *WORDS[3:5]] * 9, [10, 11, 12, -100] * 9)
+LOG_PROBS = {"a": -3.0, "b": -4.0, "c": -4.5, "ab": -6.0, "bc": -5.0}
+LENGTHS = (
+    {"English": 1.0, "Thai": 1.5, "Vietnamese": 2.25},
+    {"Thai": 1.25},
+    {"Latin": ["English", "Vietnamese"], "": ["Thai"]},
+)
 DRAWINGS = {
     "whole_model": drawings.whole_model,
     "whole_model of all": lambda: drawings.whole_model(list(drawings.PARTS)),
     "embeddings_sum": drawings.embeddings_sum,
+    "segmentations": lambda: drawings.segmentations("abc", LOG_PROBS, [["a", "bc"], ["ab", "c"]]),
+    "relative_lengths": lambda: drawings.relative_lengths(*LENGTHS),
     "attention_shapes": drawings.attention_shapes,
     "masks": drawings.masks,
     "rollout_flow": lambda: drawings.rollout_flow(MAPS, WORDS),
@@ -203,6 +212,30 @@ def test_embeddings_are_added_and_their_numbers_are_the_models():
     positions = embeddings.make_position_ids(torch.ones(1, len(IDS), dtype=torch.long))[0].tolist()
     shown = [text.get_text() for text in texts(drawn) if text.get_color() == INK and text.get_text().isdigit()]
     assert shown == [str(number) for number in [*IDS, *positions, *[0] * len(IDS)]]
+
+
+def test_segmentations_have_an_arc_for_each_subword():
+    drawn = DRAWINGS["segmentations"]()
+    axis = drawn.figure.axes[0]
+    assert drawn.data == {"arcs": [(0, 1), (0, 2), (1, 2), (1, 3), (2, 3)], "sums": [-8.0, -10.5]}
+    assert [to_hex(line.get_color()).upper() for line in axis.lines].count(BLUE) == 2, "the most probable way"
+    assert len(axis.lines) == 5
+    assert [text for _, text in boxes(drawn)] == ["−3.0", "−5.0", "−6.0", "−4.5"]
+    assert drawn.caption.startswith("5 subwords of the vocabulary are parts of abc")
+    assert drawn.caption.endswith("The most probable way: a | bc.")
+    with pytest.raises(ValueError, match="a \\+ b is not abc"):
+        drawings.segmentations("abc", LOG_PROBS, [["a", "b"]])
+
+
+def test_relative_lengths_are_in_order_and_mark_the_guess():
+    drawn = drawings.relative_lengths(*LENGTHS, guess("How many times?", 1.75))
+    assert drawn.data["order"] == list(LENGTHS[0])
+    assert drawn.caption == "From English, 1.00, to Vietnamese, 2.25. The line: 1. Diamonds: Thai 1.50 → 1.25."
+    axis = drawn.figure.axes[0]
+    widths = [patch.get_width() for patch in axis.patches if not isinstance(patch, FancyArrowPatch)][:3]
+    assert [width / widths[0] for width in widths] == pytest.approx([1, 1.5, 2.25])
+    dashed = [float(line.get_xdata()[0]) for line in axis.lines if line.get_linestyle() == "--"]
+    assert dashed == pytest.approx([1.3 + 1.75 * widths[0], 6.1 + 1.75 * widths[0]]), "in both columns"
 
 
 def test_attention_has_its_steps_and_shapes():

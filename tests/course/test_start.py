@@ -105,7 +105,7 @@ def test_no_answer_is_in_sight(folder, name):
             continue
         shown = []
         for paragraph in re.sub("<details>.*?</details>", "", source(cell), flags=re.DOTALL).strip().split("\n\n"):
-            if "**Predict" in paragraph or re.match(r"#|\*\*Exercise", paragraph):
+            if "**Predict" in paragraph or re.match(r"#|\*\*(?:Exercise|Step)", paragraph):
                 asked, has_run = "**Predict" in paragraph, False
             shown += [paragraph] if has_run and paragraph else []
         assert len(shown) <= 1, shown
@@ -221,6 +221,6 @@ def test_no_output_is_in_sight_between_a_prompt_and_the_next(pages, name):
     page, found = pages[name.replace(".ipynb", ".html")], 1
     while found:
         page, found = re.subn("<details((?!<details).)*?</details>", "", page, flags=re.DOTALL)  # innermost first
-    for part in re.split("<h[1-6]|(?=<strong>(?:Predict|Exercise))", page):
+    for part in re.split("<h[1-6]|(?=<strong>(?:Predict|Exercise|Step))", page):
         if part.startswith("<strong>Predict"):
             assert not re.search("^<(?:pre|img|div>)", part, flags=re.MULTILINE), part

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from itertools import pairwise
 from typing import Any, ParamSpec
@@ -28,6 +28,7 @@ from torch import Tensor
 from ..inputs import as_tokens, as_values, check_integer, check_number, check_option, check_weights
 from ..interpret.plot.figure import COLORS, DPI, MAX_LABELS, CaptionedFigure, Labels, Parts, captioned, default_style
 from ..model import build_attention_mask, skew
+from .checks import Guess
 
 INK, DARK, NONE = "#7B7B7B", "#111111", "none"  # the contrast of INK is above 4 on white and on DARK
 ORANGE, GREEN, PINK, BLUE, RED, YELLOW, GREY = COLORS[1:]  # DARK text can be read on all of them
@@ -232,6 +233,79 @@ def embeddings_sum() -> Parts:
 
 
 @drawn
+def segmentations(text: str, log_probs: Mapping[str, float], ways: Sequence[Sequence[str]]) -> Parts:
+    """A word, every subword in it as an arc, and below it a few of the ways to segment it, each with its sum.
+
+    `log_probs` holds the subwords. Raises ValueError if the subwords of a way, one after the other, are not the text.
+    """
+    figure, axis = canvas(9.6, 1.95 + 0.45 * len(ways))
+    base, left, width = 0.25 + 0.45 * len(ways), 1.3, 0.46
+    spans = [(i, j) for j in range(len(text) + 1) for i in range(j) if text[i:j] in log_probs]
+    best: set[tuple[int, int]] = set()
+    turn = torch.linspace(0, math.pi, 40)
+    sums: list[float] = []
+    for n, (subwords, color) in enumerate(zip(ways, (BLUE, ORANGE, GREEN, PINK), strict=False)):
+        if "".join(subwords) != text:
+            raise ValueError(f"{' + '.join(subwords)} is not {text}.")
+        ends = [sum(map(len, subwords[:i])) for i in range(len(subwords) + 1)]
+        best |= set(pairwise(ends)) if n == 0 else set()
+        sums.append(sum(log_probs[subword] for subword in subwords))
+        y = base - 0.45 * (n + 1)
+        label(axis, left - 0.1, y, "most probable" if n == 0 else f"number {n + 1}", "right")
+        label(axis, left + width * len(text) + 0.1, y, f"sum {sums[-1]:.1f}".replace("-", "−"), "left")
+        for start, end in pairwise(ends):
+            number = f"{log_probs[text[start:end]]:.1f}".replace("-", "−")
+            box(axis, left + width * (start + end) / 2, y, number, color, width * (end - start) - 0.05, height=0.3)
+    for i, letter in enumerate(text):
+        label(axis, left + width * (i + 0.5), base, letter, fontsize=11)
+    for start, end in sorted(spans, key=best.__contains__):
+        color, line = (BLUE, 2.2) if (start, end) in best else (INK, 0.7)
+        x, y = left + width * ((start + end) / 2 - (end - start) / 2 * turn.cos()), base + 0.17
+        axis.plot(x, y + 0.22 * (end - start) * turn.sin(), color=color, linewidth=line, zorder=2)
+    caption = (
+        f"{len(spans)} subwords of the vocabulary are parts of {text}, an arc for each; below, {len(ways)} ways to"
+        f" segment it, with log-probabilities. The most probable way: {' | '.join(ways[0])}."
+    )
+    return figure, {"arcs": spans, "sums": sums}, caption
+
+
+@drawn
+def relative_lengths(
+    lengths: Mapping[str, float], changed: Mapping[str, float], groups: Mapping[str, Sequence[str]],
+    guess: Guess | None = None,
+) -> Parts:  # fmt: skip
+    """Bars in two columns, from the shortest, each with a name, and colours for groups of names.
+
+    A diamond is where a bar ends by `changed`; a line marks 1, and a dashed one the guess.
+    """
+    color_of = {name: color for names, color in zip(groups.values(), COLORS, strict=False) for name in names}
+    order = sorted(lengths, key=lambda name: lengths[name])
+    rows, scale = math.ceil(len(order) / 2), 2.6 / max(lengths.values())
+    figure, axis = canvas(9.6, 0.85 + 0.19 * rows)
+    for n, name in enumerate(order):
+        column, row = divmod(n, rows)
+        x, y = 1.3 + 4.8 * column, 0.6 + 0.19 * (rows - 1 - row)
+        axis.barh(y, scale * lengths[name], 0.13, left=x, color=color_of[name])
+        label(axis, x - 0.08, y, name, "right")
+        label(axis, x + 2.7, y, f"{lengths[name]:.2f}", "left")
+        if name in changed:
+            axis.plot(x + scale * changed[name], y, "D", color="white", markeredgecolor=DARK, markersize=6)
+            label(axis, x + 3.05, y, f"→ {changed[name]:.2f}", "left")
+    for x in (1.3, 6.1):
+        arrow(axis, x + scale, 0.5, x + scale, 0.57 + 0.19 * rows, style="-")
+        label(axis, x + scale, 0.7 + 0.19 * rows, "1")
+        if guess is not None:
+            guess.mark(lambda value, x=x, **style: axis.axvline(x + scale * value, 0.12, 0.93, **style))
+    for n, (name, color) in enumerate(zip(groups, COLORS, strict=False)):
+        axis.barh(0.2, 0.15, 0.13, left=0.3 + 1.32 * n, color=color)
+        label(axis, 0.5 + 1.32 * n, 0.2, name, "left", fontsize=7)
+    first, last = order[0], order[-1]
+    moved = ", ".join(f"{name} {lengths[name]:.2f} → {changed[name]:.2f}" for name in changed)
+    caption = f"From {first}, {lengths[first]:.2f}, to {last}, {lengths[last]:.2f}. The line: 1. Diamonds: {moved}."
+    return figure, {"order": order}, caption
+
+
+@drawn
 def attention_shapes() -> Parts:
     """From hidden states to the output of attention, with the shapes."""
     figure, axis = canvas(10.2, 2.85)
@@ -301,12 +375,13 @@ def rollout_flow(
         check_integer("position", position, 0, count - 1)
         flow = F.one_hot(torch.tensor(position), count).float()  # q
     widths = (1 - residual) * steps + residual * torch.eye(count)
-    top, right = 0.24 * count + 0.08, 1.5 + 1.6 * layers
-    figure, axis = canvas(right + 1.5, top + 0.45)
+    pitch = min(1.6, 7.2 / layers)
+    top, right = 0.24 * count + 0.08, 1.5 + pitch * layers
+    figure, axis = canvas(right + 1.3, top + 0.45)
     for layer in reversed(range(layers)):
         widths[layer] *= flow[:, None]
         flow = flow if position is None else widths[layer].sum(0)
-        x = [1.55 + 1.6 * layer, 3.05 + 1.6 * layer]
+        x = [1.55 + pitch * layer, 1.45 + pitch * (layer + 1)]
         label(axis, sum(x) / 2, top + 0.3, f"layer {layer}")
         for q, k in widths[layer].nonzero().tolist():
             y, points = [top - 0.24 * k, top - 0.24 * q], MAX_WIDTH * float(widths[layer, q, k])
