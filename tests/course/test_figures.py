@@ -8,7 +8,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from xlmrxl_min.course import figures
-from xlmrxl_min.course.drawings import INK
+from xlmrxl_min.course.drawings import BLUE, INK
 
 VALUES = {"in order": {"one": 0.25, "two": 0.5}, "shuffled": {"one": 0.02, "two": 0.04}}
 CURVES = torch.arange(2 * 3 * 2 * 5).reshape(2, 3, 2, 5) / 60.0  # rows, columns, lines, x
@@ -54,3 +54,15 @@ def test_areas_are_proportional_to_parameters():
     small, large = drawn.figure.axes[0].patches
     assert large.get_width() * large.get_height() / (small.get_width() * small.get_height()) == pytest.approx(3000)
     assert drawn.caption.endswith("large has 3,000 times as many parameters as small.")
+
+
+def test_weights():
+    drawn = figures.weights(torch.tensor([[1, 0], [0.249, 0.751]]), ["<s>", "▁king"], "One head")
+    shown = [text.get_text() for text in drawn.figure.axes[0].texts if text.get_text()]
+    assert shown == [
+        "<s>", "king", "<s>", "100", "king", "25", "75", "One head", "rows: queries; columns: keys; weights in %"
+    ]  # fmt: skip
+    colors = [to_hex(patch.get_facecolor(), keep_alpha=True) for patch in drawn.figure.axes[0].patches]
+    assert colors[0].upper() == f"{BLUE}FF"
+    assert [color[-2:] for color in colors] == ["ff", "00", "ff", "ff"]
+    assert drawn.caption == "One head: the largest weight is 100%, from query “<s>” to key “<s>”."

@@ -6,12 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from ..interpret.plot.figure import COLORS, DPI, Parts, argmax
-from .drawings import INK, NONE, canvas, drawn, label
+from ..interpret.plot.figure import COLORS, DPI, Labels, Parts, argmax, quoted
+from .drawings import BLUE, INK, NONE, canvas, drawn, grid, label
 
 STYLES = ("-", "--", ":", "-.")
 
@@ -48,7 +49,7 @@ def bars(values: Mapping[str, Mapping[str, float]], ylabel: str) -> Parts:
     axis.set_ylim(0, 1.15 * top)
     axis.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
     name_axes(axis, ylabel=ylabel)
-    axis.legend(frameon=False, fontsize=8, labelcolor=INK)
+    figure.legend(loc="outside right center", frameon=False, fontsize=8, labelcolor=INK)
     phrases = [f"{group}: " + ", ".join(f"{n} {x:.1%}" for n, x in of.items()) for group, of in values.items()]
     return figure, dict(values), f"{ylabel[:1].upper()}{ylabel[1:]}, {'; '.join(phrases)}."
 
@@ -113,3 +114,23 @@ def sizes(parameters: Mapping[str, int]) -> Parts:
     times = [f"{name} has {parameters[name] / smallest:,.0f} times as many parameters as {names[0]}" for name in names]
     caption = f"The area of a square is proportional to the number of parameters: {', '.join(times[1:])}."
     return figure, {name: parameters[name] / smallest for name in names}, caption
+
+
+@drawn
+def weights(values: Tensor, tokens: Sequence[str], title: str) -> Parts:
+    """Attention weights of a short text, `q k`, with the percents in the cells; a weight of exactly 0 is left blank."""
+    label_of = Labels()
+    names = list(map(label_of, tokens))
+    margin, size = 0.2 + 0.075 * max(map(len, names)), 0.3 * len(names)
+    figure, axis = canvas(max(4.6, margin + size + 0.2), margin + size + 0.75)
+
+    def look(weight: float) -> tuple[str, Any]:  # from white to blue
+        color = [1 - weight * (1 - part) for part in to_rgb(BLUE)]
+        return f"{100 * weight:.0f}" if weight else "", color if weight >= 0.005 else NONE
+
+    grid(axis, margin, 0.35 + size, names, names, [[look(weight) for weight in row] for row in values.tolist()])
+    label(axis, margin, margin + size + 0.55, title, "left", weight="bold")
+    label(axis, margin, 0.12, "rows: queries; columns: keys; weights in %", "left")
+    q, k = argmax(values)
+    caption = f"{title}: the largest weight is {values[q, k]:.0%}, from query {quoted(tokens[q])} to key"
+    return figure, {"weights": values}, f"{caption} {quoted(tokens[k])}.{label_of.legend(figure)}"
