@@ -52,7 +52,9 @@ def weights_only(query, key, value, attention_mask):
 my_attention.misconceptions = {
     "The scores are not divided: by √d, or the softmax is too sharp.": attention_with(lambda q, k: 1),
     "The scores are divided by d: divide by √d.": attention_with(lambda q, k: q.shape[-1]),
-    "√d is the root of a head's width, not of the number of keys.": attention_with(lambda q, k: k.shape[2] ** 0.5),
+    "√d is the square root of a head's width, not of the number of keys.": attention_with(
+        lambda q, k: k.shape[2] ** 0.5
+    ),
     "The mask is inverted: True may attend, so mask the scores at ~attention_mask.": attention_with(
         mask_scores=lambda scores, mask: fill_lowest(scores, ~mask)
     ),
@@ -79,10 +81,10 @@ my_attention.misconceptions = {
     "The mask is not used.": attention_with(mask_scores=ignore_mask),
     "Divide by √d; this multiplies by it.": attention_with(lambda q, k: q.shape[-1] ** -0.5),
     "Another head may have another width: d is query.shape[-1], not 32.": attention_with(lambda q, k: 32**0.5),
-    "The values are mixed, not the keys.": (
+    "The values are summed, not the keys.": (
         lambda query, key, value, attention_mask: my_attention.solution(query, key, key, attention_mask)
     ),
-    "These are the weights; they have yet to mix the values.": weights_only,
+    "These are the weights: they still have to be multiplied by the values, and summed over the keys.": weights_only,
     "The softmax is missing: scores are not yet weights.": attention_with(softmax=lambda scores, mask: scores),
 }
 my_attention.misconceptions |= {
