@@ -384,6 +384,7 @@ def head_scatter(
             text = f" L{places[n][0]}H{places[n][1]}"
             axis.annotate(text, (float(left[n]), float(right[n])), (4, 3), textcoords="offset points", fontsize=8)
     axis.set(xlabel=x, ylabel=y)
+    axis.margins(x=0.1)
     axis.grid(color="#DDDDDD", linewidth=0.6)
     axis.set_axisbelow(True)
     if groups:
