@@ -188,7 +188,7 @@ def test_paired_scores():
     assert without["change"] == -0.5
     assert "right minus wrong, in score, all: +0.50 ± 0.57." in plotted.caption
     assert "Changes of this difference: without: -0.50 ± 0.57." in plotted.caption
-    with pytest.raises(ValueError, match="as many items under each condition"):
+    with pytest.raises(ValueError, match="of different shapes"):
         plot.paired_scores({"all": (a, b), "without": (b[:2], b[:2])}, ("right", "wrong"))
 
 
@@ -273,6 +273,8 @@ def test_retrieval_curves():
         one.other_cosine.tolist(),
     ]
     assert "English – French 60% (after 1 layers)" in plotted.caption
+    both = plot.retrieval_curves({"French": one, "Hindi": one}).figure.axes
+    assert [len(axis.lines) for axis in both] == [2, 2, 2], "each pair's cosines in a panel of its own"
 
 
 # ---- scripts

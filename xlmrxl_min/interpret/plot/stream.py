@@ -143,6 +143,8 @@ def saliency(scores: Mapping[str, Tensor], tokens: Sequence[str], *, title: str 
         data[name] = values = pool_columns(attributions[None], rows)[0]
         axis.barh(range(len(values)), values.tolist(), color=[COLORS[5 if x < 0 else 0] for x in values.tolist()])
         axis.axvline(0, color="black", linewidth=0.5)
+        axis.set_axisbelow(True)
+        axis.grid(axis="y", color="#DDDDDD", linewidth=0.6)  # from the tokens to the bars
         set_title(axis, name)
         axis.tick_params(axis="x", labelsize=7)
         axis.locator_params(axis="x", nbins=3)
@@ -158,21 +160,26 @@ def saliency(scores: Mapping[str, Tensor], tokens: Sequence[str], *, title: str 
 
 @captioned
 def retrieval_curves(found: Mapping[str, Retrieval], *, title: str = "Translation retrieval") -> Parts:
-    """interpret.retrieval by layer, for one or more pairs of languages."""
+    """interpret.retrieval by layer, for one or more pairs of languages: all accuracies, and each pair's cosines."""
     pairs = as_named(found, "found", "pairs of languages")
     curves = {name: as_fields(Retrieval, one, f"found[{name!r}]", "l") for name, one in pairs.items()}
-    figure, (left, right) = subplots(9, 3.2, 1, 2)
-    for i, (name, one) in enumerate(curves.items()):
-        color, marker = COLORS[i % len(COLORS)], "osD^vP*X"[i % 8]
-        layers = range(len(one.accuracy))
+    widths = [2.4, *[1] * len(curves)]
+    figure, (left, *others) = subplots(3.6 + 1.7 * len(curves), 3.2, 1, len(widths), width_ratios=widths)
+    for i, (axis, (name, one)) in enumerate(zip(others, curves.items(), strict=True)):
+        color, marker, layers = COLORS[i % len(COLORS)], "osD^vP*X"[i % 8], range(len(one.accuracy))
         left.plot(layers, one.accuracy.tolist(), "-", marker=marker, markersize=4, color=color, label=wrapped(name, 3))
-        right.plot(layers, one.translation_cosine.tolist(), "-", marker=marker, markersize=4, color=color)
-        right.plot(layers, one.other_cosine.tolist(), ":", marker=marker, markersize=3, color=color)
-    left.set(ylabel="retrieval accuracy", ylim=(0, 1.03))
-    right.set(ylabel="mean cosine")
-    right.set_title("solid: with the translation; dotted: with other texts", fontsize=9)
-    for axis in (left, right):
-        axis.set(xlabel="number of layers (0: embeddings)")
+        cosines = one.translation_cosine.tolist(), one.other_cosine.tolist()
+        axis.plot(layers, cosines[0], "-", marker=marker, markersize=3, color=color)
+        axis.plot(layers, cosines[1], ":", color=color)
+        axis.fill_between(layers, *cosines, color=color, alpha=0.2, linewidth=0)
+        if i:
+            axis.sharey(others[0])
+            axis.tick_params(labelleft=False)
+        axis.set(xlabel="layers")
+        axis.set_title(wrapped(name, 1.6), fontsize=9)
+    left.set(ylabel="retrieval accuracy", ylim=(0, 1.03), xlabel="number of layers (0: embeddings)")
+    others[0].set(ylabel="mean cosine; solid: with the\ntranslation, dotted: with other texts")
+    for axis in (left, *others):
         axis.xaxis.get_major_locator().set_params(integer=True)
     left.legend(frameon=False, fontsize=8)
     set_suptitle(figure, title)
