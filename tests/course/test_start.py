@@ -127,11 +127,11 @@ def test_links_are_unchanged_beside_the_package():
 
 def test_copy_as_html_hides_the_answers(folder):
     page = HTMLExporter().from_filename(str(folder / "00_start_here.ipynb"))[0]
-    answer = Folds(page).find("fourteen pieces")
+    answer = Folds(page).find("nineteen tokens")
     assert answer == ["Show the answer"]
     assert Folds(page).find("You should see") == ["Show the answer"], "its markdown is rendered"
     assert "<strong>You should see</strong>" in page
-    assert Folds(page).find("How many pieces will this") == []
+    assert Folds(page).find("How many tokens are these") == []
 
 
 # ---- what is hidden
@@ -210,10 +210,10 @@ def pages():
 def test_page_hides_results_and_answers(pages):
     page = Folds(pages["00_start_here.html"])
     assert not page.folds, "every fold is closed"
-    assert page.find("14 pieces:") == ["Show the result"]
-    assert page.find("fourteen pieces") == ["Show the answer"]
-    assert page.find("How many pieces will this") == []
-    assert page.find("Now Article 1") == []
+    assert page.find("19 tokens:") == ["Show the result"]
+    assert page.find("nineteen tokens") == ["Show the answer"]
+    assert page.find("How many tokens are these") == []
+    assert page.find("in twelve languages") == []
 
 
 @each_notebook
