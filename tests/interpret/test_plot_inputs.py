@@ -52,6 +52,9 @@ OTHERS = {
     "head_metrics": lambda **options: plot.head_metrics({"entropy": MAP, "<s>": MAP}, **options),
     "class_map": lambda **options: plot.class_map([["next", "other"]], **options),
     "offset_profiles": lambda **options: plot.offset_profiles(torch.rand(2, 3, 5), **options),
+    "head_scatter": lambda **options: plot.head_scatter(MAP, MAP, marked={"a": [(0, 1)]}, **options),
+    "score_parts": lambda **options: plot.score_parts(MAP, TOKENS, **options),
+    "paired_scores": lambda **options: plot.paired_scores({"one": MAP[:2], "two": MAP[:2]}, ["a", "b"], **options),
     "effects of heads": lambda **options: plot.effects(MAP, **options),
     "residual_norms": lambda **options: plot.residual_norms(PARTS, **options),
     "retrieval_curves": lambda **options: plot.retrieval_curves({"en": CURVES}, **options),
@@ -214,6 +217,14 @@ def test_beams_of_one_prompt():
 
 
 def test_other_arguments():
+    for wrong in ({}, None, {"one": None}, {"one": [MAP[0]]}, {"one": MAP}, {"one": [MAP[0], "b"]}, {1: MAP[:2]}):
+        refused(lambda wrong=wrong: plot.paired_scores(wrong, ["a", "b"]), "scores")
+    refused(lambda: plot.paired_scores({"one": MAP[:2, :1]}, ["a", "b"]), "has one item")
+    for wrong in ({"a": [(0, 5)]}, {"a": [0]}, {"a": None}, {"a": [(0,)]}, {"a": ["ab"]}, 3):
+        refused(lambda wrong=wrong: plot.head_scatter(MAP, MAP, marked=wrong), "marked")
+    refused(lambda: plot.head_scatter(MAP, MAP[:2]), "of different shapes")
+    refused(lambda: plot.head_scatter(MAP[:1, :1], MAP[:1, :1]), "1 heads have both values")
+    refused(lambda: plot.score_parts(MAP[:2], TOKENS[:2]), "a row and a column for each name")
     for wrong in (-0.1, 1.5, math.nan, "0.1", None):
         refused(lambda wrong=wrong: plot.attention_lines(MAP, TOKENS, min_weight=wrong), "min_weight=")
     for wrong in (5, -1, 1.0, "1", None):

@@ -370,8 +370,15 @@ def head_scatter(
         raise ValueError(f"{len(places)} heads have both values: give those of two or more.")
     left, right = (tables[name][is_known] for name in ("x", "y"))
     correlation = rank_correlation(left, right)
-    groups = as_named(marked, "marked", "groups of heads") if marked else {}
-    colored = {tuple(place): name for name, some in groups.items() for place in some}
+    groups = {
+        name: as_rows(some, f"marked[{name!r}]", "heads (layer, head)")
+        for name, some in (as_named(marked, "marked", "groups of heads") if marked else {}).items()
+    }
+    colored = {
+        place: name
+        for name, some in groups.items()
+        for place in (tuple(as_sequence(x, "a head in marked", "a layer and a head")) for x in some)
+    }
     if wrong := [place for place in colored if place not in places]:
         raise ValueError(f"marked has {shown(wrong[0])}, but must have heads (layer, head) that have both values.")
     figure, axis = subplots(7, 4)
@@ -431,11 +438,17 @@ def paired_scores(
     names: of the first and the second score. The caption gives the difference, first minus second, under the first
     condition, and by how much each other condition changes it, with 95% intervals (1.96 standard errors, over items).
     """
-    of_condition = as_named(scores, "scores", "pairs of scores")
-    pairs = {name: as_values(torch.stack([*pair]), f"scores[{name!r}]", "c t") for name, pair in of_condition.items()}
+    pairs = {name: as_rows(pair, f"scores[{name!r}]", "two tensors of scores")
+             for name, pair in as_named(scores, "scores", "pairs of scores").items()}  # fmt: skip
     first, second = as_tokens(names, 2, "names")
-    if len({pair.shape for pair in pairs.values()}) > 1 or next(iter(pairs.values())).shape[1] < 2:
-        raise ValueError("scores must have as many items under each condition, two or more.")
+    if counts := [len(pair) for pair in pairs.values() if len(pair) != 2]:
+        raise ValueError(f"scores has a condition with {counts[0]} scores, but must have two: pass (first, second).")
+    table = as_table(
+        {f"{name}, {i}": x for name, pair in pairs.items() for i, x in enumerate(pair)}, "scores", "scores", "t"
+    )
+    pairs = {name: [table[f"{name}, {i}"] for i in range(2)] for name in pairs}
+    if len(next(iter(table.values()))) < 2:
+        raise ValueError("scores has one item, but must have two or more, for the intervals.")
     figure, axis = subplots(8, 1.3 + 0.36 * len(pairs))
     data: dict[str, dict[str, float]] = {}
     phrases, usual = [], None
