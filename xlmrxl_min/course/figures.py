@@ -70,7 +70,8 @@ def curves(
     def text(value: float) -> str:
         return f"{value:.0%}" if percent else f"{round(value, 2) + 0.0:.2f}"  # not -0.00
 
-    phrases, handles = [], []
+    phrases: list[str] = []
+    handles: list[Any] = []
     for i, (name, of) in enumerate(zip(rows, values, strict=True)):
         for j, panel in enumerate(of):
             axis = axes[i, j]
