@@ -9,7 +9,7 @@ from ..checks import exercise, randn
 
 
 def complete_cases():
-    texts = ["Select the <mask> that you <mask> to use.", "You can <mask> and <mask> all cells.", "Click the but<mask>."]
+    texts = ["Select the <mask> that you <mask> to use.", "You can <mask> and <mask> it.", "Click the but<mask>."]
     texts += ["选择<mask>,然后单击<mask>。", "El <mask> y la <mask> del <mask>.", "Nothing is masked here."]
     tiny = XLMRobertaXLForMaskedLM.from_pretrained("tiny"), XLMRobertaTokenizer.from_pretrained("tiny")
     return [(*tiny, text) for text in texts]
@@ -80,7 +80,7 @@ complete.misconceptions = {
     "There is a space too many: those that are needed are in the text.": (
         complete_with(lambda _, results: [f" {text}" for text in best_texts(results)])
     ),
-    "These are pieces with their ▁: put in the `text` of a prediction.": (
+    "These are tokens with their ▁: put in the `text` of a prediction.": (
         complete_with(lambda tokenizer, results: [tokenizer.convert_ids_to_tokens(x[0].token_id) for x in results])
     ),
     "Special tokens are left in it: change the text itself, not its ids.": complete_by_ids(skip_special_tokens=False),

@@ -21,12 +21,12 @@ def fewest_cases():
 
 
 def greedy(text, pieces):
-    """From left to right, always the longest piece that fits."""
-    cut = []
+    """From left to right, always the longest subword that fits."""
+    subwords = []
     while text:
-        cut.append(max((text[:end] for end in range(1, len(text) + 1) if text[:end] in pieces), key=len))
-        text = text[len(cut[-1]) :]
-    return cut
+        subwords.append(max((text[:end] for end in range(1, len(text) + 1) if text[:end] in pieces), key=len))
+        text = text[len(subwords[-1]) :]
+    return subwords
 
 
 def greedy_backwards(text, pieces):
@@ -40,25 +40,25 @@ def most_probable(text, pieces):
 def grade_fewest(result, case):
     (text, pieces), fewest = case[:2], fewest_pieces.solution(*case[:2])
     if type(result) is int:
-        return "Return the pieces themselves, not how many they are."
+        return "Return the subwords themselves, not their number."
     if not isinstance(result, (list, tuple)):
-        raise TypeError("not a list of pieces")
+        raise TypeError("not a list of subwords")
     result = list(result)
     if "".join(result) != text:
         if "".join(result[::-1]) == text:
-            return "The pieces are in reverse order: the last one is found first."
-        return "Joined in their order, these pieces are not the text."
+            return "The subwords are in reverse order: the last one is found first."
+        return "Joined in their order, these subwords are not the text."
     if not pieces.issuperset(result):
         return "Not all of these are in `pieces`."
     if len(result) <= len(fewest):
         return ""
     if len(result) == len(text):
-        return "These are the most pieces, not the fewest."
+        return "These are the most subwords, not the fewest."
     if result == most_probable(text, pieces):
-        return "This is the most probable cut: let every piece cost the same."
+        return "This is the most probable segmentation: let every subword cost the same."
     if result in (greedy(text, pieces), greedy_backwards(text, pieces)):
-        return "The longest piece at every step is not the best in the end."
-    return f"{text!r} can be cut into {len(fewest)} pieces, and yours are {len(result)}."
+        return "The longest subword at every step is not the best in the end."
+    return f"{text!r} can be segmented into {len(fewest)} subwords, and yours are {len(result)}."
 
 
 @exercise(fewest_cases, grade=grade_fewest)
@@ -69,24 +69,24 @@ def fewest_pieces(text, pieces):
         for begin in range(max(0, end - longest), end):
             if text[begin:end] in pieces and best[begin] + 1 < best[end]:
                 best[end], last[end] = best[begin] + 1, begin
-    cut, end = [], len(text)
+    subwords, end = [], len(text)
     while end:
-        cut, end = [text[last[end] : end], *cut], last[end]
-    return cut
+        subwords, end = [text[last[end] : end], *subwords], last[end]
+    return subwords
 
 
 fewest_pieces.misconceptions = {
-    "These are the most pieces, not the fewest.": lambda text, pieces: list(text),
-    "This is the most probable cut: let every piece cost the same.": most_probable,
-    "The longest piece at every step is not the best in the end.": greedy,
-    "The pieces are in reverse order: the last one is found first.": (
+    "These are the most subwords, not the fewest.": lambda text, pieces: list(text),
+    "This is the most probable segmentation: let every subword cost the same.": most_probable,
+    "The longest subword at every step is not the best in the end.": greedy,
+    "The subwords are in reverse order: the last one is found first.": (
         lambda text, pieces: fewest_pieces.solution(text, pieces)[::-1]
     ),
-    "Joined in their order, these pieces are not the text.": (
+    "Joined in their order, these subwords are not the text.": (
         lambda text, pieces: fewest_pieces.solution(text, pieces)[1:]
     ),
     "Not all of these are in `pieces`.": lambda text, pieces: [text],
-    "Return the pieces themselves, not how many they are.": (
+    "Return the subwords themselves, not their number.": (
         lambda text, pieces: len(fewest_pieces.solution(text, pieces))
     ),
 }
