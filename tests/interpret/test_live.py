@@ -6,9 +6,11 @@ import re
 import pytest
 import torch
 
-from xlmrxl_min import XLMRobertaTokenizer, XLMRobertaXLForMaskedLM
-from xlmrxl_min.interpret.live import mask_painter
+from xlmrxl_min import XLMRobertaTokenizer, XLMRobertaXLForMaskedLM, fill_mask
+from xlmrxl_min.interpret import logit_lens
+from xlmrxl_min.interpret.live import lens, live, mask_painter
 from xlmrxl_min.model import mask_to_bias
+from xlmrxl_min.training.texts import udhr
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +168,157 @@ def test_impossible_scores_and_masks_raise(scores, options, words):
     arguments = {"scores": scores, "tokens": TOKENS, "head_dim": 32, **options}
     with pytest.raises(ValueError, match=re.escape(words)):
         mask_painter(**arguments)
+
+
+# ---- notebook 00: a sentence
+
+SENTENCES = ["The capital of France is <mask>.", "Jeder hat das Recht auf Leben.", "كل إنسان له الحق في الحياة."]
+UNUSUAL = [
+    "",
+    " ",
+    "a  b\u00a0c\t\nd",
+    "<mask>",
+    "one<mask> two",
+    " <mask> <s>three</s>",
+    "🦕🦕 🦕 中🦕",
+    "ﬁne ½ ① Ａ１ tie～tie",
+    "e\u0301 e\u0302\u0301 e\u0323\u0302 \u1e9b\u0323",  # letters and accents apart
+    "\u0634\u063a\u0651\u0650\u0644 \u0634\u063a\u0650\u0651\u0644",  # marks in both orders
+    "\u1112\u1161\u11ab\u1100\u116e\u11a8",  # Hangul letter by letter
+    "\u0958\u0915\u093c",
+    "▁under▁line\u200bnothing\ufeff",
+    "\x01control\x7f",
+    "x" * 300,
+    '</script><script>window.hacked = 1</script>"',
+]
+
+
+@pytest.fixture(scope="module")
+def sentences(tiny, tokenizer):
+    return live(tiny, tokenizer, SENTENCES, layer=2)
+
+
+def test_the_page_segments_as_the_tokenizer(show, sentences, tokenizer):
+    texts = UNUSUAL + [row.text for row in udhr()[::3]]  # in fifty languages
+    page = show(sentences)
+    page.wait_for_selector("#tokens button")
+    assert page.evaluate("texts => texts.map(tokenize)", texts) == [tokenizer(text).input_ids for text in texts]
+
+
+def chip(at):
+    return f"#tokens button:nth-child({at + 1})"
+
+
+@each_view
+def test_a_sentence_is_typed_masked_and_attended_to(show, sentences, tiny, tokenizer, scheme, width):
+    page = show(sentences, **view(scheme, width))
+    page.wait_for_selector("#tokens button")
+    assert_accessible(page)
+    for sentence in SENTENCES[:2]:
+        page.select_option("#choice", label=sentence)
+        inputs = tokenizer(sentence, return_tensors="pt")
+        tokens = tokenizer.convert_ids_to_tokens(inputs.input_ids[0])
+        assert page.input_value("#text") == sentence
+        assert page.evaluate("[...document.querySelectorAll('#tokens bdi')].map(chip => chip.textContent)") == tokens
+        at = tokens.index("<mask>") if "<mask>" in tokens else 3
+        page.click(chip(at))
+        masked = tokenizer.convert_ids_to_tokens(inputs.input_ids[0].tolist())
+        masked[at] = "<mask>"
+        ids = torch.tensor([tokenizer.convert_tokens_to_ids(masked)])
+        with torch.no_grad():
+            best = tiny(ids).logits[0, at].softmax(-1).topk(5)
+            weights = tiny(**inputs, output_attentions=True).attentions
+        shown = page.evaluate("[...document.querySelectorAll('#predictions dt')].map(token => token.textContent)")
+        assert shown == tokenizer.convert_ids_to_tokens(best.indices)
+        for layer, head in ((2, "mean"), (4, "5")):
+            page.select_option("#layer", str(layer))
+            page.select_option("#head", label=head)
+            row = weights[layer][0, :, at].mean(0) if head == "mean" else weights[layer][0, int(head), at]
+            shown = page.evaluate(
+                "[...document.querySelectorAll('#tokens button')].map(chip => +chip.style.getPropertyValue('--weight'))"
+            )
+            torch.testing.assert_close(torch.tensor(shown), row, atol=1 / 400, rtol=0)
+            top = row.argmax().item()
+            if row.topk(2).values.diff().abs() > 1 / 100:
+                assert sentence_of(page).startswith(f"{tokens[at]} ({at}) attends most to {tokens[top]} ({top}), ")
+        page.select_option("#layer", "2")
+    page.focus(chip(3))
+    press(page, "ArrowRight", "ArrowRight", "ArrowLeft")
+    assert sentence_of(page).startswith(f"{tokens[4]} (4) attends most to ")
+    press(page, *["ArrowLeft"] * 4)
+    assert "is never predicted" in page.text_content("#predictions")
+    page.fill("#text", "Grüße 🦕")
+    assert page.is_hidden("#answers")
+    assert "1 of them is <unk>" in sentence_of(page)
+    assert page.input_value("#choice") == ""
+    page.fill("#text", SENTENCES[0])
+    assert page.is_visible("#answers")
+    [[best, *_]] = fill_mask(tiny, tokenizer, SENTENCES[0])
+    token = tokenizer.convert_ids_to_tokens(best.token_id)
+    assert sentence_of(page).endswith(f"the model predicts {token}, {round(100 * best.probability)}%.")
+
+
+def test_sentences_take_up_little_room(sentences, tiny, tokenizer):
+    assert len(sentences._repr_html_()) < 150_000
+    assert live(tiny, tokenizer, SENTENCES, layer=2).html == sentences.html
+
+
+def test_impossible_sentences_raise(tiny, tokenizer):
+    for options, words in (
+        ({"sentences": []}, "sentences has no text"),
+        ({"sentences": ["word " * 70]}, "72 tokens are too many for this page: take a text of at most 64"),
+        ({"sentences": SENTENCES, "layer": 6}, "layer=6 is impossible"),
+        ({"sentences": SENTENCES, "head": 6}, "head=6 is unknown"),
+        ({"sentences": SENTENCES, "top_k": 0}, "top_k=0 is impossible"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(words)):
+            live(tiny, tokenizer, **options)
+    more = XLMRobertaTokenizer.from_pretrained("tiny")
+    more.add_tokens("<new>")
+    with pytest.raises(ValueError, match=r"the tokenizer has 12003 tokens, but the model"):
+        live(tiny, more, SENTENCES)
+
+
+# ---- notebook 05: the logit lens
+
+
+@each_view
+def test_the_lens_shows_each_layer(show, tiny, tokenizer, scheme, width):
+    inputs = tokenizer(SENTENCES[0], return_tensors="pt")
+    tokens = tokenizer.convert_ids_to_tokens(inputs.input_ids[0])
+    expected = logit_lens(tiny, inputs.input_ids, torch.ones_like(inputs.input_ids) == 1)
+    page = show(lens(tiny, tokenizer, SENTENCES[0]), **view(scheme, width))
+    assert_accessible(page)
+    shown = page.evaluate("[...document.querySelectorAll('td bdi')].map(cell => cell.textContent)")
+    assert shown == tokenizer.convert_ids_to_tokens(expected.top_ids.flatten())
+    weights = page.evaluate(
+        "[...document.querySelectorAll('td button')].map(cell => +cell.style.getPropertyValue('--weight'))"
+    )
+    last = torch.tensor(weights).view(len(expected.top_ids), -1)[-1]
+    torch.testing.assert_close(last, expected.probability[-1], atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        torch.tensor(data_of(lens(tiny, tokenizer, SENTENCES[0]))["final"]), expected.probability, atol=1e-4, rtol=0
+    )
+    at = tokens.index("<mask>")
+    own = tokenizer.convert_ids_to_tokens(expected.top_ids[-1, at])
+    end = f"{100 * expected.probability[-1, at]:.0f}%"
+    assert sentence_of(page) == f"After the last layer, at position {at} (<mask>), the model predicts {own}, {end}."
+    page.focus("tbody tr:last-child td:nth-child(2) button")
+    page.hover(f"tbody tr:nth-child(3) td:nth-child({at + 2}) button")
+    first = tokenizer.convert_ids_to_tokens(expected.top_ids[2, at])
+    assert sentence_of(page).startswith(f"After layer 1, at position {at} (<mask>), the lens predicts {first}, ")
+    assert len(page.query_selector_all("#details dl:first-of-type dt")) == 5 + len(expected.top_ids)
+    press(page, *["ArrowUp"] * 9)
+    assert sentence_of(page).startswith("From the embeddings, at position 0 (<s>), the lens predicts ")
+
+
+def test_impossible_texts_for_the_lens_raise(tiny, tokenizer):
+    with pytest.raises(ValueError, match="text is of type list, but must be a text, a str"):
+        lens(tiny, tokenizer, ["a"])
+    with pytest.raises(ValueError, match="tokens are too many for this page"):
+        lens(tiny, tokenizer, "word " * 70)
+    with pytest.raises(ValueError, match="this needs an XLMRobertaXLForMaskedLM, but the model is of class"):
+        lens(tiny.backbone, tokenizer, "a")
 
 
 # ---- the reading version

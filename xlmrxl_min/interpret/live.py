@@ -2,15 +2,88 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..inputs import as_tensor, as_tokens, as_values, check_integer, check_type
+from ..inference.predict import check_model_type, check_tokenizer
+from ..inputs import as_tensor, as_texts, as_tokens, as_values, check_integer, check_option, check_text, check_type
+from ..model import XLMRobertaXLForMaskedLM
+from ..tokenizer import FAIRSEQ_OFFSET
+from ..utils import eval_mode
+from .explore import encode
+from .hooks import self_attentions
 from .page import Page, make_page
 
 MAX_TOKENS = 64  # of a page whose cells are buttons
+
+
+def live(
+    model: XLMRobertaXLForMaskedLM, tokenizer: Any, sentences: Sequence[str], *, layer: int = 0,
+    head: int | None = None, top_k: int = 5, title: str = "Tokens, masks, attention",
+) -> Page:  # fmt: skip
+    """A page that tokenizes what is typed, and for `sentences` shows predictions and attention weights by clicks.
+
+    Call it by `live(model, tokenizer, ["The sky is <mask>.", "Der Himmel ist blau."])`. The page has the vocabulary, 70
+    kB for tiny's, and segments by itself; what the model computes is prepared: the prediction at each position if it is
+    masked, and the weights of all heads (9 kB per sentence of 16 tokens). layer, head: what is shown first (None: the
+    mean over heads). ValueError for a sentence of more than 64 tokens. Used in notebooks/00_start_here.ipynb.
+    """
+    check_prediction(model, tokenizer, top_k, title)
+    sentences, heads = as_texts(sentences, "sentences"), [list(x.heads) for x in self_attentions(model)]
+    if not sentences:
+        raise ValueError("sentences has no text, but must have one or more.")
+    if len(tokenizer) != tokenizer.vocab_size:
+        raise ValueError("the page does not know tokens that were added: take a tokenizer without them.")
+    check_integer("layer", layer, 0, len(heads) - 1)
+    check_option("head", head, (None, *heads[layer]))
+    prepared = []
+    ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    for sentence in sentences:
+        encoding = tokenizer(sentence, return_tensors="pt").to(model.device)
+        ids, at = encoding.input_ids[0], range(encoding.input_ids.shape[1])
+        check_length(len(ids))
+        masked = ids.repeat(len(ids), 1).fill_diagonal_(tokenizer.mask_token_id)  # one position in each row
+        with eval_mode(model):
+            attentions = model.backbone(**encoding, output_attentions=True).attentions
+            logits = model.lm_head(model.backbone(masked).last_hidden_state[at, at])
+            top = logits.float().softmax(-1)[:, : len(tokenizer)].topk(top_k)
+        rows = zip(ids.tolist(), top.indices.tolist(), top.values.tolist(), strict=True)
+        predictions = [None if i in ends else list(zip(best, rounded(p), strict=True)) for i, best, p in rows]
+        layers = [encode(weights, f"attentions[{i}]") for i, weights in enumerate(attentions)]
+        prepared.append({"text": sentence, "ids": ids.tolist(), "layers": layers, "predictions": predictions})
+    data = {
+        "vocabulary": pack_vocabulary(tokenizer),
+        "count": len(tokenizer),
+        "heads": heads,
+        "start": {"layer": layer, "head": -1 if head is None else head},
+        "sentences": prepared,
+    }
+    return make_page("live", data, title, height=640)
+
+
+def pack_vocabulary(tokenizer: Any) -> str:
+    """gzip, in base64, of the tokens between `<unk>` and `<mask>`, and of their scores by differences of 1/10,000."""
+    ids = range(4, tokenizer.vocab_size - 1)
+    scores = [round(-1e4 * tokenizer.sp_model.get_score(i - FAIRSEQ_OFFSET)) for i in ids]
+    steps = [after - before for before, after in zip([0, *scores], scores, strict=False)]
+    text = "\n".join(tokenizer.convert_ids_to_tokens(ids)) + "\n\n" + "\n".join(map(str, steps))
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+
+
+def rounded(probabilities: Sequence[float]) -> list[float]:
+    return [round(p, 4) for p in probabilities]
+
+
+def check_prediction(model: Any, tokenizer: Any, top_k: int, title: str) -> None:
+    check_type("title", title, str, "a str")
+    check_model_type(model, XLMRobertaXLForMaskedLM)
+    check_tokenizer(model, tokenizer)
+    check_integer("top_k", top_k, 1, len(tokenizer))
 
 
 def mask_painter(
@@ -44,6 +117,43 @@ def mask_painter(
         "masked": (~allowed).tolist(),
     }
     return make_page("masks", data, title, height=min(360 + 31 * len(tokens), 760))
+
+
+def lens(
+    model: XLMRobertaXLForMaskedLM, tokenizer: Any, text: str, *, top_k: int = 5, title: str = "Logit lens"
+) -> Page:
+    """A page of what the model would predict after each layer, at each position: the logit lens, by pointing.
+
+    Call it by `lens(model, tokenizer, "The capital of France is <mask>.")`. As `logit_lens`, it decodes the stream by
+    the final norm and the LM head. ValueError for a text of more than 64 tokens. Used in notebooks/05_the_block.ipynb.
+    """
+    check_prediction(model, tokenizer, top_k, title)
+    check_text(text, "text")
+    encoding = tokenizer(text, return_tensors="pt").to(model.device)
+    tokens = tokenizer.convert_ids_to_tokens(encoding.input_ids[0])
+    check_length(len(tokens))
+    with eval_mode(model):
+        *streams, final = model.backbone(**encoding, output_hidden_states=True).hidden_states
+        states = torch.cat([*map(model.backbone.norm, streams), final])  # l t e
+        probabilities = model.lm_head(states).float().softmax(-1)[..., : len(tokenizer)]
+    best = probabilities.topk(top_k)
+    of_final = probabilities[..., best.indices[-1, :, 0]].diagonal(dim1=1, dim2=2)  # l t: of the model's prediction
+    used = best.indices.unique().tolist()
+    numbers = {token_id: i for i, token_id in enumerate(used)}
+    data = {
+        "tokens": tokens,
+        "start": tokens.index(tokenizer.mask_token) if tokenizer.mask_token in tokens else 0,
+        "vocabulary": tokenizer.convert_ids_to_tokens(used),
+        "best": [
+            [
+                [(numbers[i], p) for i, p in zip(ids, rounded(values), strict=True)]
+                for ids, values in zip(*rows, strict=True)
+            ]
+            for rows in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ],
+        "final": [rounded(row) for row in of_final.tolist()],
+    }
+    return make_page("lens", data, title, height=430 + 31 * len(data["best"]))
 
 
 def check_length(count: int) -> None:
