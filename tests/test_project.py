@@ -19,6 +19,7 @@ import xlmrxl_min
 from xlmrxl_min import model
 from xlmrxl_min.base.config import ConfigOverrides
 from xlmrxl_min.checkpoints.locate import PRETRAINED
+from xlmrxl_min.training.measurements import format_evaluation
 from xlmrxl_min.training.texts import udhr
 
 try:
@@ -173,6 +174,12 @@ def test_the_readme_quotes_the_record_of_tiny():
     masked, retrieval, emoji = (evaluation[key] for key in ("masked", "retrieval", "emoji"))
     for share in (masked["mean"]["held_out"], retrieval["mean"]["other_scripts"], emoji["mean"]):
         assert f"**{share:.0%}**" in README
+
+
+@pytest.mark.parametrize("name", ["tiny"])
+def test_the_model_card_holds_the_record(name):
+    evaluation = json.loads((PRETRAINED / name / "record.json").read_text())["evaluation"]
+    assert format_evaluation(evaluation) in (PRETRAINED / name / "README.md").read_text(encoding="utf-8")
 
 
 def test_environment_and_pyproject_name_the_same():
