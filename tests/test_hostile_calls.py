@@ -48,7 +48,8 @@ from xlmrxl_min import (
     tag,
 )
 from xlmrxl_min.interpret import plot
-from xlmrxl_min.interpret.explore import explore
+from xlmrxl_min.interpret.explore import ablate_each_head, explore
+from xlmrxl_min.interpret.live import lens, live, mask_painter
 from xlmrxl_min.training.evaluation import masked_accuracy
 from xlmrxl_min.training.loop import fit
 
@@ -93,7 +94,7 @@ def right_calls():
         out = lm(**encoding, output_attentions=True, output_hidden_states=True)
     weights = out.attentions[0][0, 0]
     metrics = interpret.head_metrics(lm, rows)
-    lens = interpret.logit_lens(lm, encoding.input_ids, torch.arange(len(ids))[None] == 2)
+    read_out = interpret.logit_lens(lm, encoding.input_ids, torch.arange(len(ids))[None] == 2)
     words = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     pair = tokenizer("a life", "une vie")["input_ids"]
     batch = {"input_ids": encoding.input_ids, "attention_mask": encoding.attention_mask, "labels": encoding.input_ids}
@@ -160,7 +161,13 @@ def right_calls():
         "merge_tokens": (interpret.merge_tokens, {"weights": weights, "queries": [range(2)], "keys": [range(3)]}),
         "value_norms": (interpret.value_norms, {"attention": lm.backbone.layers[0].attention,
                                                 "hidden": out.hidden_states[0]}),
-        "explore": (explore, {"attentions": out.attentions, "tokens": tokens, "title": "a"}),
+        "explore": (explore, {"attentions": out.attentions, "tokens": tokens, "title": "a", "layer": 1, "head": 2,
+                              "token": 1}),
+        "ablate_each_head": (ablate_each_head, {"model": lm, "tokenizer": tokenizer, "inputs": inputs, "position": 1,
+                                                "target": tokens[1], "top_k": 2}),
+        "live": (live, {"model": lm, "tokenizer": tokenizer, "sentences": texts, "layer": 1, "head": 2, "top_k": 3}),
+        "lens": (lens, {"model": lm, "tokenizer": tokenizer, "text": texts[0], "top_k": 3, "title": "a"}),
+        "mask_painter": (mask_painter, {"scores": weights, "tokens": tokens, "head_dim": 32, "title": "a"}),
         "save page": (explore(out.attentions, tokens).save, {"path": "page.html"}),
         "save model": (encoder.save_pretrained, {"folder": "saved", "max_shard_size": "5GB"}),
         "save figure": (plot.attention_map(weights, tokens).save, {"path": "map.png"}),
@@ -176,8 +183,8 @@ def right_calls():
                                                        "tokens": tokenizer.convert_ids_to_tokens(pair)}),
         "effects": (plot.effects, {"values": torch.rand(2, len(tokens)), "tokens": tokens}),
         "saliency": (plot.saliency, {"scores": {"a": torch.rand(len(tokens))}, "tokens": tokens}),
-        "plot.logit_lens": (plot.logit_lens, {"lens": lens, "targets": ["a"],
-                                              "predictions": [["b"] for _ in lens.top_ids]}),
+        "plot.logit_lens": (plot.logit_lens, {"lens": read_out, "targets": ["a"],
+                                              "predictions": [["b"] for _ in read_out.top_ids]}),
         "residual_norms": (plot.residual_norms, {"parts": interpret.contributions(lm, inputs)}),
         "retrieval_curves": (plot.retrieval_curves, {"found": {"a": interpret.retrieval(states, states)}}),
         "training_curves": (plot.training_curves, {"histories": {"a": history}}),

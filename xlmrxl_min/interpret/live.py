@@ -63,7 +63,7 @@ def live(
         "start": {"layer": layer, "head": -1 if head is None else head},
         "sentences": prepared,
     }
-    return make_page("live", data, title, height=640)
+    return make_page("live", data, title, height=580)
 
 
 def pack_vocabulary(tokenizer: Any) -> str:

@@ -57,4 +57,5 @@ def in_ascii(text: str) -> str:
 
 def script_json(data: object) -> str:
     """JSON in ASCII in which no HTML parser finds a tag, an entity or the end of the script."""
-    return re.sub("[<>&]", lambda letter: f"\\u{ord(letter[0]):04x}", json.dumps(data, separators=(",", ":")))
+    text = json.dumps(data, separators=(",", ":"), default=int)  # numpy's integers, too
+    return re.sub("[<>&]", lambda letter: f"\\u{ord(letter[0]):04x}", text)
