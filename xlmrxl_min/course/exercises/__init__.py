@@ -12,7 +12,7 @@ from .decoder import check_step, check_top_p
 from .full_size import check_row, check_split_qkv
 from .heads import check_choice, check_span
 from .many_gpus import check_collectives, check_partial_sum
-from .masked_language_model import check_mask_tokens, check_perplexity
+from .masked_language_model import check_mask_tokens
 from .positions import check_distances
 from .precision_and_size import check_count, check_int8
 from .seeing_attention import check_entropy, check_rollout
@@ -36,7 +36,6 @@ __all__ = [
     "check_mask_tokens",
     "check_most_attended",
     "check_partial_sum",
-    "check_perplexity",
     "check_rollout",
     "check_row",
     "check_span",

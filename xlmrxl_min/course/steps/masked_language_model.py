@@ -30,9 +30,9 @@ def grade_masking(result, case):
         "Special tokens are selected: leave them out.": selected[:, [0, -1]].any(),
         "A label is the original token, not the one in the input.": (labels != ids)[selected].any(),
         "Tokens without a label are changed.": (masked != ids)[~selected].any(),
+        "15% of the tokens are to be selected.": abs(selected[:, 1:-1].float().mean() - 0.15) > 0.02,
         "Every selected token becomes <mask>: what becomes of it needs random numbers of its own.": share_masked > 0.97,
         "The 10% that stay as they are need their labels, too.": share_same == 0,
-        "15% of the tokens are to be selected.": abs(selected[:, 1:-1].float().mean() - 0.15) > 0.02,
         "Random tokens must not be special: sample from 4 to mask_id - 1.": (masked[replaced] < 4).any(),
         "It should be 80% <mask>, 10% random, 10% unchanged.": max(abs(share_masked - 0.8), abs(share_same - 0.1))
         > 0.05,
