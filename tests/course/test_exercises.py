@@ -147,9 +147,9 @@ def test_any_callable_and_any_type_of_result_will_do():
     assert exercises.check_most_attended(lambda weights, tokens: list(np.array(tokens)[weights.argmax(-1)])) == "Right!"
 
 
-def test_any_cut_with_the_fewest_pieces_will_do():
+def test_any_segmentation_with_the_fewest_subwords_will_do():
     def last_begin(text, pieces):
-        """As the solution, but of two equally short ways the last begin is taken, not the first."""
+        """As the solution, but of two equally short segmentations, it takes the one with the last begin."""
         shortest = [()]
         for end in range(1, len(text) + 1):
             begins = [begin for begin in reversed(range(end)) if text[begin:end] in pieces]
