@@ -4,7 +4,6 @@ import torch
 
 from ..checks import exercise
 
-
 ALWAYS_MASK = (
     "Every selected token becomes <mask>, and only 80% should: let a second random number decide, not the one that "
     "selected the word."
