@@ -742,6 +742,9 @@ def test_the_start_is_shown(show, masked):
     assert sentence_of(page).startswith("Layer 2, head 3: <mask> attends most to ")
     assert page.evaluate("document.querySelector('#queries [aria-pressed=true]').textContent").endswith("<mask>")
     assert page.is_hidden("#ablate")
+    phone = show(explore(attentions, tokens, layer=2, head=5), viewport={"width": 360, "height": 760})
+    box = phone.locator(head_button(5)).bounding_box()
+    assert 0 <= box["x"] <= 360 - box["width"], "the chosen head is in sight"
 
 
 SHOWN = "[...document.querySelectorAll('#change dl')].map(list => [...list.children].map(part => part.textContent))"
