@@ -65,7 +65,7 @@ def curves(
     """
     single = len(rows) == len(columns) == 1
     size = (7.2, 2.8) if single else (10.0, 0.5 + 1.35 * len(rows))
-    figure, axes = charts(*size, len(rows), len(columns), sharex=True, sharey="row")
+    figure, axes = charts(*size, len(rows), len(columns), sharex=True, sharey=True)
 
     def text(value: float) -> str:
         return f"{value:.0%}" if percent else f"{round(value, 2) + 0.0:.2f}"  # not -0.00
