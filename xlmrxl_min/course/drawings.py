@@ -7,13 +7,10 @@ xlmrxl_min/model.py.
 
 from __future__ import annotations
 
-import io
 import math
-import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, ParamSpec
+from typing import Any
 
 import matplotlib
 import torch
@@ -22,15 +19,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Patch
 from matplotlib.path import Path
-from PIL import Image
 from torch import Tensor
 
 from ..inputs import as_tokens, as_values, check_integer, check_number, check_option, check_weights
-from ..interpret.plot.figure import COLORS, DPI, MAX_LABELS, CaptionedFigure, Labels, Parts, captioned, default_style
+from ..interpret.plot.figure import COLORS, DPI, INK, MAX_LABELS, Labels, Parts, captioned
 from ..model import build_attention_mask, skew
 from .checks import Guess
 
-INK, DARK, NONE = "#7B7B7B", "#111111", "none"  # the contrast of INK is above 4 on white and on DARK
+DARK, NONE = "#111111", "none"
 ORANGE, GREEN, PINK, BLUE, RED, YELLOW, GREY = COLORS[1:]  # DARK text can be read on all of them
 TOKENS, IDS = ["<s>", "We", "see", "you", "</s>"], [0, 1401, 1957, 398, 2]  # in the published models' vocabulary
 PARTS = {  # what can be marked in the whole model, and its name there
@@ -39,43 +35,14 @@ PARTS = {  # what can be marked in the whole model, and its name there
     "lm_head": "LM head",
 }  # fmt: skip
 MAX_WIDTH = 15  # points: the line in rollout_flow whose weight is 1
-P = ParamSpec("P")
-
-
-class Drawing(CaptionedFigure):
-    """A captioned figure with a transparent background, and with two pixels for each one of the page."""
-
-    def png(self) -> bytes:
-        picture, small = io.BytesIO(), io.BytesIO()
-        with default_style():
-            self.figure.savefig(picture, format="png")
-        Image.open(picture).quantize(256, Image.Quantize.FASTOCTREE).save(small, format="png", optimize=True)
-        return small.getvalue()
-
-    def _ipython_display_(self) -> None:
-        from IPython.display import display  # only IPython calls this
-
-        metadata = {"alt": self.caption, "width": round(DPI * self.figure.get_figwidth())}
-        display({"image/png": self.png(), "text/plain": self.caption}, metadata={"image/png": metadata}, raw=True)
-        print(textwrap.fill(self.caption, 96))
-
-
-def drawn(function: Callable[P, Parts]) -> Callable[P, Drawing]:
-    make = captioned(function)
-
-    @wraps(function)
-    def draw(*args: P.args, **kwargs: P.kwargs) -> Drawing:
-        return Drawing(*make(*args, **kwargs))
-
-    return draw
 
 
 # ---- text, boxes, arrows
 
 
 def canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    matplotlib.rcParams.update({"text.color": INK, "font.size": 8})  # `captioned` restores them
-    figure = Figure((width, height), dpi=2 * DPI, facecolor=NONE)
+    matplotlib.rcParams["font.size"] = 8  # `captioned` restores it
+    figure = Figure((width, height), dpi=DPI)
     axis = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))
     axis.axis("off")
     return figure, axis
@@ -150,7 +117,7 @@ def grid(axis: Axes, x: float, y: float, rows: Sequence[str], columns: Sequence[
 # ---- the drawings
 
 
-@drawn
+@captioned
 def whole_model(here: str | Sequence[str] | None = None) -> Parts:
     """The encoder with its LM head; `here` names the part, or the parts, that are marked. ValueError for another name.
 
@@ -207,7 +174,7 @@ def whole_model(here: str | Sequence[str] | None = None) -> Parts:
     return figure, {"here": marked}, f"{caption} {you_are_here}{'.' if marked else ''}".strip()
 
 
-@drawn
+@captioned
 def embeddings_sum() -> Parts:
     """Word, position and token type embeddings are added. The vectors, of width e = 3, are made up; the ids are not."""
     figure, axis = canvas(9.0, 2.65)
@@ -232,7 +199,7 @@ def embeddings_sum() -> Parts:
     return figure, data, f"{caption} Here e = 3."
 
 
-@drawn
+@captioned
 def segmentations(text: str, log_probs: Mapping[str, float], ways: Sequence[Sequence[str]]) -> Parts:
     """A word, every subword in it as an arc, and below it a few of the ways to segment it, each with its sum.
 
@@ -269,7 +236,7 @@ def segmentations(text: str, log_probs: Mapping[str, float], ways: Sequence[Sequ
     return figure, {"arcs": spans, "sums": sums}, caption
 
 
-@drawn
+@captioned
 def relative_lengths(
     lengths: Mapping[str, float], changed: Mapping[str, float], groups: Mapping[str, Sequence[str]],
     guess: Guess | None = None,
@@ -305,7 +272,7 @@ def relative_lengths(
     return figure, {"order": order}, caption
 
 
-@drawn
+@captioned
 def attention_shapes() -> Parts:
     """From hidden states to the output of attention, with the shapes."""
     figure, axis = canvas(10.2, 2.85)
@@ -332,7 +299,7 @@ def attention_shapes() -> Parts:
     return figure, {}, caption
 
 
-@drawn
+@captioned
 def masks() -> Parts:
     """Five masks `q k`, True = may attend, as build_attention_mask makes them."""
     figure, axis = canvas(10.4, 2.6)
@@ -354,7 +321,7 @@ def masks() -> Parts:
     return figure, data, f"Masks. Pairs of query and key that may attend: {counts}."
 
 
-@drawn
+@captioned
 def rollout_flow(
     maps: Sequence[Tensor] | Tensor, tokens: Sequence[str], position: int | None = None, *, residual: float = 0.5
 ) -> Parts:
@@ -396,7 +363,7 @@ def rollout_flow(
     return figure, {"widths": widths, "flow": flow}, caption + label_of.legend(figure)
 
 
-@drawn
+@captioned
 def distances() -> Parts:
     """The distance i - j of each query i to each key j."""
     figure, axis = canvas(3.6, 2.6)
@@ -411,7 +378,7 @@ def distances() -> Parts:
     return figure, {"distances": numbers}, caption
 
 
-@drawn
+@captioned
 def skew_steps() -> Parts:
     """xlmrxl_min.model.skew for four queries and four keys: where rows begin and end in memory.
 
@@ -450,7 +417,7 @@ def skew_steps() -> Parts:
     return figure, {"kept": kept}, caption
 
 
-@drawn
+@captioned
 def pre_and_post_norm() -> Parts:
     """LayerNorm before attention and feed-forward, as here, and after each addition."""
     figure, axis = canvas(9.0, 3.6)
@@ -477,7 +444,7 @@ def pre_and_post_norm() -> Parts:
     return figure, {}, "Pre-LN: attention and feed-forward only add to x. Post-LN: each sum passes through a LayerNorm."
 
 
-@drawn
+@captioned
 def layer_norm_geometry() -> Parts:
     """LayerNorm of four vectors of width 3, in three steps: an orthographic view with (1, 1, 1) upright."""
     figure, axis = canvas(9.6, 3.3)
@@ -509,7 +476,7 @@ def layer_norm_geometry() -> Parts:
     return figure, steps, caption
 
 
-@drawn
+@captioned
 def masking(tokens: Sequence[str], inputs: Sequence[str], labels: Sequence[int] | Tensor) -> Parts:
     """A sentence in masked language modelling: its tokens, the model's inputs, and the labels `t`, -100 for none.
 
@@ -527,7 +494,7 @@ def masking(tokens: Sequence[str], inputs: Sequence[str], labels: Sequence[int] 
         raise ValueError(f"inputs[{wrong[0]}] is not the token there, but has no label: pass mask_tokens' labels.")
     rows = {"text": list(map(label_of, tokens)), "input": list(map(label_of, inputs)), "label": ids}
     scratch, texts = canvas(1, 1)[1], [str(text) for row in rows.values() for text in row]
-    width = 0.14 + max(scratch.text(0, 0, text).get_window_extent().width for text in texts) / (2 * DPI)
+    width = 0.14 + max(scratch.text(0, 0, text).get_window_extent().width for text in texts) / DPI
     per_line = int(8.7 / width)
     top = 0.45 + 1.1 * math.ceil(len(ids) / per_line)
     figure, axis = canvas(9.6, top + 0.2)

@@ -151,10 +151,13 @@ class Site:
                 printed = "".join("".join(output["text"]) for output in outputs).strip("\n")
                 yield f"<pre>{html.escape(printed)}</pre>" if printed.strip() else ""
                 continue
-            for data in ({kind: "".join(lines) for kind, lines in output["data"].items()} for output in outputs):
+            for output in outputs:
+                data = {kind: "".join(lines) for kind, lines in output["data"].items()}
                 if "image/png" in data:
                     image = data["image/png"].replace("\n", "")
-                    yield f'<img src="data:image/png;base64,{image}" alt="{html.escape(next(alts))}">'
+                    width = output["metadata"].get("image/png", {}).get("width", "auto")
+                    alt = html.escape(next(alts))
+                    yield f'<img src="data:image/png;base64,{image}" alt="{alt}" width="{width}">'
                 elif "text/html" in data:
                     shown = re.sub(r'(<iframe [^>]*?) onload="[^"]*"', r"\1", data["text/html"])  # it is for JupyterLab
                     yield f"<div>{shown}</div>"

@@ -13,6 +13,7 @@ from ..stream import Contributions, LogitLens
 from .figure import (
     CHANGE,
     COLORS,
+    INK,
     Labels,
     Parts,
     argmax,
@@ -51,7 +52,7 @@ def residual_norms(parts: Contributions, *, title: str = "The residual stream") 
     kinds = [name.rsplit(" ", 1)[0] for name in names]
     colors = dict(zip(dict.fromkeys(kinds), COLORS * len(kinds), strict=False))
     right.bar(at, fractions.mean(1).tolist(), color=[colors[kind] for kind in kinds])
-    right.axhline(0, color="black", linewidth=0.5)
+    right.axhline(0, color=INK, linewidth=0.5)
     right.set(ylabel="fraction of the final stream")
     patches = [Patch(color=color) for color in colors.values()]
     right.legend(patches, [wrapped(kind, 3) for kind in colors], frameon=False, fontsize=8)
@@ -142,7 +143,7 @@ def saliency(scores: Mapping[str, Tensor], tokens: Sequence[str], *, title: str 
     for axis, (name, attributions) in zip(axes[0], methods.items(), strict=True):
         data[name] = values = pool_columns(attributions[None], rows)[0]
         axis.barh(range(len(values)), values.tolist(), color=[COLORS[5 if x < 0 else 0] for x in values.tolist()])
-        axis.axvline(0, color="black", linewidth=0.5)
+        axis.axvline(0, color=INK, linewidth=0.5)
         axis.set_axisbelow(True)
         axis.grid(axis="y", color="#DDDDDD", linewidth=0.6)  # from the tokens to the bars
         set_title(axis, name)
