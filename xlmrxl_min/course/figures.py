@@ -11,31 +11,27 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from ..interpret.plot.figure import COLORS, DPI, Labels, Parts, argmax, quoted
-from .drawings import BLUE, INK, NONE, canvas, drawn, grid, label
+from ..interpret.plot.figure import COLORS, INK, Labels, Parts, argmax, captioned, quoted, subplots
+from .drawings import BLUE, NONE, canvas, grid, label
 
 STYLES = ("-", "--", ":", "-.")
 
 
 def charts(width: float, height: float, *args: Any, **kwargs: Any) -> tuple[Figure, Any]:
-    """A figure and its axes, on a transparent background, with lines and text of a middle grey."""
-    figure = Figure((width, height), dpi=2 * DPI, facecolor=NONE, layout="constrained")
-    axes = figure.subplots(*args, squeeze=False, **kwargs)
+    figure, axes = subplots(width, height, *args, squeeze=False, **kwargs)
     for axis in axes.flat:
-        axis.set_facecolor(NONE)
-        axis.tick_params(colors=INK, labelsize=8)
-        axis.spines[:].set_color(INK)
+        axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
 def name_axes(axis: Any, xlabel: str = "", ylabel: str = "", title: str = "") -> None:
-    axis.set_xlabel(xlabel, color=INK, fontsize=8)
-    axis.set_ylabel(ylabel, color=INK, fontsize=8)
-    axis.set_title(title, color=INK, fontsize=9)
+    axis.set_xlabel(xlabel, fontsize=8)
+    axis.set_ylabel(ylabel, fontsize=8)
+    axis.set_title(title, fontsize=9)
 
 
-@drawn
+@captioned
 def bars(values: Mapping[str, Mapping[str, float]], ylabel: str) -> Parts:
     """Fractions in groups, group -> name -> fraction, with the same names in each group."""
     figure, [[axis]] = charts(8.4, 2.5, 1, 1)
@@ -54,7 +50,7 @@ def bars(values: Mapping[str, Mapping[str, float]], ylabel: str) -> Parts:
     return figure, dict(values), f"{ylabel[:1].upper()}{ylabel[1:]}, {'; '.join(phrases)}."
 
 
-@drawn
+@captioned
 def curves(
     values: Sequence[Tensor], x: Sequence[float], lines: Sequence[str], rows: Sequence[str] = ("",),
     columns: Sequence[str] = ("",), *, xlabel: str, ylabel: str, percent: bool = False, mark: float | None = None,
@@ -99,7 +95,7 @@ def curves(
     return figure, {"values": values}, f"{ylabel[:1].upper()}{ylabel[1:]}, {'; '.join(phrases)}."
 
 
-@drawn
+@captioned
 def sizes(parameters: Mapping[str, int]) -> Parts:
     """Models as squares whose areas are proportional to their numbers of parameters, the smallest first."""
     figure, axis = canvas(9.4, 2.7)
@@ -117,7 +113,7 @@ def sizes(parameters: Mapping[str, int]) -> Parts:
     return figure, {name: parameters[name] / smallest for name in names}, caption
 
 
-@drawn
+@captioned
 def weights(values: Tensor, tokens: Sequence[str], title: str) -> Parts:
     """Attention weights of a short text, `q k`, with the percents in the cells; a weight of exactly 0 is left blank."""
     label_of = Labels()

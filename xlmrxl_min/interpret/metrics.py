@@ -268,9 +268,10 @@ def score_parts(
     def record(module: nn.Module, args: tuple, output: Any) -> None:
         updates.append(((output[0] if isinstance(output, tuple) else output) - args[0])[0])
 
-    branches = [(block.attention, block.feed_forward) for block in model.base_model.layers[:layer]]
+    blocks: Any = model.base_model.layers[:layer]
+    branches = [branch for block in blocks for branch in (block.attention, block.feed_forward)]
     names += [f"{name} {i}" for i in range(layer) for name in ("attention", "feed-forward")]
-    with eval_mode(model), hooked([(branch, record) for both in branches for branch in both]):
+    with eval_mode(model), hooked([(branch, record) for branch in branches]):
         model.base_model(rearrange(ids, "t -> 1 t"), use_cache=False)
     positions = embeddings.make_position_ids((ids != model.config.pad_token_id).long()[None])[0]
     constant = embeddings.token_type(torch.zeros_like(ids))
