@@ -91,7 +91,7 @@ def curves(
     if single:
         ends = [(name, *line[[0, -1]].tolist()) for name, line in zip(lines, values[0][0], strict=True)]
         phrases = [f"{name} {text(first)} at {x[0]:g}, {text(last)} at {x[-1]:g}" for name, first, last in ends]
-    figure.legend(handles, lines, loc="outside right center", frameon=False, fontsize=8, labelcolor=INK)
+    figure.legend(handles, lines[: len(handles)], loc="outside right center", frameon=False, fontsize=8, labelcolor=INK)
     return figure, {"values": values}, f"{ylabel[:1].upper()}{ylabel[1:]}, {'; '.join(phrases)}."
 
 
