@@ -36,6 +36,7 @@ from ..metrics import HEAD_CLASSES, OTHER, PRUNED, merge_tokens
 from .figure import (
     CHANGE,
     COLORS,
+    INK,
     MAX_LABELS,
     Labels,
     Parts,
@@ -392,7 +393,7 @@ def head_scatter(
             axis.annotate(text, (float(left[n]), float(right[n])), (4, 3), textcoords="offset points", fontsize=8)
     axis.set(xlabel=x, ylabel=y)
     axis.margins(x=0.1)
-    axis.grid(color="#DDDDDD", linewidth=0.6)
+    axis.grid(color=INK, alpha=0.3, linewidth=0.6)
     axis.set_axisbelow(True)
     if groups:
         axis.legend(frameon=False, fontsize=8)
@@ -472,7 +473,7 @@ def paired_scores(
     axis.set_xlabel(unit)
     left, right = axis.get_xlim()
     axis.set_xlim(left, right + 0.5 * (right - left))
-    axis.grid(axis="y", color="#DDDDDD", linewidth=0.6)
+    axis.grid(axis="y", color=INK, alpha=0.3, linewidth=0.6)
     axis.set_axisbelow(True)
     axis.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     set_suptitle(figure, title)

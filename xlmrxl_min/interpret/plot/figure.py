@@ -30,7 +30,7 @@ from ...files import atomic_write, to_path
 from ...inputs import check_type
 from ..metrics import pool
 
-DPI, SCALE = 90, 1.6  # pixels of the page per inch, and of the picture per pixel of the page: sharp on fine screens
+DPI, SCALE = 90, 1.5  # pixels of the page per inch, and of the picture per pixel of the page: sharp on fine screens
 INK = "#7B7B7B"  # lines and text, on a transparent background: the contrast is above 4 on a white and on a dark page
 AMOUNT, CHANGE = "cividis", "PuOr_r"
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#BBBBBB")  # Okabe and Ito 2008

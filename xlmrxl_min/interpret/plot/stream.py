@@ -145,7 +145,7 @@ def saliency(scores: Mapping[str, Tensor], tokens: Sequence[str], *, title: str 
         axis.barh(range(len(values)), values.tolist(), color=[COLORS[5 if x < 0 else 0] for x in values.tolist()])
         axis.axvline(0, color=INK, linewidth=0.5)
         axis.set_axisbelow(True)
-        axis.grid(axis="y", color="#DDDDDD", linewidth=0.6)  # from the tokens to the bars
+        axis.grid(axis="y", color=INK, alpha=0.3, linewidth=0.6)  # from the tokens to the bars
         set_title(axis, name)
         axis.tick_params(axis="x", labelsize=7)
         axis.locator_params(axis="x", nbins=3)
