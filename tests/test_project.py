@@ -176,7 +176,7 @@ def test_the_readme_quotes_the_record_of_tiny():
         assert f"**{share:.0%}**" in README
 
 
-@pytest.mark.parametrize("name", ["tiny"])
+@pytest.mark.parametrize("name", ["tiny", "tiny-relative-key", "tiny-relative-key-query"])
 def test_the_model_card_holds_the_record(name):
     evaluation = json.loads((PRETRAINED / name / "record.json").read_text())["evaluation"]
     assert format_evaluation(evaluation) in (PRETRAINED / name / "README.md").read_text(encoding="utf-8")

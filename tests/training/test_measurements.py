@@ -314,4 +314,4 @@ def test_evaluate_adds_to_the_record(model, tokenizer, words, emoji, tmp_path, m
     assert "emoji_fine_tuned" not in found
     table = capsys.readouterr().out
     assert "held out" in table
-    assert "logit lens" in table
+    assert "Logit lens" in table
