@@ -550,3 +550,11 @@ def test_a_file_that_is_no_longer_python_is_named():
     with pytest.raises(SyntaxError) as error:
         add(ANSWERS["gelu"])
     assert (error.value.filename, error.value.lineno) == (FILE, 2)
+
+
+@pytest.mark.parametrize("later", ["RelativeAttention", "Block", "load"])
+def test_the_answers_need_no_attribute_of_the_learners_attention(later):
+    own = steps.ANSWERS["Attention"].replace("self.head_dim", "self.d")
+    assert own != steps.ANSWERS["Attention"]
+    module = steps.run(steps.insert(steps.NEW_FILE, "Attention", own))
+    assert steps.STEPS[later].check(getattr(module, later)) == "Right!"

@@ -34,6 +34,7 @@ def grade_masking(result, case):
         "Every selected token becomes <mask>: what becomes of it needs random numbers of its own.": share_masked > 0.97,
         "The 10% that stay as they are need their labels, too.": share_same == 0,
         "Random tokens must not be special: sample from 4 to mask_id - 1.": (masked[replaced] < 4).any(),
+        "Random tokens can have any id from 4 to mask_id - 1, both included.": len(masked[replaced].unique()) < 36,
         "It should be 80% <mask>, 10% random, 10% unchanged.": max(abs(share_masked - 0.8), abs(share_same - 0.1))
         > 0.05,
     }
@@ -69,6 +70,7 @@ mask_tokens.misconceptions = {
         mask_with(same_random=True)
     ),
     "Random tokens must not be special: sample from 4 to mask_id - 1.": mask_with(lowest=0),
+    "Random tokens can have any id from 4 to mask_id - 1, both included.": mask_with(lowest=5),
     "`ids` itself was changed: work on a copy.": mask_with(in_place=True),
     "It should be 80% <mask>, 10% random, 10% unchanged.": mask_with(shares=(0.7, 0.8)),
     "Labels are -100 for tokens that were not selected.": mask_with(make_labels=lambda ids, masked, selected: ids),

@@ -50,7 +50,7 @@ skew.misconceptions = {
 
 relative_scores = exercise(
     lambda: [(randn(2, 3, 4, 6), randn(17, 6, seed=1)), (randn(1, 2, 3, 4), randn(5, 4, seed=1))],
-    hint="Multiply by the rows for t - 1, …, -(t - 1), in this order, then skew.",
+    hint="Multiply by the rows for t - 1, …, -(t - 1), in this order (slice, then `.flip(0)`), then skew.",
 )(solution.relative_scores)
 
 
@@ -100,7 +100,7 @@ def bias_cases():
 
 position_bias = exercise(
     bias_cases,
-    hint="Two terms of `relative_scores`: of the query, and of the key, which sees each distance with the other sign.",
+    hint="Two terms of `relative_scores`: of the query, and of the key, with `table.flip(0)`, transposed.",
 )(solution.position_bias)
 
 

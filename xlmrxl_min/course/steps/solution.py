@@ -130,7 +130,8 @@ class RelativeAttention(Attention):
     def __init__(self, config):
         super().__init__(config)
         self.kind = config.position_embedding_type
-        self.distance = nn.Embedding(2 * config.max_position_embeddings - 1, self.head_dim)
+        head_dim = config.hidden_size // config.num_attention_heads
+        self.distance = nn.Embedding(2 * config.max_position_embeddings - 1, head_dim)
 
     def scores(self, query, key):  # b h q d, b h k d -> b h q k
         return super().scores(query, key) + position_bias(query, key, self.distance.weight, self.kind)
