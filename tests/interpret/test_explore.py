@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pages import data_of, press, sentence_of
 
 from xlmrxl_min import (
     XLMRobertaTokenizer,
@@ -67,10 +68,6 @@ def pair(tiny, tokenizer):
 
 def uniform(*shape):
     return torch.full(shape, 1 / shape[-1])
-
-
-def data_of(page):
-    return json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.DOTALL)[1])
 
 
 # ---- the page as text
@@ -287,15 +284,6 @@ def key(at):
 
 def head_button(head):
     return f"#heads button:nth-child({head + 2})"
-
-
-def press(page, *keys):
-    for name in keys:
-        page.keyboard.press(name)
-
-
-def sentence_of(page):
-    return page.text_content("#sentence")
 
 
 def subject(page):

@@ -1,10 +1,10 @@
 """The interactive pages of the course, in a browser: their numbers are those of the library."""
 
-import json
 import re
 
 import pytest
 import torch
+from pages import data_of, press, sentence_of
 
 from xlmrxl_min import XLMRobertaTokenizer, XLMRobertaXLForMaskedLM, fill_mask
 from xlmrxl_min.interpret import logit_lens
@@ -21,19 +21,6 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def tiny():
     return XLMRobertaXLForMaskedLM.from_pretrained("tiny")
-
-
-def data_of(page):
-    return json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', page.html, re.DOTALL)[1])
-
-
-def press(page, *keys):
-    for key in keys:
-        page.keyboard.press(key)
-
-
-def sentence_of(page):
-    return page.text_content("#sentence")
 
 
 def assert_accessible(page):
@@ -149,8 +136,8 @@ def test_masks_are_painted(show, scores, scheme, width):
 
 def test_a_mask_to_start_with(scores):
     page = mask_painter(scores[:2], TOKENS[:2], keys=TOKENS, head_dim=8, may_attend=torch.arange(6) < 4)
-    assert data_of(page)["masked"] == [[False] * 4 + [True] * 2] * 2
-    assert data_of(page)["keys"] == TOKENS
+    assert data_of(page.html)["masked"] == [[False] * 4 + [True] * 2] * 2
+    assert data_of(page.html)["keys"] == TOKENS
 
 
 @pytest.mark.parametrize(
@@ -297,7 +284,10 @@ def test_the_lens_shows_each_layer(show, tiny, tokenizer, scheme, width):
     last = torch.tensor(weights).view(len(expected.top_ids), -1)[-1]
     torch.testing.assert_close(last, expected.probability[-1], atol=1e-4, rtol=0)
     torch.testing.assert_close(
-        torch.tensor(data_of(lens(tiny, tokenizer, SENTENCES[0]))["final"]), expected.probability, atol=1e-4, rtol=0
+        torch.tensor(data_of(lens(tiny, tokenizer, SENTENCES[0]).html)["final"]),
+        expected.probability,
+        atol=1e-4,
+        rtol=0,
     )
     at = tokens.index("<mask>")
     own = tokenizer.convert_ids_to_tokens(expected.top_ids[-1, at])

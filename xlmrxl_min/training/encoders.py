@@ -82,10 +82,10 @@ class EncoderBatches:
         self.rows = rows = dataset.rows
         groups = dataset.passages()
         self.passages = Sampler(groups, [rows[group[0]][:2] for group in groups])
-        self.parallel = []
+        self.parallel, places = [], dataset.parallel()
         for length in recipe.pair_lengths:
-            short = [[i for i in group if len(self.ids[i]) <= length] for group in dataset.parallel()]
-            groups = [group for group in short if len(group) > 1]
+            short = [[i for i in texts if len(self.ids[i]) <= length] for texts in places]
+            groups = [texts for texts in short if len(texts) > 1]
             self.parallel.append(Sampler(groups, [("", rows[group[0]].source) for group in groups]))
         taught = [i for i, row in enumerate(rows) if place_of(row) in of]
         sentences = [i for i in taught if rows[i].source != "words"]
@@ -246,10 +246,9 @@ def pretrain_encoder(recipe: EncoderRecipe, corpus: Path, folder: Path, **option
     dataset = Dataset(corpus, tokenizer)
     if recipe.start_from is None:
         initialize(model, corpus, tokenizer, dataset.ids)
-    else:  # absolute positions are left out where the new model has relative ones, whose weights start at random
-        trained = XLMRobertaXLForMaskedLM.from_pretrained(folder.parent / recipe.start_from).state_dict()
-        own = model.state_dict()
-        model.load_state_dict({name: weight for name, weight in trained.items() if name in own}, strict=False)
+    else:  # what only one of the two models has is left out: the vectors of relative positions start at random
+        trained = XLMRobertaXLForMaskedLM.from_pretrained(folder.parent / recipe.start_from)
+        model.load_state_dict(trained.state_dict(), strict=False)
     teacher = TeacherVectors(corpus, model.config.hidden_size)
 
     def loss_function(model: Any, batch: Batch) -> Tensor:
