@@ -17,7 +17,7 @@ from xlmrxl_min.training.decoder_measurements import (
 from xlmrxl_min.training.decoders import DecoderRecipe
 from xlmrxl_min.training.evaluation import WordPair, attention_to_words, next_token_accuracy
 from xlmrxl_min.training.pretrain import pretrain
-from xlmrxl_min.training.translation import encode_source, language_prompt
+from xlmrxl_min.training.translation import language_prompt
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 SMALL |= {"initializer_range": 0.1, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -48,7 +48,7 @@ def test_next_token_accuracy_is_of_the_tokens_that_are_not_given(encoder, transl
     found = next_token_accuracy(translator, tokenizer, rows, encoder, sources, [1, 2, 0])
     loss, right = [], []
     for source, row, given in zip(sources, rows, (1, 2, 0), strict=True):
-        logits = translator(torch.tensor([row]), encoder_hidden_states=encode_source(encoder, torch.tensor([source])))
+        logits = translator(torch.tensor([row]), encoder_hidden_states=encoder(torch.tensor([source]))[0])
         for i in range(given, len(row) - 1):
             loss.append(float(-logits.logits[0, i].log_softmax(-1)[row[i + 1]]))
             right.append(int(logits.logits[0, i].argmax()) == row[i + 1])
@@ -65,7 +65,7 @@ def test_attention_to_words_looks_at_the_query_before_and_after_the_word(encoder
     found = attention_to_words(translator, encoder, tokenizer, [WordPair(source, "right", target, "king", "de")])
     ids = torch.tensor([[*language_prompt(tokenizer, "de"), *tokenizer.encode(target)[1:]]])
     [at] = [i for i, token in enumerate(ids[0].tolist()) if token == tokenizer.convert_tokens_to_ids("▁king")]
-    states = encode_source(encoder, torch.tensor([tokenizer.encode(source)]))
+    states = encoder(torch.tensor([tokenizer.encode(source)])).last_hidden_state
     weights = torch.cat(translator(ids, encoder_hidden_states=states, output_attentions=True).cross_attentions)
     for name, query in (("predicting", at - 1), ("reading", at)):
         hits = (weights[:, :, query].argmax(-1) == 2).float()
@@ -138,11 +138,15 @@ def test_continuations_of_a_model_that_repeats_one_token(tokenizer):
 def test_evaluation_of_both_kinds(tokenizer, small_corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(measurements, "FEWEST_PASSAGES", 1)
     monkeypatch.setattr(measurements, "LARGE", 100)
+    encoder = XLMRobertaXLForMaskedLM(XLMRobertaXLConfig(vocab_size=len(tokenizer), **SMALL))
+    encoder.save_pretrained(tmp_path / "encoder")
+    tokenizer.save_pretrained(tmp_path / "encoder")
     recipe = {
-        "steps": 1, "tokens_per_batch": 256, "learning_rate": 0.002, "matrix_learning_rate": 0.02, "warmup_steps": 0,
-        "matrix_weight_decay": 0.1, "decay_fraction": 0.5, "dtype": "float32", "seed": 3,
+        "config": DECODER, "encoder": str(tmp_path / "encoder"), "steps": 1, "tokens_per_batch": 256,
+        "learning_rate": 0.002, "matrix_learning_rate": 0.02, "warmup_steps": 0, "matrix_weight_decay": 0.1,
+        "decay_fraction": 0.5, "dtype": "float32", "seed": 3,
     }  # fmt: skip
-    pretrain(DecoderRecipe(config=DECODER, **recipe), small_corpus, tmp_path / "decoder", progress=False)
+    pretrain(DecoderRecipe(**recipe), small_corpus, tmp_path / "decoder", progress=False)
     found = evaluate_decoder(tmp_path / "decoder", small_corpus, progress=False)
     assert json.loads(json.dumps(found)) == found
     assert set(found["next_token"]["held_out"]) == set(found["next_token"]["studied"]) == {"en", "fr", "de", "zh"}
@@ -150,13 +154,9 @@ def test_evaluation_of_both_kinds(tokenizer, small_corpus, tmp_path, monkeypatch
     assert {example["language"] for example in found["continuations"]["examples"]} == {"en", "fr", "de", "zh"}
     assert "continuations, repeated: text" in format_decoder_evaluation(found)
 
-    XLMRobertaXLForMaskedLM(XLMRobertaXLConfig(vocab_size=len(tokenizer), **SMALL)).save_pretrained(
-        tmp_path / "encoder"
-    )
-    tokenizer.save_pretrained(tmp_path / "encoder")
-    recipe |= {"encoder": str(tmp_path / "encoder"), "languages": ["en", "fr", "de"]}
     config = {**DECODER, "add_cross_attention": True}
-    pretrain(DecoderRecipe(config=config, **recipe), small_corpus, tmp_path / "translator", progress=False)
+    recipe |= {"config": config, "languages": ["en", "fr", "de"]}
+    pretrain(DecoderRecipe(**recipe), small_corpus, tmp_path / "translator", progress=False)
     found = evaluate_decoder(tmp_path / "translator", small_corpus, progress=False)
     assert json.loads(json.dumps(found)) == found
     assert len(found["held_out"]["by_pair"]) == len(found["studied"]["by_pair"]) == 6

@@ -8,7 +8,7 @@ from xlmrxl_min.training.corpus import is_held_out
 from xlmrxl_min.training.dataset import Dataset
 from xlmrxl_min.training.decoders import MAX_PAIR_TOKENS, DecoderRecipe, TranslationBatches, encode_sources
 from xlmrxl_min.training.loop import compute_loss
-from xlmrxl_min.training.translation import encode_source, language_prompt, translate
+from xlmrxl_min.training.translation import language_prompt, translate
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
 SMALL |= {"initializer_range": 0.1, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -76,9 +76,7 @@ def test_the_model_reads_the_encoders_last_states(batches, encoder, model):
     ):
         alone = ids[ids != 1][None]
         assert int(mask.sum()) == alone.shape[1]
-        torch.testing.assert_close(states[mask.bool()][None], encode_source(encoder, alone))
-        hidden = encoder(alone, output_hidden_states=True).hidden_states
-        torch.testing.assert_close(encode_source(encoder, alone), hidden[-1] + 3 * hidden[0])
+        torch.testing.assert_close(states[mask.bool()][None], encoder(alone).last_hidden_state.detach())
     compute_loss(model, read).backward()
     assert model.backbone.layers[0].cross_attention.key.weight.grad.abs().sum() > 0
     assert all(p.grad is None for p in encoder.parameters())
@@ -87,7 +85,7 @@ def test_the_model_reads_the_encoders_last_states(batches, encoder, model):
 def test_translate_continues_the_language_prompt(encoder, model, tokenizer):
     text = "Everyone has the right to life."
     prompt = torch.tensor([language_prompt(tokenizer, "fr")])
-    states = encode_source(encoder, torch.tensor([tokenizer.encode(text)]))
+    states = encoder(torch.tensor([tokenizer.encode(text)])).last_hidden_state
     expected = model.generate(prompt, encoder_hidden_states=states, max_new_tokens=12)[0, prompt.shape[1] :]
     assert translate(model, encoder, tokenizer, text, "fr", max_new_tokens=12) == tokenizer.decode(
         expected.tolist(), skip_special_tokens=True

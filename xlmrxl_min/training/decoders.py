@@ -1,6 +1,7 @@
 """How the bundled decoders are pre-trained: tiny-decoder and tiny-translator. See notebooks/08_decoder.ipynb.
 
-tiny-decoder learns to continue running text, tiny-translator to translate what a frozen encoder has read.
+tiny-decoder learns to continue running text, tiny-translator to translate what a frozen encoder has read. Both start
+from an encoder's weights (Rothe et al. 2020); only the cross-attention is new.
 """
 
 from __future__ import annotations
@@ -13,17 +14,16 @@ from typing import Any
 import torch
 
 from ..inputs import check_integer, check_option
-from ..model import XLMRobertaXLConfig, XLMRobertaXLForCausalLM, XLMRobertaXLModel
+from ..model import XLMRobertaXLConfig, XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM, XLMRobertaXLModel
 from ..tokenizer import XLMRobertaTokenizer
-from ..utils import pad_rows
+from ..utils import eval_mode, pad_rows
 from .corpus import LANGUAGES
 from .dataset import CANDIDATES, MAX_PAIR_TOKENS, STEPS_PER_EPOCH, Dataset, Sampler, draw_number, similar_in_length
-from .encoders import initialize
 from .excerpts import VERSIONS
 from .loop import Batch, Transform
 from .masking import word_starts
 from .pretrain import Recipe, train
-from .translation import encode_source, language_prompt
+from .translation import language_prompt
 
 WORD_START_PROB = 0.5  # of a passage to start with any word, and not with a verse or paragraph
 PAIR_TOKENS = 40  # of one of them, about
@@ -33,7 +33,7 @@ LENGTHS = (4, 2, 1)  # of the passages of a batch: the longest possible, divided
 @dataclass(kw_only=True)
 class DecoderRecipe(Recipe):
     tokens_per_batch: int  # padding included; of a translator on either side
-    encoder: str | None = None  # of a translator: the name or folder of what it attends to
+    encoder: str  # name or folder of the encoder whose weights it starts from; a translator attends to its states
     languages: list[str] | None = None  # None: all
 
     def __post_init__(self) -> None:
@@ -41,8 +41,6 @@ class DecoderRecipe(Recipe):
         check_integer("tokens_per_batch", self.tokens_per_batch)
         for language in self.languages or ():
             check_option("language", language, LANGUAGES)
-        if (self.encoder is not None) != bool(self.config.get("add_cross_attention")):
-            raise ValueError("encoder and a config with add_cross_attention=True belong together: set both, or none.")
 
     def pretrain(self, corpus: Path, folder: Path, **options: Any) -> dict[str, Any]:
         return pretrain_decoder(self, corpus, folder, **options)
@@ -134,31 +132,32 @@ def causal_batch(rows: Sequence[Sequence[int]], padding: int) -> dict[str, torch
 
 
 def encode_sources(encoder: XLMRobertaXLModel) -> Transform:
-    """A transform for `fit`: replace a batch's source by the frozen encoder's states."""
+    """A transform for `fit`: replace a batch's source by the frozen encoder's last hidden states."""
 
     def transform(batch: Batch, generator: torch.Generator) -> Batch:
         mask = (batch["source"] != encoder.config.pad_token_id).long()
-        states = encode_source(encoder, batch["source"], mask).clone()  # an inference tensor, made usable for training
+        with eval_mode(encoder):
+            states = encoder(batch["source"], mask).last_hidden_state
         rest = {name: value for name, value in batch.items() if name != "source"}
-        return {**rest, "encoder_hidden_states": states, "encoder_attention_mask": mask}
+        # an inference tensor is made usable for training
+        return {**rest, "encoder_hidden_states": states.clone(), "encoder_attention_mask": mask}
 
     return transform
 
 
 def pretrain_decoder(recipe: DecoderRecipe, corpus: Path, folder: Path, **options: Any) -> dict[str, Any]:
     torch.manual_seed(recipe.seed)
-    tokenizer = XLMRobertaTokenizer.from_pretrained(corpus if recipe.encoder is None else recipe.encoder)
+    tokenizer = XLMRobertaTokenizer.from_pretrained(recipe.encoder)
     model: Any = XLMRobertaXLForCausalLM(XLMRobertaXLConfig(vocab_size=len(tokenizer), **recipe.config))
+    trained = XLMRobertaXLForMaskedLM.from_pretrained(recipe.encoder)
+    if trained.config.hidden_size != model.config.hidden_size:
+        raise ValueError(f"hidden_size={model.config.hidden_size} must be the encoder's, {trained.config.hidden_size}.")
+    # What only one of the two models has is left out: cross-attention, and layers that the decoder lacks.
+    model.load_state_dict(trained.state_dict(), strict=False)
     dataset = Dataset(corpus, tokenizer, recipe.languages)
-    initialize(model, corpus, tokenizer, dataset.ids)
-    if recipe.encoder is None:
+    if not model.config.add_cross_attention:
         return train(recipe, model, tokenizer, PassageBatches(recipe, dataset, tokenizer), folder, **options)
-    encoder = XLMRobertaXLModel.from_pretrained(recipe.encoder, add_pooling_layer=False)
-    if encoder.config.hidden_size != model.config.hidden_size:
-        raise ValueError(f"hidden_size={model.config.hidden_size} must be the encoder's, {encoder.config.hidden_size}.")
-    with torch.no_grad():
-        model.backbone.embeddings.word.weight.copy_(encoder.embeddings.word.weight)
-        for layer in model.backbone.layers:
-            layer.cross_attention.out.weight.zero_()
-    batches, transform = TranslationBatches(recipe, dataset, tokenizer), encode_sources(encoder)
+    for layer in model.backbone.layers:  # adds nothing at first
+        torch.nn.init.zeros_(layer.cross_attention.out.weight)
+    batches, transform = TranslationBatches(recipe, dataset, tokenizer), encode_sources(trained.backbone)
     return train(recipe, model, tokenizer, batches, folder, transform=transform, **options)

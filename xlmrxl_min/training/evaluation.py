@@ -19,7 +19,7 @@ from ..utils import eval_mode, group_by_length, pad_rows
 from .batching import batch_by_length
 from .masking import check_masking, mask_tokens
 from .texts import TranslatedWord, translated_words, udhr
-from .translation import encode_source, language_prompt
+from .translation import language_prompt
 
 AnyModel = TypeVar("AnyModel", bound=PreTrainedModel)
 MAX_TOKENS = 4096  # per batch
@@ -124,10 +124,9 @@ def next_token_accuracy(
             if encoder is not None and sources is not None:
                 source = pad_rows([sources[i] for i in group], pad)
                 mask = (source != pad).long()
-                cross_inputs = {
-                    "encoder_hidden_states": encode_source(encoder, source, mask),
-                    "encoder_attention_mask": mask,
-                }
+                with eval_mode(encoder):
+                    states = encoder(source, mask).last_hidden_state
+                cross_inputs = {"encoder_hidden_states": states, "encoder_attention_mask": mask}
             labels = ids[:, 1:].clone()
             for row, i in enumerate(group):
                 labels[row, : prompt_lengths[i] if prompt_lengths is not None else 0] = pad
@@ -188,8 +187,8 @@ def attention_to_words(
         ids = torch.tensor([[*prompt, *encoding["input_ids"][1:]]])
         encoding = tokenizer(pair.source, return_offsets_mapping=True)
         right = torch.tensor(word_tokens(encoding, pair.source, pair.source_word))
-        with eval_mode(model):
-            states = encode_source(encoder, torch.tensor([encoding["input_ids"]]))
+        with eval_mode(model), eval_mode(encoder):
+            states = encoder(torch.tensor([encoding["input_ids"]])).last_hidden_state
             out = model.backbone(ids, encoder_hidden_states=states, output_attentions=True, use_cache=False)
         weights = torch.cat(out.cross_attentions)[:, :, query - 1 : query + 1]  # l h q k, of one text
         hits = torch.isin(weights.argmax(-1), right).float()
