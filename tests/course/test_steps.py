@@ -106,7 +106,7 @@ def test_the_order_of_the_steps_does_not_matter():
 
 
 def test_the_model_answer_is_short_and_each_notebook_has_four_to_six_steps():
-    assert len([line for line in ANSWER.splitlines() if line.strip()]) <= 200
+    assert len([line for line in ANSWER.splitlines() if line.strip()]) <= 250
     for part in NOTEBOOKS:
         assert 4 <= sum(value in STEPS.values() for value in vars(part).values()) <= 6, part.__name__
 
@@ -138,7 +138,8 @@ def test_there_are_a_hint_and_at_least_four_misconceptions_in_whole_sentences(na
 def test_stub_gets_a_sentence_and_is_not_kept(name):
     assert ast.get_docstring(ast.parse(stub(name)).body[0])
     message = add(stub(name))
-    assert message.startswith("Not quite. The parameter `") if name in CLASSES else message == NO_RESULT
+    is_without = name in CLASSES and message.startswith("Not quite. The parameter `")
+    assert is_without or message == NO_RESULT  # a class may have no parameters but its parent's
     assert not Path(FILE).exists()
 
 
@@ -168,6 +169,17 @@ def test_nonsense_gets_a_sentence(name, nonsense):
         ("mask_tokens", "torch.randint(4,", "torch.randint(0,", "Random tokens must not be special"),
         ("LMHead", " + self.bias", "", "The bias of the vocabulary is missing"),
         ("masked_lm_loss", "(logits[", "(logits.softmax(-1)[", "cross_entropy contains the softmax"),
+        ("causal_mask", ".tril(", ".triu(", "This allows a query itself and what comes after it"),
+        (
+            "CachedAttention",
+            "return self.out(merge_heads(context)), keys, values",
+            "return self.out(merge_heads(context)), key, value",
+            "Return all keys and values, the earlier ones too",
+        ),
+        ("generate", "model(new, cache)", "model(ids, cache)", "this passes the earlier ones again"),
+        ("generate", "model(new, cache)", "model(ids, {})", "this computes the earlier tokens again"),
+        ("top_p", "kept / kept.sum()", "kept", "Normalize what is kept"),
+        ("CrossAttention", "(part(states)", "(part(hidden)", "This is self-attention"),
         ("load", "return model", "return model.state_dict()", "Return the model itself"),
     ],
 )
@@ -409,6 +421,51 @@ OTHERS = {
             for name, tensor in load_file(f"{folder}/model.safetensors").items():
                 parameters[my_name(name)].data.copy_(tensor)
             return model.eval()
+    """,
+    "causal_mask": """
+        def causal_mask(queries, keys):
+            return torch.arange(keys - queries, keys)[:, None] >= torch.arange(keys)
+    """,
+    "CachedAttention": """
+        class CachedAttention(Attention):
+            def forward(self, hidden, keys, values):
+                query = split_heads(self.query(hidden), keys.shape[-1])
+                keys = torch.cat((keys, split_heads(self.key(hidden), keys.shape[-1])), -2)
+                values = torch.cat((values, split_heads(self.value(hidden), values.shape[-1])), -2)
+                mask = causal_mask(query.shape[2], keys.shape[2])
+                return self.out(merge_heads(F.scaled_dot_product_attention(query, keys, values, mask))), keys, values
+    """,
+    "generate": """
+        def generate(model, ids, max_new_tokens, eos_id):
+            cache, tokens = {}, ids[0].tolist()
+            logits = model(ids, cache)
+            while max_new_tokens > 0:
+                tokens.append(int(logits[0, -1].argmax()))
+                max_new_tokens -= 1
+                if tokens[-1] == eos_id or not max_new_tokens:
+                    return torch.tensor([tokens])
+                logits = model(torch.tensor([tokens[-1:]]), cache)
+    """,
+    "top_p": """
+        def top_p(probabilities, p):
+            total, kept = 0.0, torch.zeros_like(probabilities)
+            for i in probabilities.argsort(descending=True):
+                kept[i] = probabilities[i]
+                total += float(probabilities[i])
+                if total >= p:
+                    return kept / total
+    """,
+    "CrossAttention": """
+        class CrossAttention(Attention):
+            def __init__(self, config):
+                super().__init__(config)
+                self.heads = config.num_attention_heads
+
+            def forward(self, hidden, states, states_mask):
+                query, key, value = self.query(hidden), self.key(states), self.value(states)
+                query, key, value = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value))
+                low = torch.zeros(states_mask.shape).masked_fill(~states_mask, -1e30)[:, None, None]
+                return self.out(merge_heads((attention_scores(query, key) + low).softmax(-1) @ value))
     """,
 }
 

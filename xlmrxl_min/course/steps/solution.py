@@ -1,12 +1,16 @@
-"""The model answer: what `my_model.py` holds when all steps are done, from a text to logits, in the course's order.
+"""The model answer: what `my_model.py` holds when all steps are done, in the course's order.
 
-An encoder like xlmrxl_min/model.py, with its axes, but without what a first model can do without: dropout, token types
-other than 0, fused kernels. `config` is any object with the fields of a config.json.
+From a text to logits: an encoder like xlmrxl_min/model.py, with its axes, but without what a first model can do
+without: dropout, token types other than 0, fused kernels. Then what makes it a decoder, up to generated text. `config`
+is any object with the fields of a config.json.
 """
 
 import json
 import math
+import mmap
 import re
+import struct
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -268,3 +272,131 @@ def load(folder):
     model, tensors = MaskedLM(config), load_file(Path(folder) / "model.safetensors")
     model.load_state_dict({my_name(name): tensor for name, tensor in tensors.items()})
     return model
+
+
+def causal_mask(queries, keys):
+    """Numbers of queries and keys -> q k, True = may attend: itself and earlier ones. The queries are the last keys."""
+    return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+
+
+class CachedAttention(Attention):
+    """Causal self-attention that continues a text, with the keys and values of what came before. No new parameters."""
+
+    def forward(self, hidden, keys, values):  # b q e, b h k d, b h k d -> b q e, and longer keys and values
+        parts = (self.query, self.key, self.value)
+        query, key, value = (split_heads(part(hidden), keys.shape[-1]) for part in parts)
+        keys, values = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
+        may_attend = causal_mask(query.shape[2], keys.shape[2])
+        scores = self.scores(query, keys).masked_fill(~may_attend, torch.finfo(hidden.dtype).min)
+        context = einsum(scores.softmax(-1), values, "b h q k, b h k d -> b h q d")
+        return self.out(merge_heads(context)), keys, values
+
+
+def generate(model, ids, max_new_tokens, eos_id):
+    """A prompt 1 t -> the prompt and what the model writes: always the most probable token, until eos_id.
+
+    model(ids, cache) -> logits 1 t v. cache: a dict, at first empty, in which the model keeps keys and values.
+    """
+    cache, new = {}, ids
+    for _ in range(max_new_tokens):
+        new = model(new, cache)[:, -1:].argmax(-1)
+        ids = torch.cat([ids, new], dim=1)
+        if new.item() == eos_id:
+            break
+    return ids
+
+
+def top_p(probabilities, p):
+    """v -> v: only the fewest most probable tokens that together have the probability p or more; their sum is 1."""
+    ordered, indices = probabilities.sort(descending=True)
+    kept = ordered * (ordered.cumsum(-1) - ordered < p)  # what is before it does not reach p
+    kept = torch.zeros_like(kept).scatter(-1, indices, kept)
+    return kept / kept.sum()
+
+
+class CrossAttention(Attention):
+    """Attention from a decoder's hidden states to an encoder's states. No new parameters."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.width = config.hidden_size // config.num_attention_heads
+
+    def forward(self, hidden, states, states_mask):  # b q e, b k e, b k -> b q e
+        query = split_heads(self.query(hidden), self.width)
+        key, value = (split_heads(part(states), self.width) for part in (self.key, self.value))
+        return self.out(merge_heads(attend(self.scores(query, key), value, states_mask)))
+
+
+def read_header(path):
+    """A safetensors file -> what its header says of each tensor, by name, and the byte at which the data begin."""
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return header, 8 + length
+
+
+def map_tensors(path):
+    """A safetensors file -> its tensors by name, as views of the mapped file: nothing is read, nothing is copied."""
+    (header, start), mapped = read_header(path), {}
+    dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    with open(path, "rb") as file:
+        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    for name, entry in header.items():
+        where = {"offset": start + entry["data_offsets"][0], "count": math.prod(entry["shape"])}
+        with warnings.catch_warnings(action="ignore"):  # that this memory cannot be written to
+            mapped[name] = torch.frombuffer(memory, dtype=dtypes[entry["dtype"]], **where).view(entry["shape"])
+    return mapped
+
+
+def fairseq_name(name):
+    """A weight's name in a fairseq checkpoint -> its name in MaskedLM."""
+    renamed = {
+        "encoder.lm_head.": "lm_head.",
+        "lm_head.layer_norm.": "lm_head.norm.",
+        "encoder.sentence_encoder.": "encoder.",
+        "encoder.embed_tokens.": "encoder.embeddings.word.",
+        "encoder.embed_positions.": "encoder.embeddings.position.",
+        "encoder.layer_norm.": "encoder.norm.",
+        "self_attn_layer_norm.": "attention_norm.",
+        "final_layer_norm.": "feed_forward_norm.",
+        "self_attn.": "attention.",
+        "q_proj.": "query.",
+        "k_proj.": "key.",
+        "v_proj.": "value.",
+        "out_proj.": "out.",
+        "fc1.": "feed_forward.up.",
+        "fc2.": "feed_forward.down.",
+    }
+    for theirs, mine in renamed.items():  # in this order
+        name = name.replace(theirs, mine)
+    return name
+
+
+def build(config, tensors, dtype):
+    """A MaskedLM made on meta, then given `tensors`, by its own names, one at a time, each in dtype."""
+    with torch.device("meta"):
+        model = MaskedLM(config)
+    for name, tensor in tensors.items():
+        assert model.get_parameter(name).shape == tensor.shape, f"{name} has another shape"
+        module, _, parameter = name.rpartition(".")
+        setattr(model.get_submodule(module), parameter, nn.Parameter(tensor.to(dtype)))
+    assert not any(parameter.is_meta for parameter in model.parameters()), "a weight is missing"
+    return model
+
+
+def load_large(folder, dtype):
+    """As load, but from all *.safetensors files of the folder, by map_tensors and build. Tied weights count once."""
+    config = SimpleNamespace(**json.loads((Path(folder) / "config.json").read_text()))
+    tensors, tied = {}, ("lm_head.decoder.weight", "lm_head.decoder.bias")  # names of weights that have another name
+    for path in Path(folder).glob("*.safetensors"):
+        tensors |= {my_name(name): tensor for name, tensor in map_tensors(path).items() if name not in tied}
+    return build(config, tensors, dtype)
+
+
+def forward_bytes(config, batch, tokens):
+    """The bytes at the peak of a float32 forward pass of MaskedLM, without gradients, weights and ids not counted."""
+    numbers = batch * tokens
+    hidden, wide = 4 * numbers * config.hidden_size, 4 * numbers * config.intermediate_size
+    scores, logits = 4 * numbers * config.num_attention_heads * tokens, 4 * numbers * config.vocab_size
+    return max(5 * hidden + 3 * scores, 2 * hidden + 3 * wide, hidden + 2 * logits)
