@@ -12,7 +12,13 @@ from matplotlib.patches import FancyArrowPatch
 from matplotlib.path import Path
 from PIL import Image
 
-from xlmrxl_min import XLMRobertaTokenizer, XLMRobertaXLConfig, XLMRobertaXLForMaskedLM, interpret
+from xlmrxl_min import (
+    XLMRobertaTokenizer,
+    XLMRobertaXLConfig,
+    XLMRobertaXLForMaskedLM,
+    XLMRobertaXLModel,
+    interpret,
+)
 from xlmrxl_min.course import drawings
 from xlmrxl_min.course.checks import guess
 from xlmrxl_min.course.drawings import BLUE, DARK, GREEN, GREY, IDS, INK, MAX_WIDTH, ORANGE, PINK, RED, TOKENS, YELLOW
@@ -47,6 +53,9 @@ DRAWINGS = {
     "layer_norm_geometry": drawings.layer_norm_geometry,
     "masking": lambda: drawings.masking(*MASKED),
     "masking in lines": lambda: drawings.masking(*LONG),
+    "teacher_forcing": lambda: drawings.teacher_forcing(WORDS, [0.5, 0.25, 1.0, 0.125, 0.001]),
+    "kv_cache": lambda: drawings.kv_cache(WORDS, 2),
+    "encoder_decoder": drawings.encoder_decoder,
 }
 
 
@@ -399,3 +408,35 @@ def test_masking_takes_what_mask_tokens_gives():
         drawings.masking(*as_strings, torch.full_like(labels, -100))
     with pytest.raises(ValueError, match="inputs has"):
         drawings.masking(as_strings[0], as_strings[1][1:], labels)
+
+
+def test_teacher_forcing_shifts_the_text_by_one():
+    drawn = DRAWINGS["teacher_forcing"]()
+    inputs = [text for _, text in boxes(drawn, GREY)]
+    labels = [text for patch, text in boxes(drawn) if text and to_hex(patch.get_facecolor()).upper() != GREY]
+    assert (inputs, labels) == (["<s>", "All", "human", "being", "s"], ["All", "human", "being", "s", "</s>"])
+    assert [x.get_text() for x in texts(drawn) if "%" in x.get_text()] == ["50%", "25%", "100%", "12%", "0%"]
+    assert drawn.data["loss"] == pytest.approx(-torch.tensor([0.5, 0.25, 1.0, 0.125, 0.001]).log().mean().item())
+    assert drawn.caption.endswith("The most probable label: being, 100%; the least: </s>, 0.1%.")
+    with pytest.raises(ValueError, match="tokens has 5 strings, but there are 6"):
+        drawings.teacher_forcing(WORDS[1:], [0.5] * 5)
+
+
+def test_the_cache_saves_what_is_grey():
+    drawn = DRAWINGS["kv_cache"]()
+    assert drawn.data == {"without a cache": 2 + 3 + 4 + 5, "with a cache": 2 + 1 + 1 + 1}
+    assert len(boxes(drawn, BLUE)) == 14 + 5 + 1, "and the legend"
+    assert len(boxes(drawn, GREY)) == 2 + 3 + 4 + 1
+    with pytest.raises(ValueError, match="prompt_length=6"):
+        drawings.kv_cache(WORDS, 6)
+
+
+def test_the_decoder_is_wired_as_the_model():
+    sizes = {"vocab_size": 9, "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
+    block = XLMRobertaXLModel(XLMRobertaXLConfig(is_decoder=True, add_cross_attention=True, **sizes)).layers[0]
+    names = {"attention": "causal\nattention", "cross_attention": "cross-\nattention", "feed_forward": "feed-\nforward"}
+    drawn = drawings.encoder_decoder()
+    shown = [text for _, text in boxes(drawn)]
+    own = [text for text in shown[shown.index("causal\nattention") :] if text in names.values()]
+    assert own == [names[name] for name, _ in block.named_children()]
+    assert shown.count("Layer\nNorm") == 3 + 4
