@@ -407,10 +407,19 @@ def test_beam_tree():
     ]
     plotted = plot.beam_tree(steps, ["</s>", "▁a", "▁b", "c", "d"])
     axis = plotted.figure.axes[0]
-    written = {text.get_text(): (text.get_position()[0], text.get_color()) for text in axis.texts}
+    written = {text.get_text(): (text.get_position()[0], text.get_weight()) for text in axis.texts}
     assert set(written) == {"prompt", "a", "b", "c", "d", "</s>  (1)", "</s>  (2)"}
-    assert written["d"] == (2, COLORS[0]), "on the path of the best"
-    assert written["b"] == (1, "0.35"), "pruned"
+    assert written["d"] == (2, "bold"), "on the path of the best"
+    assert written["b"] == (1, "normal"), "pruned"
+    assert [line.get_color() for line in axis.lines].count(COLORS[0]) == 3
     assert len(axis.lines) == 6
+    plotted.figure.draw_without_rendering()
+    for text in axis.texts:  # nothing covers the line behind a text
+        assert text.get_bbox_patch() is None
+        extent = text.get_window_extent()
+        for line in axis.lines:
+            ends = axis.transData.transform(line.get_xydata())
+            assert not extent.contains(*ends[0]), text
+            assert not extent.contains(*ends[1]), text
     assert "2 of 3 hypotheses are finished, the best “ad</s>” with score -0.40" in plotted.caption
     rendered(plotted)

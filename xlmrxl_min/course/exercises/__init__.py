@@ -8,7 +8,7 @@ The notebooks show the same solutions; a test compares them.
 
 from ..checks import Guess, compare, guess
 from .attention import check_attention
-from .decoder import check_step, check_top_p
+from .decoder import check_accept, check_beam_search
 from .full_size import check_row, check_split_qkv
 from .heads import check_choice, check_span
 from .many_gpus import check_collectives, check_partial_sum
@@ -22,7 +22,9 @@ from .tokens_and_embeddings import check_fewest
 
 __all__ = [
     "Guess",
+    "check_accept",
     "check_attention",
+    "check_beam_search",
     "check_cached",
     "check_choice",
     "check_collectives",
@@ -40,8 +42,6 @@ __all__ = [
     "check_row",
     "check_span",
     "check_split_qkv",
-    "check_step",
-    "check_top_p",
     "compare",
     "guess",
 ]

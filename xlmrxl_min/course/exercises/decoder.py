@@ -1,101 +1,134 @@
 """The exercises of notebooks/08_decoder.ipynb."""
 
-import torch
-import torch.nn.functional as F
-from einops import rearrange
+from ..checks import exercise, randn
 
-from ..checks import exercise, randn, random_attention
+VOCABULARY = 4
 
 
-def step_cases():
-    attention, hidden = random_attention(3), randn(2, 5, 24)
-    past = attention.norm(hidden[:, :-1])
-    keys, values = (attention.split_heads(linear(past)) for linear in (attention.key, attention.value))
-    return [(attention, hidden[:, -1:], keys, values)]
+def make_next_log_probs(seed):
+    table = randn(VOCABULARY + 1, VOCABULARY + 1, VOCABULARY, seed=seed).mul(1.5).log_softmax(-1)
+
+    def next_log_probs(tokens):
+        """The last two tokens decide."""
+        before = [VOCABULARY, VOCABULARY, *tokens]
+        return table[before[-2], before[-1]].tolist()
+
+    return next_log_probs
 
 
-@exercise(step_cases, hint="Return three things: the new stream, the keys, the values.")
-def my_step(attention, hidden, keys, values):
-    stream = attention.norm(hidden)
-    query, key, value = (attention.split_heads(f(stream)) for f in (attention.query, attention.key, attention.value))
-    keys, values = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
-    context = F.scaled_dot_product_attention(query, keys, values)  # the last token may attend to everything: no mask
-    return hidden + attention.out(rearrange(context, "b h q d -> b q (h d)")), keys, values
+def beam_cases():
+    return [
+        (make_next_log_probs(seed), beams, length)
+        for seed, beams, length in ((1, 2, 4), (6, 3, 5), (125, 3, 5), (6, 1, 3))
+    ]
 
 
-def step_with(normed=True, sees_itself=True, causal=False, residual=True, keep=True, in_front=False):
-    """my_step with a mistake."""
-
-    def mistaken(attention, hidden, keys, values):
-        stream = attention.norm(hidden) if normed else hidden
-        query, *new = (attention.split_heads(f(stream)) for f in (attention.query, attention.key, attention.value))
-        pairs = zip((keys, values), new, strict=True)
-        extended = [torch.cat([b, a] if in_front else [a, b], dim=2) for a, b in pairs]
-        attended = extended if sees_itself else (keys, values)
-        context = F.scaled_dot_product_attention(query, *attended, is_causal=causal)
-        out = attention.out(rearrange(context, "b h q d -> b q (h d)"))
-        return hidden + out if residual else out, *(extended if keep else (keys, values))
-
-    return mistaken
+@exercise(beam_cases, hint="Each step: extend every beam by every token, add the log-probabilities, keep the best.")
+def my_beam_search(next_log_probs, num_beams, length):
+    beams = [(0.0, ())]
+    for _ in range(length):
+        longer = [
+            (score + log_prob, (*tokens, token))
+            for score, tokens in beams
+            for token, log_prob in enumerate(next_log_probs(tokens))
+        ]
+        beams = sorted(longer, reverse=True)[:num_beams]
+    return beams[0][1]
 
 
-my_step.misconceptions = {
-    "Add what attention makes to the stream.": step_with(residual=False),
-    "The new token does not attend to itself: append its key and value to the others.": step_with(sees_itself=False),
-    "is_causal=True lets one query attend only to the first key: no mask is needed.": step_with(causal=True),
-    "Query, key and value come from the normed stream.": step_with(normed=False),
-    "Return also the keys and values, the new token's own at their end.": step_with(keep=False),
-    "The new token's key and value belong at the end, after all earlier ones.": step_with(in_front=True),
-}
-check_step = my_step.check
+def beam_with(width=lambda n: n, add=lambda score, log_prob: score + log_prob, best=0, per_beam=None, prune=True):
+    """my_beam_search with a mistake. per_beam: how many continuations of each beam are looked at."""
 
-
-def top_p_cases():
-    row = torch.tensor([0.1, 0.4, 0.05, 0.3, 0.15])
-    return [(row, 0.6), (row, 0.01), (row, 0.95), (randn(20).softmax(-1), 0.5)]
-
-
-@exercise(top_p_cases, hint="A token is dropped if those before it are enough already.")
-def my_top_p(probabilities, p):
-    ordered, indices = probabilities.sort(descending=True)
-    kept = ordered * (ordered.cumsum(-1) - ordered < p)  # what comes before it is not yet enough
-    result = torch.zeros_like(kept).scatter(-1, indices, kept)
-    return result / result.sum()
-
-
-def is_kept(ordered, p):
-    return ordered.cumsum(-1) - ordered < p
-
-
-def unsort(kept, indices):
-    return torch.zeros_like(kept).scatter(-1, indices, kept)
-
-
-def top_p_with(keep=is_kept, unsort=unsort, normalize=True):
-    """my_top_p with a mistake. keep: sorted probabilities, p -> which are kept."""
-
-    def mistaken(probabilities, p):
-        ordered, indices = probabilities.sort(descending=True)
-        kept = unsort(ordered * keep(ordered, p), indices)
-        return kept / kept.sum() if normalize else kept
+    def mistaken(next_log_probs, num_beams, length):
+        beams = [(0.0, ())]
+        for _ in range(length):
+            longer = []
+            for score, tokens in beams:
+                pairs = enumerate(next_log_probs(tokens))
+                found = [(add(score, log_prob), (*tokens, token)) for token, log_prob in pairs]
+                longer += sorted(found, reverse=True)[:per_beam]
+            beams = sorted(longer, reverse=True)[: width(num_beams)] if prune else longer
+        return sorted(beams, reverse=True)[best][1]
 
     return mistaken
 
 
-my_top_p.misconceptions = {
-    "Normalize what is kept: it must sum to 1 again.": top_p_with(normalize=False),
-    "One token too many: the one that reaches p is the last.": top_p_with(
-        lambda ordered, p: torch.cat([torch.ones(1) > 0, is_kept(ordered, p)[:-1]])
+my_beam_search.misconceptions = {
+    "That is greedy decoding: keep num_beams beginnings, not one.": beam_with(width=lambda n: 1),
+    "A beginning's score is the sum of all its log-probabilities, not the last one.": beam_with(
+        add=lambda score, log_prob: log_prob
     ),
-    "The token that reaches p is kept; at least one must be left.": top_p_with(
-        lambda ordered, p: ordered.cumsum(-1) < p
+    "Log-probabilities are added, not subtracted: the largest sum is the best.": beam_with(
+        add=lambda score, log_prob: score - log_prob
     ),
-    "The tokens are still in sorted order.": top_p_with(unsort=lambda kept, indices: kept),
-    "Indexing with the indices sorts once more: scatter restores the order.": top_p_with(
-        unsort=lambda kept, indices: kept[indices]
+    "Return the best beam, not the last.": beam_with(best=-1),
+    "Each beam keeps its best continuation only: the best num_beams of all continuations may come from one beam.": (
+        lambda next_log_probs, num_beams, length: one_each(next_log_probs, num_beams, length)
     ),
-    "That keeps the tokens whose own probability is p or more.": (
-        lambda probabilities, p: probabilities * (probabilities >= p) / (probabilities * (probabilities >= p)).sum()
+    "That is the most probable of all texts: keep num_beams beginnings after each step.": beam_with(prune=False),
+}
+
+
+def one_each(next_log_probs, num_beams, length):
+    """The best first tokens, each continued greedily."""
+    first = sorted(((log_prob, (token,)) for token, log_prob in enumerate(next_log_probs(()))), reverse=True)
+    beams = first[:num_beams]
+    for _ in range(length - 1):
+        for i, (score, tokens) in enumerate(beams):
+            log_prob, token = max((log_prob, token) for token, log_prob in enumerate(next_log_probs(tokens)))
+            beams[i] = score + log_prob, (*tokens, token)
+    return max(beams)[1]
+
+
+check_beam_search = my_beam_search.check
+
+
+def accept_cases():
+    logits = randn(5, 9)
+    best = logits.argmax(-1).tolist()
+    wrong = [(token + 1) % 9 for token in best]
+    drafts = [[*best[:2], wrong[2], best[3]], best[:4], wrong[:4], [wrong[0], *best[1:4]], [*best[:3], wrong[3]]]
+    return [(draft, logits) for draft in drafts]
+
+
+@exercise(accept_cases, hint="Row i of the logits predicts draft[i]; the last row predicts what follows the draft.")
+def my_accept(draft, logits):
+    best = logits.argmax(-1).tolist()
+    for i, token in enumerate(draft):
+        if token != best[i]:
+            return best[: i + 1]
+    return best
+
+
+def agreed(draft, best):
+    """How many tokens of the draft are right up to the first that is not."""
+    wrong = [i for i, token in enumerate(draft) if token != best[i]]
+    return wrong[0] if wrong else len(draft)
+
+
+def accept_with(choose):
+    """my_accept with a mistake. choose: the draft, the most probable tokens -> the result."""
+    return lambda draft, logits: choose(draft, logits.argmax(-1).tolist())
+
+
+my_accept.misconceptions = {
+    "The draft is taken as it is: stop at the first token that the model would not write.": accept_with(
+        lambda draft, best: [*draft, best[-1]]
+    ),
+    "These are the model's predictions everywhere: those after a wrong token of the draft continue a wrong text.": (
+        accept_with(lambda draft, best: best)
+    ),
+    "Do not throw away the model's own token: where the draft is wrong, or ends, it is known already.": accept_with(
+        lambda draft, best: draft[: agreed(draft, best)]
+    ),
+    "Later tokens that happen to agree continue a wrong text: stop at the first difference.": accept_with(
+        lambda draft, best: [*(token for i, token in enumerate(draft) if token == best[i]), best[-1]]
+    ),
+    "The wrong token of the draft is in the result: the model's own stands there.": accept_with(
+        lambda draft, best: draft[: agreed(draft, best) + 1] if agreed(draft, best) < len(draft) else best
+    ),
+    "A draft that is right everywhere is worth one token more: the last row predicts it.": accept_with(
+        lambda draft, best: best[: min(agreed(draft, best) + 1, len(draft))]
     ),
 }
-check_top_p = my_top_p.check
+check_accept = my_accept.check

@@ -13,6 +13,7 @@ from ...inference.generation import Beams
 from ...inputs import as_named, as_sequence, as_table, as_tokens, check_integer, shown
 from .figure import (
     COLORS,
+    INK,
     MAX_LABELS,
     Labels,
     Parts,
@@ -25,6 +26,8 @@ from .figure import (
     subplots,
     wrapped,
 )
+
+UNIT = 1.05  # inches from one token of a beam to the next
 
 
 @captioned
@@ -99,7 +102,7 @@ def distributions(
         axis.set(xlim=(0, 1), xlabel="probability", ylim=(len(ids) - 0.4, -0.6))
         for row, value in enumerate(data[name].tolist()):
             if value == 0:
-                axis.text(0.02, row, "cut off", fontsize=7, va="center", color="0.4")
+                axis.text(0.02, row, "cut off", fontsize=7, va="center", color=INK)
         best = f"{float(one.max()):.0%} for {quoted(vocabulary[int(one.argmax())])}"
         phrases.append(f"{name} {best}, {int((one > 0).sum()):,} possible")
     axes[0, 0].set_yticks(range(len(ids)), left, fontsize=8)
@@ -132,22 +135,24 @@ def beam_tree(steps: Sequence[Beams], vocabulary: Sequence[str], *, title: str =
         below = [height[child] for child in children[node]]
         height.setdefault(node, sum(below) / max(1, len(below)))
     depth, label = max(map(len, nodes)), Labels(14)
-    figure, axis = subplots(1.5 + 1.05 * depth, 0.8 + 0.3 * len(leaves))
+    figure, axis = subplots(1.5 + UNIT * depth, 0.8 + 0.3 * len(leaves))
     best = finished[0].tokens if finished else ()
-    for node in nodes[1:]:
+    texts = {node: label(vocabulary[node[-1]]) + (f"  ({rank[node]})" if node in rank else "") for node in nodes[1:]}
+    texts = {(): "prompt", **texts}
+    half = {node: (0.04 + 0.037 * len(text)) / UNIT for node, text in texts.items()}  # of a text's width, about
+    for node in nodes:
         is_best = node == best[: len(node)]
-        color, text_color = (COLORS[0],) * 2 if is_best else (COLORS[5],) * 2 if node in rank else ("0.6", "0.35")
-        x, y = [len(node) - 1, len(node)], [height[node[:-1]], height[node]]
-        axis.plot(x, y, color=color, linewidth=2.2 if is_best else 0.9)
-        text = label(vocabulary[node[-1]]) + (f"  ({rank[node]})" if node in rank else "")
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-        axis.text(x[1], y[1], text, color=text_color, fontsize=8, ha="center", va="center", bbox=box)
-    axis.text(0, height[()], "prompt", fontsize=8, ha="center", va="center", bbox={"facecolor": "white", "pad": 2})
-    axis.set(xlabel="new tokens", yticks=[], xlim=(-0.5, depth + 0.7), ylim=(len(leaves) - 0.4, -0.6))
+        color = COLORS[0] if is_best else COLORS[5] if node in rank else INK
+        weight = "bold" if is_best or node in rank else "normal"
+        axis.text(len(node), height[node], texts[node], color=INK, fontsize=8, ha="center", va="center", weight=weight)
+        if node:  # a line between the texts, and not behind them: there is no background that could cover it
+            x = [len(node) - 1 + half[node[:-1]], len(node) - half[node]]
+            axis.plot(x, [height[node[:-1]], height[node]], color=color, linewidth=2.2 if is_best else 0.9)
+    axis.set(xlabel="new tokens", xticks=range(depth + 1), yticks=[], xlim=(-0.5, depth + 0.7), ylim=(len(leaves) - 0.4, -0.6))
     axis.spines[["left", "right", "top"]].set_visible(False)
     set_title(axis, title)
     text = readable("".join(vocabulary[token] for token in best))
     caption = f"{title}: {len(finished)} of {len(leaves)} hypotheses are finished"
-    caption += f", the best “{text}” with score {finished[0].score:.2f}; grey ones were pruned" if finished else ""
+    caption += f", the best “{text}” with score {finished[0].score:.2f}; the others were pruned" if finished else ""
     caption += f".{label.legend(figure)}"
     return figure, {beam.tokens: beam.score for beam in finished}, caption
