@@ -1,4 +1,4 @@
-"""The learner builds the model: each checked step of notebooks 01, 02, 04, 05, 06 and 08 adds a part to `my_model.py`.
+"""The learner builds the model: each checked step of notebooks 01 to 06, 08 and 10 adds a part to `my_model.py`.
 
 A step is a cell of the notebook. It is checked, and if it is right, it replaces its part of the file:
 
@@ -21,10 +21,19 @@ from types import ModuleType
 from typing import Any
 
 from ..checks import Exercise
-from . import attention, decoder, masked_language_model, positions, solution, the_block, tokens_and_embeddings
+from . import (
+    attention,
+    decoder,
+    full_size,
+    masked_language_model,
+    positions,
+    solution,
+    the_block,
+    tokens_and_embeddings,
+)
 
 FILE = "my_model.py"
-NOTEBOOKS = (tokens_and_embeddings, attention, positions, the_block, masked_language_model, decoder)
+NOTEBOOKS = (tokens_and_embeddings, attention, positions, the_block, masked_language_model, decoder, full_size)
 STEPS = {  # in the order of the file
     step.solution.__name__: step for part in NOTEBOOKS for step in vars(part).values() if isinstance(step, Exercise)
 }

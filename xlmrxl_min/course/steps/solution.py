@@ -1,8 +1,8 @@
 """The model answer: what `my_model.py` holds when all steps are done, in the course's order.
 
 From a text to logits: an encoder like xlmrxl_min/model.py, with its axes, but without what a first model can do
-without: dropout, token types other than 0, fused kernels. Then what makes it a decoder, up to generated text. `config`
-is any object with the fields of a config.json.
+without: dropout, token types other than 0, fused kernels. Then what makes it a decoder, up to generated text, and what
+loads files of any size. `config` is any object with the fields of a config.json.
 """
 
 import json
@@ -340,11 +340,11 @@ def map_tensors(path):
     """A safetensors file -> its tensors by name, as views of the mapped file: nothing is read, nothing is copied."""
     (header, start), mapped = read_header(path), {}
     dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    with open(path, "rb") as file:
+    with open(path, "rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch warns that this memory cannot be written to
         memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    for name, entry in header.items():
-        where = {"offset": start + entry["data_offsets"][0], "count": math.prod(entry["shape"])}
-        with warnings.catch_warnings(action="ignore"):  # that this memory cannot be written to
+        for name, entry in header.items():
+            where = {"offset": start + entry["data_offsets"][0], "count": math.prod(entry["shape"])}
             mapped[name] = torch.frombuffer(memory, dtype=dtypes[entry["dtype"]], **where).view(entry["shape"])
     return mapped
 
