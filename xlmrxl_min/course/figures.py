@@ -131,3 +131,46 @@ def weights(values: Tensor, tokens: Sequence[str], title: str) -> Parts:
     q, k = argmax(values)
     caption = f"{title}: the largest weight is {values[q, k]:.0%}, from query {quoted(tokens[q])} to key"
     return figure, {"weights": values}, f"{caption} {quoted(tokens[k])}.{label_of.legend(figure)}"
+
+
+@captioned
+def stacked_bars(
+    values: Mapping[str, Mapping[str, float]], xlabel: str, marks: Mapping[str, float] | None = None
+) -> Parts:  # fmt: skip
+    """Bars of parts, bar -> part -> amount, from above; a dotted line for each mark, name -> amount."""
+    figure, [[axis]] = charts(9.4, 0.8 + 0.3 * len(values), 1, 1)
+    parts = list(dict.fromkeys(part for bar in values.values() for part in bar))
+    totals = {name: sum(bar.values()) for name, bar in values.items()}
+    for n, part in enumerate(parts):
+        amounts = [bar.get(part, 0.0) for bar in values.values()]
+        left = [sum(bar.get(before, 0.0) for before in parts[:n]) for bar in values.values()]
+        axis.barh(range(len(values)), amounts, 0.75, left=left, color=COLORS[n], label=part)
+    for i, total in enumerate(totals.values()):
+        axis.text(total, i, f" {total:,.0f}", va="center", fontsize=8)
+    for name, amount in (marks or {}).items():
+        axis.axvline(amount, color=INK, linestyle=":")
+        axis.text(amount, -0.6, f" {name}", fontsize=8)
+    axis.set_yticks(range(len(values)), list(values))
+    axis.set_ylim(len(values) - 0.5, -0.5 - 0.6 * bool(marks))
+    name_axes(axis, xlabel=xlabel)
+    figure.legend(loc="outside right center", frameon=False, fontsize=8, labelcolor=INK)
+    phrases = [f"{name}: {total:,.1f}" for name, total in totals.items()]
+    return figure, totals, f"{xlabel[:1].upper()}{xlabel[1:]}; {'; '.join(phrases)}."
+
+
+@captioned
+def held_over_time(parts: Mapping[str, Sequence[float]], ylabel: str, whole: float, turn: int) -> Parts:
+    """Areas on top of each other, name -> amount at each moment; dotted: `whole`; the backward pass starts at `turn`."""
+    figure, [[axis]] = charts(9.4, 2.6, 1, 1)
+    moments = range(len(next(iter(parts.values()))))
+    axis.stackplot(moments, list(parts.values()), labels=list(parts), colors=COLORS, step="mid")
+    axis.axhline(whole, color=INK, linestyle=":")
+    axis.text(0, 1.02 * whole, "the whole model", fontsize=8)
+    axis.axvline(turn - 0.5, color=INK, linewidth=0.8)
+    axis.set_xticks([turn / 2, (turn + len(moments)) / 2], ["forward →", "backward →"])
+    axis.set_ylim(0, 1.15 * whole)
+    name_axes(axis, ylabel=ylabel)
+    figure.legend(loc="outside right center", frameon=False, fontsize=8, labelcolor=INK)
+    total = [sum(now) for now in zip(*parts.values(), strict=True)]
+    caption = f"{ylabel[:1].upper()}{ylabel[1:]}: {total[0]:.2f} before and {total[-1]:.2f} after the step, at most"
+    return figure, {"total": total}, f"{caption} {max(total):.2f}; the whole model has {whole:.2f}."
