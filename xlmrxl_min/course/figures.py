@@ -160,7 +160,7 @@ def stacked_bars(
 
 @captioned
 def held_over_time(parts: Mapping[str, Sequence[float]], ylabel: str, whole: float, turn: int) -> Parts:
-    """Areas on top of each other, name -> amount at each moment; dotted: `whole`; the backward pass starts at `turn`."""
+    """Areas, name -> amount at each moment; dotted: `whole`; the backward pass starts at the moment `turn`."""
     figure, [[axis]] = charts(9.4, 2.6, 1, 1)
     moments = range(len(next(iter(parts.values()))))
     axis.stackplot(moments, list(parts.values()), labels=list(parts), colors=COLORS, step="mid")

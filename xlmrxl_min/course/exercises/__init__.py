@@ -11,7 +11,15 @@ from .attention import check_attention
 from .decoder import check_accept, check_beam_search
 from .full_size import check_row, check_split_qkv
 from .heads import check_choice, check_span
-from .many_gpus import check_collectives, check_partial_sum
+from .many_gpus import (
+    check_attention_on_rank,
+    check_by_columns,
+    check_by_rows,
+    check_collectives,
+    check_feed_forward_on_rank,
+    check_fsdp_peak,
+    check_ring_bytes,
+)
 from .masked_language_model import check_mask_tokens
 from .positions import check_distances
 from .precision_and_size import check_count, check_int8
@@ -24,7 +32,10 @@ __all__ = [
     "Guess",
     "check_accept",
     "check_attention",
+    "check_attention_on_rank",
     "check_beam_search",
+    "check_by_columns",
+    "check_by_rows",
     "check_cached",
     "check_choice",
     "check_collectives",
@@ -32,12 +43,14 @@ __all__ = [
     "check_count",
     "check_distances",
     "check_entropy",
+    "check_feed_forward_on_rank",
     "check_fewest",
+    "check_fsdp_peak",
     "check_ignores_padding",
     "check_int8",
     "check_mask_tokens",
     "check_most_attended",
-    "check_partial_sum",
+    "check_ring_bytes",
     "check_rollout",
     "check_row",
     "check_span",

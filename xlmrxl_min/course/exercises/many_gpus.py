@@ -1,68 +1,236 @@
-"""The exercises of notebooks/11_many_gpus.ipynb."""
+"""The steps and exercises of notebooks/11_many_gpus.ipynb; the steps' answers are in course/steps/many_gpus.py."""
 
 from itertools import pairwise
+from types import SimpleNamespace
 
-from einops import rearrange
+import torch
+import torch.nn.functional as F
+from torch import nn
 
 from ..checks import exercise, randn, random_attention
+from ..steps import many_gpus as answers
+
+RANKS = [(rank, ranks) for ranks in (1, 2, 4) for rank in range(ranks)]
 
 
-def by_columns(linear, x, rank, ranks):  # the notebook builds this one and the next
-    return x @ linear.weight.chunk(ranks)[rank].T + linear.bias.chunk(ranks)[rank]
+def yours_or_answers(*functions):
+    """Each of the steps if it is right, or else its answer; prints which are the learner's."""
+    steps = [globals()[function.__name__] for function in functions]
+    are_right = [step.check(function) == "Right!" for step, function in zip(steps, functions, strict=True)]
+    names = ", ".join(f.__name__ for f, is_right in zip(functions, are_right, strict=True) if is_right)
+    print(f"{sum(are_right)} of {len(steps)} functions are yours{': ' if names else ''}{names}.")
+    return tuple(
+        function if is_right else step.solution
+        for function, step, is_right in zip(functions, steps, are_right, strict=True)
+    )
 
 
-def by_rows(linear, x_part, rank, ranks):
-    return x_part @ linear.weight.chunk(ranks, dim=1)[rank].T
+def random_linear(inputs, outputs, seed=0):
+    linear = nn.Linear(inputs, outputs).requires_grad_(False)
+    linear.weight.copy_(randn(outputs, inputs, seed=seed))
+    linear.bias.copy_(randn(outputs, seed=seed + 1))
+    return linear
 
 
-def partial_sum_cases():
-    attention, normed = random_attention(4), randn(2, 5, 32)
-    return [(attention, normed, rank, ranks) for ranks in (1, 2, 4) for rank in range(ranks)]
+# ---- the steps
+
+ring_bytes = exercise(
+    lambda: [(name, ranks, 840) for name in ("all-reduce", "all-gather", "reduce-scatter") for ranks in (2, 4, 7)],
+    hint="A chunk has size / ranks bytes; each step sends one; count the steps in the drawing.",
+)(answers.ring_bytes)
+ring_bytes.misconceptions = {
+    "An all-reduce is two passes: a reduce-scatter, and then an all-gather.": (
+        lambda collective, ranks, size: (ranks - 1) * size / ranks
+    ),
+    "Only an all-reduce has two passes.": lambda collective, ranks, size: 2 * (ranks - 1) * size / ranks,
+    "Each step sends one chunk, size / ranks bytes, and only what one rank sends is asked for.": (
+        lambda collective, ranks, size: ring_bytes.solution(collective, ranks, size) * ranks
+    ),
+    "A pass has ranks − 1 steps: a rank sends nothing to itself.": (
+        lambda collective, ranks, size: size * (1 + (collective == "all-reduce"))
+    ),
+    "This is the number of steps: multiply it by the bytes of a chunk.": (
+        lambda collective, ranks, size: ring_bytes.solution(collective, ranks, ranks)
+    ),
+}
+check_ring_bytes = ring_bytes.check
 
 
-@exercise(partial_sum_cases, hint="Whole heads, √d of a head, the rank's own rows of out.")
-def my_partial_sum(attention, normed, rank, ranks):
-    d = attention.head_dim
-    linears = (attention.query, attention.key, attention.value)
-    parts = (by_columns(linear, normed, rank, ranks) for linear in linears)
-    query, key, value = (rearrange(part, "b t (h d) -> b h t d", d=d) for part in parts)
-    weights = (query @ key.transpose(-1, -2) / d**0.5).softmax(-1)
-    out = by_rows(attention.out, rearrange(weights @ value, "b h t d -> b t (h d)"), rank, ranks)
-    return out + attention.out.bias if rank == 0 else out
+by_columns = exercise(
+    lambda: [(random_linear(6, 8), randn(2, 5, 6), *place) for place in RANKS],
+    hint="PyTorch stores W as outputs × inputs: W's columns are rows of linear.weight, so chunk along dimension 0.",
+)(answers.by_columns)
+by_columns.misconceptions = {
+    "The bias is missing: each rank adds its own part of it.": (
+        lambda linear, x, rank, ranks: x @ linear.weight.chunk(ranks)[rank].T
+    ),
+    "Every rank adds its own part of the bias, not rank 0 alone.": (
+        lambda linear, x, rank, ranks: (
+            x @ linear.weight.chunk(ranks)[rank].T + linear.bias.chunk(ranks)[rank] * (rank == 0)
+        )
+    ),
+    "Each rank has other columns: these are rank 0's.": (
+        lambda linear, x, rank, ranks: by_columns.solution(linear, x, 0, ranks)
+    ),
+    "This is the result of the whole layer: a rank computes its own outputs only.": (
+        lambda linear, x, rank, ranks: linear(x)
+    ),
+    "A rank has adjacent columns: chunk the weight, do not take every ranks-th row.": (
+        lambda linear, x, rank, ranks: F.linear(x, linear.weight[rank::ranks], linear.bias[rank::ranks])
+    ),
+    "Return this rank's outputs only, without zeros for the others.": (
+        lambda linear, x, rank, ranks: (
+            linear(x) * (torch.arange(len(linear.bias)) // (len(linear.bias) // ranks) == rank)
+        )
+    ),
+}
+check_by_columns = by_columns.check
 
 
-def partial_sum_with(heads=None, divisor=lambda d: d**0.5, has_bias=lambda rank: rank == 0, own_rows=True):
-    """my_partial_sum with a mistake. heads: how many, whatever the rank has."""
+by_rows = exercise(
+    lambda: [(random_linear(8, 6), randn(2, 5, 8).chunk(ranks, dim=-1)[rank], rank, ranks) for rank, ranks in RANKS],
+    hint="W's rows are columns of linear.weight: chunk along dimension 1. Rank 0 adds the bias.",
+)(answers.by_rows)
+
+
+def rows_with(bias=lambda rank, ranks: rank == 0, pick=lambda weight, rank, ranks: weight.chunk(ranks, dim=1)[rank]):
+    """by_rows with a mistake. bias: how often it is added; pick: the rank's part of the weight."""
+    return lambda linear, x_part, rank, ranks: (
+        x_part @ pick(linear.weight, rank, ranks).T + linear.bias * bias(rank, ranks)
+    )
+
+
+by_rows.misconceptions = {
+    "The bias comes once for each rank: only rank 0 adds it.": rows_with(bias=lambda rank, ranks: 1),
+    "The bias is missing: rank 0 adds it.": rows_with(bias=lambda rank, ranks: 0),
+    "A bias divided by the ranks has the right sum, but here rank 0 adds all of it.": (
+        rows_with(bias=lambda rank, ranks: 1 / ranks)
+    ),
+    "Each rank has other rows: these are rank 0's.": rows_with(
+        pick=lambda weight, rank, ranks: weight.chunk(ranks, 1)[0]
+    ),
+    "A rank has adjacent inputs: chunk the weight, do not take every ranks-th column.": (
+        rows_with(pick=lambda weight, rank, ranks: weight[:, rank::ranks])
+    ),
+}
+check_by_rows = by_rows.check
+
+
+feed_forward_on_rank = exercise(
+    lambda: [
+        (SimpleNamespace(up=random_linear(6, 8), down=random_linear(8, 6, 2)), randn(2, 5, 6), *place)
+        for place in RANKS
+    ],
+    hint="by_columns for up, F.gelu, by_rows for down.",
+)(answers.feed_forward_on_rank)
+
+
+def feed_forward_with(activation=F.gelu, after=lambda x: x):
+    """feed_forward_on_rank with a mistake."""
+    return lambda feed_forward, normed, rank, ranks: after(
+        answers.by_rows(
+            feed_forward.down, activation(answers.by_columns(feed_forward.up, normed, rank, ranks)), rank, ranks
+        )
+    )
+
+
+def rows_first(feed_forward, normed, rank, ranks):
+    summand = answers.by_rows(feed_forward.up, normed.chunk(ranks, dim=-1)[rank], rank, ranks)
+    return answers.by_columns(feed_forward.down, F.gelu(summand), rank, ranks)
+
+
+feed_forward_on_rank.misconceptions = {
+    "The GELU between the two matrices is missing.": feed_forward_with(activation=lambda x: x),
+    "This is ReLU: the model has GELU.": feed_forward_with(activation=F.relu),
+    "The GELU belongs between up and down, not after down.": feed_forward_with(lambda x: x, F.gelu),
+    "Columns for up, rows for down: GELU(a + b) is not GELU(a) + GELU(b), so rows first would need a sum inside.": (
+        rows_first
+    ),
+    "The residual is added by the caller, after the all-reduce.": (
+        lambda feed_forward, normed, rank, ranks: normed + feed_forward_with()(feed_forward, normed, rank, ranks)
+    ),
+    "Rank 0 does all the work: the sum is right, and nothing is gained.": (
+        lambda feed_forward, normed, rank, ranks: feed_forward_with()(feed_forward, normed, 0, 1) * (rank == 0)
+    ),
+    "Every rank does all the work, and divides the result by the ranks: nothing is gained.": (
+        lambda feed_forward, normed, rank, ranks: feed_forward_with()(feed_forward, normed, 0, 1) / ranks
+    ),
+}
+check_feed_forward_on_rank = feed_forward_on_rank.check
+
+
+attention_on_rank = exercise(
+    lambda: [(random_attention(4), randn(2, 5, 32), *place) for place in RANKS],
+    hint="by_columns three times, rearrange with d, scores / √d, softmax, weighted sum, rearrange back, by_rows.",
+)(answers.attention_on_rank)
+
+
+def attention_with(heads=None, divisor=lambda d: d**0.5, bias=lambda rank, ranks: rank == 0, own_rows=True):
+    """attention_on_rank with a mistake. heads: how many, whatever the rank has."""
 
     def mistaken(attention, normed, rank, ranks):
-        parts = (by_columns(f, normed, rank, ranks) for f in (attention.query, attention.key, attention.value))
+        linears = (attention.query, attention.key, attention.value)
+        parts = (answers.by_columns(linear, normed, rank, ranks) for linear in linears)
         count = heads or len(attention.heads) // ranks
         query, key, value = (part.unflatten(-1, (count, -1)).transpose(1, 2) for part in parts)
         weights = (query @ key.mT / divisor(query.shape[-1])).softmax(-1)
         context = (weights @ value).transpose(1, 2).flatten(2)
-        return by_rows(attention.out, context, rank if own_rows else 0, ranks) + attention.out.bias * has_bias(rank)
+        rows = attention.out.weight.chunk(ranks, dim=1)[rank if own_rows else 0]
+        return context @ rows.T + attention.out.bias * bias(rank, ranks)
 
     return mistaken
 
 
-my_partial_sum.misconceptions = {
-    "The bias of out comes once for each rank: only rank 0 adds it.": partial_sum_with(has_bias=lambda rank: True),
-    "The bias of out is missing: rank 0 adds it.": partial_sum_with(has_bias=lambda rank: False),
-    "Each rank has fewer heads, not narrower ones: give d, not the number of all heads.": partial_sum_with(heads=4),
-    "Scores are divided by √d.": partial_sum_with(divisor=lambda d: 1),
-    "Scores are divided by √d, not by d.": partial_sum_with(divisor=lambda d: d),
-    "Each rank has rows of out of its own: these are rank 0's.": partial_sum_with(own_rows=False),
+attention_on_rank.misconceptions = {
+    "The bias of out comes once for each rank: only rank 0 adds it.": attention_with(bias=lambda rank, ranks: 1),
+    "The bias of out is missing: rank 0 adds it, as by_rows does.": attention_with(bias=lambda rank, ranks: 0),
+    "Each rank has fewer heads, not narrower ones: give d, not the number of all heads.": attention_with(heads=4),
+    "Scores are divided by √d.": attention_with(divisor=lambda d: 1),
+    "Scores are divided by √d, not by d.": attention_with(divisor=lambda d: d),
+    "Each rank has rows of out of its own: these are rank 0's.": attention_with(own_rows=False),
     "The residual is added by the caller, not here.": (
-        lambda attention, normed, *given: normed + my_partial_sum.solution(attention, normed, *given)
+        lambda attention, normed, *place: normed + attention_on_rank.solution(attention, normed, *place)
     ),
     "Rank 0 does all the work, and the others none: the sum is right, and nothing is gained.": (
-        lambda attention, normed, rank, ranks: my_partial_sum.solution(attention, normed, 0, 1) * (rank == 0)
+        lambda attention, normed, rank, ranks: attention_on_rank.solution(attention, normed, 0, 1) * (rank == 0)
     ),
     "Every rank does all the work, and divides the result by the ranks: nothing is gained.": (
-        lambda attention, normed, rank, ranks: my_partial_sum.solution(attention, normed, 0, 1) / ranks
+        lambda attention, normed, rank, ranks: attention_on_rank.solution(attention, normed, 0, 1) / ranks
     ),
 }
-check_partial_sum = my_partial_sum.check
+check_attention_on_rank = attention_on_rank.check
+
+
+fsdp_peak = exercise(
+    lambda: [([10, 20, 30], 12, 2), ([40, 40, 40, 40], 100, 4), ([5, 50, 6], 7, 8)],
+    hint="A rank always holds its share of everything; at the peak also a whole block, and what is outside the blocks.",
+)(answers.fsdp_peak)
+
+
+def peak_with(share=1, block=max, outside=1):
+    """fsdp_peak with a mistake: how often the share and what is outside count, and which block."""
+    return lambda blocks, others, ranks: share * (sum(blocks) + others) / ranks + block(blocks) + outside * others
+
+
+fsdp_peak.misconceptions = {
+    "A rank's own share of all parameters stays while a block is gathered.": peak_with(share=0),
+    "What is outside the blocks is gathered, too, and kept until the end.": peak_with(outside=0),
+    "Blocks are gathered one at a time, and freed after use: not all of them are whole at once.": peak_with(block=sum),
+    "Blocks may differ: the largest one makes the peak.": peak_with(block=lambda blocks: blocks[0]),
+    "Blocks may differ: the largest one makes the peak, not their mean.": (
+        peak_with(block=lambda blocks: sum(blocks) / len(blocks))
+    ),
+    "This is what a rank stores between steps: to be used, a block must be whole.": (
+        peak_with(block=lambda blocks: 0, outside=0)
+    ),
+    "What is outside the blocks is sharded, too: its share is stored, and its whole is gathered beside it.": (
+        lambda blocks, others, ranks: sum(blocks) / ranks + max(blocks) + others
+    ),
+}
+check_fsdp_peak = fsdp_peak.check
+
+
+# ---- the exercise
 
 
 def collectives_cases():
