@@ -80,6 +80,21 @@ def test_each_token_is_quantized_by_itself(monkeypatch):
     assert errors.max() < 0.03  # twice what rounding to 1/254 of the largest of 24 numbers costs
 
 
+@pytest.mark.usefixtures("without_vnni")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_without_vnni_a_few_tokens_round_like_bfloat16(dtype, bias):
+    layer = int8_layer(inputs=48, bias=bias)
+    x = torch.randn(2, 4, 48).to(dtype)
+    with torch.no_grad():
+        out = layer(x)
+        product = x.bfloat16().double() @ (layer.weight * layer.scale[:, None]).double().T
+    assert out.dtype == dtype
+    expected = (product + (layer.bias.double() if bias else 0)).to(dtype)
+    assert not torch.equal(out, layer.dequantized(x)), "these weights are dequantized in registers"
+    torch.testing.assert_close(out, expected, rtol=2**-7, atol=2**-8)
+
+
 def test_gradients_flow_through_int8_layers():
     layer = int8_layer()
     x = torch.randn(2, 24, requires_grad=True)
@@ -108,8 +123,8 @@ def test_int8_model_equals_the_model_of_its_dequantized_weights(dtype, folder):
 
 
 def test_large_weights_are_quantized_and_dequantized_in_chunks(tmp_path):
-    """Chunks are of 4 MiB in loading, of 2²⁴ weights in dequantizing: more than one of both."""
-    config = XLMRobertaXLConfig(**{**SMALL, "vocab_size": 720_000})
+    """Chunks are of 4 MiB: more than one in loading, and in dequantizing."""
+    config = XLMRobertaXLConfig(**{**SMALL, "vocab_size": 100_000})
     model = XLMRobertaXLForMaskedLM(config).eval()
     model.save_pretrained(tmp_path)
     ours = XLMRobertaXLForMaskedLM.from_pretrained(tmp_path, quantize="int8").lm_head.decoder
