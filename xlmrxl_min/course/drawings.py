@@ -7,7 +7,9 @@ xlmrxl_min/model.py.
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -512,11 +514,121 @@ def masking(tokens: Sequence[str], inputs: Sequence[str], labels: Sequence[int] 
     return figure, counts, caption + label_of.legend(figure)
 
 
-BUG_PARTS = {}
+BUG_PARTS = {  # what `bug_map` can mark, and the boxes of each
+    "tokenizer": ("tokenizer",), "position embeddings": ("positions",), "LayerNorm": ("norm", "norm 2", "last", "head"),
+    "LayerNorms of the block": ("norm", "norm 2"), "split into heads": ("split",), "relative positions": ("relative",),
+    "mask": ("mask",), "dropout": ("dropout",), "weighted sum": ("sum",), "tied weight": ("tied",), "loss": ("loss",),
+    "gradient": ("gradient",),
+}  # fmt: skip
 
 
-def bug_map(marks):
-    pass
+# ---- files and memory (notebook 10)
+
+
+@captioned
+def file_bytes(path: str | os.PathLike[str]) -> Parts:
+    """A safetensors file of two or three tensors, from its first byte to its last: 8 bytes, the header, the data."""
+    with open(path, "rb") as file:
+        raw = file.read()
+    length = int.from_bytes(raw[:8], "little")
+    header = {name: entry for name, entry in json.loads(raw[8 : 8 + length]).items() if name != "__metadata__"}
+    figure, axis = canvas(10.4, 2.75)
+    for i, byte in enumerate(raw[:8]):
+        cell(axis, 0.4 + 0.32 * i, 2.05, f"{byte:02x}", BLUE, 0.32)
+    label(axis, 0.24, 2.45, "8 bytes: a number", "left", weight="bold")
+    label(axis, 0.24, 1.62, f"= {length}, the length of the header", "left")
+    label(axis, 3.2, 2.45, f"{length} bytes: the header, JSON, filled up with spaces", "left", weight="bold")
+    text = raw[8 : 8 + length].decode().rstrip().replace('},"', '},\n"')
+    box(axis, 6.7, 1.95, text, ORANGE, 7.0, INK, height=0.5, rounding=0.001)
+    label(axis, 0.24, 1.1, f"{len(raw) - 8 - length} bytes: the data", "left", weight="bold")
+    x, colors, start = 2.1, (GREEN, PINK, YELLOW, GREY), 8 + length
+    per_byte = 7.9 / (len(raw) - start)
+    for (name, entry), color in zip(
+        sorted(header.items(), key=lambda item: item[1]["data_offsets"]), colors, strict=False
+    ):
+        begin, end = entry["data_offsets"]
+        width = per_byte * (end - begin)
+        what = f"{name}: {entry['dtype']} {entry['shape']}"
+        box(axis, x + width / 2, 1.0, what, color, width, INK, height=0.4, rounding=0.001)
+        label(axis, x, 0.6, f"{begin}", "left")
+        label(axis, x + 0.02, 0.35, f"byte {start + begin}", "left")
+        x += width
+    label(axis, 2.0, 0.6, "data_offsets", "right")
+    label(axis, 2.0, 0.35, "in the file", "right")
+    label(axis, x, 0.6, f"{end}", "right")
+    label(axis, x, 0.35, f"{len(raw)}", "right")
+    caption = (
+        f"A safetensors file of {len(raw)} bytes: 8 with the length of the header, {length} of header, the data of"
+    )
+    return figure, {"length": length, "start": start}, f"{caption} {len(header)} tensors."
+
+
+@captioned
+def mapped_file() -> Parts:
+    """A file as memory: tensors are views of pages, and a page is read when a number in it is used."""
+    figure, axis = canvas(10.4, 3.1)
+    rows = {"tensors": 2.55, "pages of the process": 1.85, "page cache (memory)": 1.0, "file (disk)": 0.3}
+    for name, y in rows.items():
+        label(axis, 1.9, y, name, "right")
+    tensors, pages, cache, disk = rows.values()
+    in_cache, copied, count, width = {1, 2, 6}, 6, 12, 0.55
+    for name, first, last, color in (
+        ("word embeddings", 0, 6, BLUE),
+        ("a query matrix", 6, 9, ORANGE),
+        ("…", 9, 12, GREY),
+    ):
+        box(axis, 2.05 + width * (first + last) / 2, tensors, name, color, width * (last - first), INK, rounding=0.001)
+    for i in range(count):
+        x = 2.05 + width * (i + 0.5)
+        arrow(axis, x, pages + 0.17, x, tensors - 0.22, style="-")
+        cell(axis, x, pages, "copy" if i == copied else "", PINK if i == copied else NONE, width)
+        cell(axis, x, disk, f"{i}", GREEN, width)
+        if i in in_cache:
+            cell(axis, x, cache, f"{i}", GREEN, width)
+            arrow(axis, x, disk + 0.17, x, cache - 0.17)
+            if i != copied:
+                arrow(axis, x, cache + 0.17, x, pages - 0.17, style="-")
+    for y, text in (
+        (pages, "copy: a page that\nwas written to"), (cache, "read when used;\nmay be dropped again"),
+        (disk, "12 pages of 4 kB"),
+    ):  # fmt: skip
+        label(axis, 2.15 + width * count, y, text, "left")
+    caption = f"A mapped file of {count} pages. {len(in_cache)} have been used, so they are in memory; one of these was"
+    return (
+        figure,
+        {"in_cache": in_cache},
+        f"{caption} written to, which gave the process a copy. The others were never read.",
+    )
+
+
+@captioned
+def forward_moments() -> Parts:
+    """Which tensors are alive at three moments of the forward pass of my_model.py; sizes are not to scale."""
+    figure, axis = canvas(10.4, 2.6)
+    moments = {
+        "attention,\nin the softmax": [
+            ("residual", PINK, "b t e"), ("normed", YELLOW, "b t e"), ("query", BLUE, "b t e"), ("key", BLUE, "b t e"),
+            ("value", BLUE, "b t e"), ("scores", ORANGE, "b h t t"), ("masked", ORANGE, "b h t t"),
+            ("softmax", ORANGE, "b h t t"),
+        ],
+        "feed-forward,\nin the GELU": [
+            ("residual", PINK, "b t e"), ("normed", YELLOW, "b t e"), ("up(x)", GREEN, "b t f"),
+            ("1 + erf(…)", GREEN, "b t f"), ("product", GREEN, "b t f"),
+        ],
+        "LM head,\nadding the bias": [
+            ("normed", YELLOW, "b t e"), ("logits", GREY, "b t v"), ("plus bias", GREY, "b t v"),
+        ],
+    }  # fmt: skip
+    for n, (name, alive) in enumerate(moments.items()):
+        y = 2.2 - 0.85 * n
+        label(axis, 0.1, y, name, "left")
+        for i, (text, color, letters) in enumerate(alive):
+            x = 2.0 + 1.1 * i
+            box(axis, x, y, text, color, 1.04, INK, rounding=0.001)
+            shape(axis, x, y - 0.33, letters)
+    counts = {name.split(",")[0]: len(alive) for name, alive in moments.items()}
+    caption = "Tensors that are alive at three moments of a forward pass, besides the weights:"
+    return figure, counts, f"{caption} {', '.join(f'{number} in {name}' for name, number in counts.items())}."
 
 
 # ---- several ranks (notebook 11)
@@ -860,336 +972,206 @@ def encoder_decoder() -> Parts:
 # ---- several ranks (notebook 11)
 
 
-def slab(axis: Axes, x: float, y: float, width: float, height: float, text: str = "", color: str = GREY) -> None:
-    """A box without round corners: a matrix, or a part of it; (x, y) is its lower left corner."""
-    box(axis, x + width / 2, y + height / 2, text, color, width, INK, height=height, rounding=0.001)
-
-
 @captioned
-def collectives() -> Parts:
-    """What two ranks hold before and after each of four collectives. The numbers are made up."""
-    figure, axis = canvas(10.4, 2.2)
-    own, both = [[1, 2], [10, 20]], torch.tensor([[1, 2], [10, 20]])
-    total = both.sum(0).tolist()
-    data: dict[str, tuple[Any, Any, str]] = {  # name: before and after, for two ranks; what it does
-        "broadcast": ([own[0], [None] * 2], [own[0]] * 2, "rank 0's, to all"),
-        "all-gather": ([[1, None], [None, 20]], [[1, 20]] * 2, "everybody's parts, to all"),
-        "reduce-scatter": (own, [[total[0], None], [None, total[1]]], "the sum, a part to each"),
-        "all-reduce": (own, [total] * 2, "the sum, to all"),
-    }
-    for n, (name, (before, after, what)) in enumerate(data.items()):
-        x = 0.7 + 2.55 * n
-        label(axis, x + 0.85, 2.0, name, weight="bold")
-        label(axis, x + 0.85, 0.12, what)
-        for rank, (y, color) in enumerate(((1.45, BLUE), (0.7, ORANGE))):
-            label(axis, x - 0.3, y, f"rank {rank}" if n == 0 else "")
-            for j in range(2):
-                for left, values in ((x, before[rank]), (x + 1.35, after[rank])):
-                    value = values[j]
-                    source = BLUE if value in own[0] else ORANGE if value in own[1] else GREEN if value else NONE
-                    cell(axis, left + 0.15 + 0.3 * j, y, value or "", source)
-            if before[rank] != [None] * 2:
-                for other in (1.45, 0.7):
-                    arrow(axis, x + 0.63, y, x + 1.32, other, color=color)
-    caption = (
-        "Four collectives of two ranks, before and after; blue is rank 0's, orange rank 1's, green a sum. Broadcast"
-        " copies, all-gather puts parts together, reduce-scatter and all-reduce add."
-    )
-    return figure, {name: after for name, (_, after, _) in data.items()}, caption
+def bug_map(marks: Mapping[str, str]) -> Parts:
+    """The model with the inside of attention, its loss and its gradient. `marks`: a letter -> a part of BUG_PARTS."""
+    letters: dict[str, str] = {}
+    for letter, part in marks.items():
+        check_option("part", part, list(BUG_PARTS))
+        for name in BUG_PARTS[part]:
+            letters[name] = f"{letters.get(name, '')} {letter}".strip()
+    figure, axis = canvas(10.4, 2.75)
+    top, bottom = 2.05, 0.5
+    centres: dict[str, float] = {}
 
+    def row(x: float, y: float, *items: Any) -> float:
+        """Boxes (name, text, color, width) and arrows (a length), from x to the right. Returns where it ends."""
+        for item in items:
+            if isinstance(item, float):
+                arrow(axis, x + 0.02, y, x + item - 0.02, y)
+                x += item
+                continue
+            name, text, color, width = item
+            is_marked, centres[name] = name in letters, x + width / 2
+            shown, edge = (color if is_marked or not marks else GREY), RED if is_marked else NONE
+            box(axis, centres[name], y, text, shown, width, edge)
+            label(axis, centres[name], y + 0.31, letters.get(name, ""), color=RED, weight="bold", fontsize=10)
+            x += width
+        return x
 
-@captioned
-def ring(ranks: int = 4) -> Parts:
-    """A ring all-reduce: which ranks' numbers each chunk on each rank is the sum of, step by step."""
-    figure, axis = canvas(10.4, 0.75 + 0.34 * ranks)
-    held = [[{rank} for _ in range(ranks)] for rank in range(ranks)]  # rank, chunk
-    top, width, last = 0.3 + 0.34 * ranks, 0.43, 2 * (ranks - 1)
-    pictures = [0, 1, 2, ranks - 1, last]
-    names = {0: "before", ranks - 1: f"{ranks - 1}: reduce-scatter done", last: f"{last}: all-gather done"}
-    for step in range(last + 1):
-        chunks = [(rank - step) % ranks for rank in range(ranks)]  # what each rank sends next
-        if step in pictures:
-            x = 0.75 + 1.92 * pictures.index(step)
-            title = names.get(step, f"after step {step}")
-            label(axis, x + width * ranks / 2, top + 0.17, title, weight="bold")
-            for rank in range(ranks):
-                y = top - 0.17 - 0.34 * rank
-                label(axis, x - 0.35, y, f"rank {rank}" if step == 0 else "")
-                for chunk in range(ranks):
-                    whose = held[rank][chunk]
-                    color = GREEN if len(whose) == ranks else YELLOW if len(whose) > 1 else NONE
-                    goes = step < last and chunks[rank] == chunk
-                    text = "".join(map(str, sorted(whose)))
-                    cell(axis, x + width * (chunk + 0.5), y, text, color, width, RED if goes else INK)
-        if step < last:
-            moving = [held[rank][chunk] for rank, chunk in enumerate(chunks)]
-            for rank, chunk in enumerate(chunks):
-                held[(rank + 1) % ranks][chunk] = held[(rank + 1) % ranks][chunk] | moving[rank]
-    key = "digits: whose numbers are in the sum; red: sent next, to the rank below (from the last one to rank 0)"
-    label(axis, 0.75, 0.12, key, "left")
-    caption = (
-        f"A ring all-reduce of {ranks} ranks, the tensor in {ranks} chunks. In each of {last} steps every rank sends"
-        f" one chunk to the next: the first {ranks - 1} steps add (green: complete), the others copy what is complete."
-    )
-    return figure, {"sent": last, "held": held}, caption
-
-
-@captioned
-def sharded_linear() -> Parts:
-    """A linear layer on two ranks, by columns and by rows."""
-    figure, axis = canvas(10.4, 2.05)
-    for x, name in ((0.2, "by columns"), (5.4, "by rows")):
-        is_rows = name == "by rows"
-        label(axis, x, 1.85, name, "left", weight="bold")
-        if is_rows:
-            slab(axis, x, 0.75, 0.5, 0.6, "x₀", BLUE)
-            slab(axis, x + 0.5, 0.75, 0.5, 0.6, "x₁", ORANGE)
-            slab(axis, x + 1.3, 1.05, 1.0, 0.5, "W₀", BLUE)
-            slab(axis, x + 1.3, 0.55, 1.0, 0.5, "W₁", ORANGE)
-            slab(axis, x + 2.65, 1.13, 0.8, 0.45, "x₀ W₀", BLUE)
-            slab(axis, x + 2.65, 0.52, 0.8, 0.45, "x₁ W₁", ORANGE)
-            label(axis, x + 3.2, 0.25, "partial sums")
-            arrow(axis, x + 3.5, 1.35, x + 3.85, 1.15)
-            arrow(axis, x + 3.5, 0.75, x + 3.85, 0.95)
-            slab(axis, x + 3.9, 0.8, 0.8, 0.5, "sum", GREEN)
-            label(axis, x + 4.3, 0.5, "all-reduce")
-            label(axis, x + 0.5, 0.5, "half of x on each")
-        else:
-            slab(axis, x, 0.75, 1.0, 0.6, "x", GREY)
-            label(axis, x + 0.5, 0.5, "all of x, on both")
-            slab(axis, x + 1.3, 0.55, 0.5, 1.0, "W₀", BLUE)
-            slab(axis, x + 1.8, 0.55, 0.5, 1.0, "W₁", ORANGE)
-            slab(axis, x + 2.65, 0.75, 0.5, 0.6, "x W₀", BLUE)
-            slab(axis, x + 3.3, 0.75, 0.5, 0.6, "x W₁", ORANGE)
-            label(axis, x + 3.25, 0.5, "finished halves")
-        label(axis, x + 1.15, 1.05, "·")
-        label(axis, x + 2.47, 1.05, "=")
-        label(axis, x + 1.8, 0.25, "W: inputs × outputs")
-    caption = (
-        "Rank 0 has the blue part of the weight, rank 1 the orange one. By columns each rank finishes half of the"
-        " outputs; by rows each gets a partial sum of all outputs, and an all-reduce adds the two."
-    )
-    return figure, {}, caption
-
-
-@captioned
-def parallel_block(heads: int = 6) -> Parts:
-    """One block on two ranks, with its two all-reduces. `heads`: of the whole model."""
-    figure, axis = canvas(9.9, 2.0)
-    sums = []
-    for rank, (y, color) in enumerate(((1.4, BLUE), (0.55, ORANGE))):
-        label(axis, 0.1, y, f"rank {rank}", "left")
-        norm, gap, plus = ("Layer\nNorm", GREY, 0.5), 0.17, ("+", GREY, 0.22)
-        own = f"heads {rank * heads // 2} to {(rank + 1) * heads // 2 - 1}:\nquery, key, value"
-        *_, last = chain(
-            axis, 0.6, y, 0.35, norm, gap, (own, color, 1.25), gap, ("attention", color, 0.7), gap, ("out", color, 0.45)
-        )
-        features = (("up", color, 0.45), gap, ("GELU", color, 0.5), gap, ("down", color, 0.5))
-        second = chain(axis, last + 0.225, y, 0.8, plus, 0.4, norm, gap, *features)
-        third = chain(axis, second[-1] + 0.25, y, 0.8, plus, 0.3)
-        for start, end in ((0.72, second[0]), (second[0] + 0.25, third[0])):
-            arrow(axis, start, y, start, y + 0.33, end, y + 0.33, end, y + 0.13)
-        sums = [last + 0.225 + 0.38, second[-1] + 0.25 + 0.38]
-    for x in sums:
-        box(axis, x, 0.975, "Σ", GREEN, 0.3, height=1.25)
-        label(axis, x, 0.1, "all-reduce")
-    for x, text in ((2.24, "columns"), (sums[0] - 0.64, "rows"), (sums[1] - 1.97, "columns"), (sums[1] - 0.63, "rows")):
-        label(axis, x, 0.1, text)
-    caption = (
-        "A block on two ranks. Blue and orange parts are sharded, grey ones are the same on both ranks. Between columns"
-        " and rows nothing is sent: two all-reduces (green) are all the communication of a forward pass."
-    )
-    return figure, {}, caption
-
-
-@captioned
-def fsdp_steps() -> Parts:
-    """FSDP with two ranks and three blocks: what each rank holds before, while and after block 1 is used."""
-    figure, axis = canvas(10.4, 2.7)
-    stages = ("stored", "forward", "stored", "backward", "gradients")
-    gaps = ("all-gather", "free", "all-gather", "reduce-scatter")
-    for n, stage in enumerate(stages):
-        x, is_whole, is_gradient = 0.8 + 1.98 * n, stage in ("forward", "backward"), stage == "gradients"
-        label(axis, x + 0.4, 2.48, stage, weight="bold")
-        for rank, bottom in enumerate((1.5, 0.45)):
-            label(axis, x - 0.4, bottom + 0.38, "" if n else f"rank {rank}")
-            for block in range(3):
-                y = bottom + 0.27 * (2 - block)
-                for half, color in enumerate((BLUE, ORANGE)):
-                    is_held = half == rank or (is_whole and block == 1)
-                    if is_gradient:
-                        is_held, color = half == rank and block == 1, GREEN
-                    slab(axis, x + 0.4 * half, y, 0.4, 0.25, str(block) if is_held else "", color if is_held else NONE)
-            if n < 4:
-                own, other = bottom + 0.38, 1.95 - bottom + 0.38
-                color = {"all-gather": (BLUE, ORANGE)[rank], "reduce-scatter": GREEN, "free": INK}[gaps[n]]
-                arrow(axis, x + 0.86, own, x + 1.92, own, color=color)
-                if gaps[n] != "free":
-                    arrow(axis, x + 0.86, own, x + 1.92, other, color=color)
-        if n < 4:
-            label(axis, x + 1.39, 2.15, gaps[n])
-        if is_whole:
-            label(axis, x + 0.4, 0.12, "each rank: its own texts")
-    caption = (
-        "FSDP with two ranks, three blocks, and block 1 at work. Each rank stores half of every block (blue, orange)."
-        " A block is gathered, used and freed, forward and backward; its summed gradient (green) is in halves, too."
-    )
-    return figure, {}, caption
-
-
-@captioned
-def mesh(data: int = 4, tensor: int = 2, rank: int | None = None) -> Parts:
-    """The ranks of a device mesh as init_mesh numbers them: a column is a tensor group, a row a data group.
-
-    With a `rank`, the ranks of its two groups have a red edge.
-    """
-    figure, axis = canvas(10.0, 0.45 + 0.75 * tensor)
-    ranks = torch.arange(data * tensor).view(data, tensor)
-    left, top = 2.0, 0.4 + 0.75 * tensor
-    own = [] if rank is None else divmod(rank, tensor)
-    for j in range(tensor):
-        y = top - 0.375 - 0.75 * j
-        label(axis, left + 0.1, y, f"heads and features, part {j}", "right")
-        for i in range(data):
-            x, number = left + 0.75 + 1.25 * i, int(ranks[i, j])
-            is_marked = bool(own) and (i == own[0] or j == own[1])
-            box(axis, x, y, f"rank {number}", (BLUE, ORANGE)[j % 2], 0.8, RED if is_marked else NONE)
-            if i < data - 1:
-                arrow(axis, x + 0.43, y, x + 0.82, y, style="<|-|>")
-            if j < tensor - 1:
-                arrow(axis, x, y - 0.23, x, y - 0.52, style="<|-|>")
-        label(axis, left + 0.55 + 1.25 * data, y, "↔ data group: FSDP's collectives" if j == 0 else "", "left")
-    label(axis, left + 0.55 + 1.25 * data, top - 0.75, "↕ tensor group: sums in each block", "left")
-    for i in range(data):
-        label(axis, left + 0.75 + 1.25 * i, 0.12, f"texts {i}")
-    groups = {"tensor": ranks.tolist(), "data": ranks.T.tolist()}
-    caption = f"{data * tensor} ranks as a mesh of {data} (data) by {tensor} (tensor)."
-    if own:
-        mates = {"tensor": ranks[own[0]].tolist(), "data": ranks[:, own[1]].tolist()}
-        words = {name: ", ".join(map(str, some)) for name, some in mates.items()}
-        caption += f" Red: rank {rank}'s tensor group ({words['tensor']}) and its data group ({words['data']})."
-    return figure, groups, caption
-
-
-@captioned
-def pipeline(gpus: int = 4, counts: Sequence[int] = (1, 6)) -> Parts:
-    """A pipeline's schedule (GPipe): micro-batches forward, then backward; here both take equally long."""
-    slots = 2 * (max(counts) + gpus - 1)
-    figure, axis = canvas(1.0 + 0.36 * slots + 2.0, len(counts) * (0.34 * gpus + 0.35) + 0.15)
-    bottom, busy = 0.15, {}
-    for count in reversed(counts):
-        label(axis, 0.85, bottom + 0.34 * gpus + 0.1, f"{count} micro-batch{'es' * (count > 1)}", "left", weight="bold")
-        half = count + gpus - 1
-        busy[count] = count / half
-        for gpu in range(gpus):
-            y = bottom + 0.34 * (gpus - 1 - gpu) + 0.17
-            label(axis, 0.75, y, f"GPU {gpu}", "right")
-            work = {gpu + m: (m, BLUE) for m in range(count)}
-            work |= {half + gpus - 1 - gpu + m: (m, ORANGE) for m in range(count)}
-            for slot in range(2 * half):
-                batch, color = work.get(slot, ("", NONE))
-                cell(axis, 1.03 + 0.36 * slot, y, batch, color, 0.36)
-        label(axis, 0.95 + 0.72 * half, bottom + 0.17 * gpus, f"busy {busy[count]:.0%}", "left")
-        bottom += 0.34 * gpus + 0.35
-    shares = ", ".join(f"{count}: {busy[count]:.0%}" for count in counts)
-    caption = (
-        f"A pipeline of {gpus} GPUs, micro-batches by number, forward (blue) and backward (orange). Blank: the bubble."
-        f" Time that each GPU works, by the number of micro-batches: {shares}."
-    )
-    return figure, busy, caption
-
-
-@captioned
-def teacher_forcing(tokens: Sequence[str], probabilities: Sequence[float] | Tensor) -> Parts:
-    """A text as inputs, and one position further left as labels; between them the probability of each label.
-
-    `probabilities`, one fewer than tokens: what the model gives each next token; the darker a label, the higher.
-    """
-    values = as_values(probabilities, "probabilities", "t").tolist()
-    names = list(map(Labels(14), as_tokens(tokens, len(values) + 1)))
-    scratch = canvas(1, 1)[1]
-    width = 0.16 + max(scratch.text(0, 0, name).get_window_extent().width for name in names) / DPI
-    figure, axis = canvas(0.95 + width * len(names) + 0.15, 1.75)
-    for i, name in enumerate(names):
-        x = 0.95 + width * (i + 0.5)
-        cell(axis, x, 1.45, name, GREY if i < len(values) else NONE, width)
-        if i == len(values):
-            continue
-        arrow(axis, x, 1.28, x, 1.07)
-        label(axis, x, 0.9, f"{values[i]:.0%}")
-        arrow(axis, x, 0.79, x, 0.5)
-        color: Any = [1 - values[i] * (1 - part) for part in to_rgb(BLUE)]
-        cell(axis, x, 0.33, names[i + 1], color, width)
-    for y, text in ((1.45, "input"), (0.9, "probability"), (0.33, "label")):
-        label(axis, 0.08, y, text, "left")
-    best, worst = max(range(len(values)), key=values.__getitem__), min(range(len(values)), key=values.__getitem__)
-    loss = sum(-math.log(value) for value in values) / len(values)
-    caption = f"One pass, {len(values)} predictions, mean loss {loss:.2f} nats. The most probable label: "
-    caption += f"{names[best + 1]}, {values[best]:.0%}; the least: {names[worst + 1]}, {values[worst]:.1%}."
-    return figure, {"loss": loss}, caption
-
-
-@captioned
-def kv_cache(tokens: Sequence[str], prompt_length: int) -> Parts:
-    """The positions that each forward pass computes, without and with a cache; the tokens after the prompt are new."""
-    names = list(map(Labels(10), as_tokens(tokens, len(tokens))))
-    check_integer("prompt_length", prompt_length, 1, len(names) - 1)
-    steps, above = range(prompt_length, len(names)), 0.12 + 0.075 * max(map(len, names))
-    width, height = 0.3 * (len(names) - 1), 0.3 * len(steps)
-    figure, axis = canvas(2 * width + 3.6, height + above + 0.85)
-    counts = {}
-    for n, name in enumerate(("without a cache", "with a cache")):
-        x, y = 1.1 + (width + 1.5) * n, height + 0.5
-        computed = [range(step) if n == 0 or step == prompt_length else range(step - 1, step) for step in steps]
-        cells = [
-            [("", BLUE if i in new else GREY if i < step else NONE) for i in range(len(names) - 1)]
-            for step, new in zip(steps, computed, strict=True)
-        ]
-        grid(axis, x, y, [f"→ {names[step]}" for step in steps], names[:-1], cells)
-        for i, new in enumerate(computed):
-            label(axis, x + width + 0.08, y - 0.3 * i - 0.15, str(len(new)), "left")
-        counts[name] = sum(map(len, computed))
-        label(axis, x, y + above + 0.14, f"{name}: {counts[name]} positions", "left", weight="bold")
-    for x, color, text in ((1.2, BLUE, "computed in this pass"), (3.3, GREY, "keys and values from the cache")):
-        cell(axis, x - 0.2, 0.2, "", color, 0.2)
-        label(axis, x, 0.2, text, "left")
-    first, second = counts.values()
-    caption = f"A row is a forward pass, and the token that it predicts. {len(steps)} new tokens after a prompt of "
-    caption += f"{prompt_length}: {first} positions are computed without a cache, {second} with it."
-    return figure, counts, caption
-
-
-@captioned
-def encoder_decoder() -> Parts:
-    """The encoder's last hidden states go into the cross-attention of every block of the decoder."""
-    figure, axis = canvas(10.9, 3.45)
-    norm, plus = ("Layer\nNorm", YELLOW, 0.5), ("+", PINK, 0.24)
-    attention, feed_forward = ("attention", BLUE, 0.75), ("feed-\nforward", GREEN, 0.75)
-    embeddings, causal = ("embeddings", ORANGE, 0.85), ("causal\nattention", BLUE, 0.75)
-    label(axis, 0.1, 3.27, "encoder: reads the source, all of it at once", "left", weight="bold")
-    label(axis, 0.1, 1.35, "decoder: writes the translation, token by token", "left", weight="bold")
-    label(axis, 0.42, 2.55, "source")
-    label(axis, 0.42, 0.6, "<s>, code,\ntokens so far")
-    x = chain(
-        axis, 0.85, 2.55, embeddings, 0.5, norm, 0.2, attention, 0.2, plus, 0.4, norm, 0.2, feed_forward, 0.2, plus,
-        0.5, norm,
+    label(axis, 0.28, top, "text")
+    norm = "Layer\nNorm", YELLOW, 0.48
+    end = row(
+        0.45, top, 0.2, ("tokenizer", "tokenizer", BLUE, 0.7), 0.2, ("word", "word\nembeddings", ORANGE, 0.85), 0.2,
+        ("+", "+", ORANGE, 0.24), 0.5, ("norm", *norm), 0.15, ("attention", "attention", BLUE, 0.7), 0.15,
+        ("+ 1", "+", PINK, 0.24), 0.35, ("norm 2", *norm), 0.15, ("feed", "feed-\nforward", GREEN, 0.62), 0.15,
+        ("+ 2", "+", PINK, 0.24), 0.4, ("last", *norm), 0.3, ("linear", "linear,\nGELU", PINK, 0.55), 0.15,
+        ("head", *norm), 0.15, ("decoder", "decoder", ORANGE, 0.65),
     )  # fmt: skip
-    y = chain(
-        axis, 0.85, 0.6, embeddings, 0.5, norm, 0.2, causal, 0.2, plus, 0.4, norm, 0.2,
-        ("cross-\nattention", BLUE, 0.75, RED), 0.2, plus, 0.4, norm, 0.2, feed_forward, 0.2, plus, 0.45, norm, 0.2,
-        ("LM head", ORANGE, 0.6), 0.3,
+    row(centres["word"] - 0.425, 1.4, ("positions", "position\nembeddings", ORANGE, 0.85))
+    arrow(axis, centres["word"] + 0.45, 1.4, centres["+"], 1.4, centres["+"], top - 0.15)
+    for first, plus in (("norm", "+ 1"), ("norm 2", "+ 2")):
+        x = centres[first] - 0.33
+        arrow(axis, x, top, x, top - 0.3, centres[plus], top - 0.3, centres[plus], top - 0.15)
+    left, right = centres["norm"] - 0.42, centres["+ 2"] + 0.2
+    box(axis, (left + right) / 2, top + 0.03, "", NONE, right - left, INK, height=0.86)
+    label(axis, centres["feed"], 1.46, "block, × n layers")
+    left, right = centres["linear"] - 0.36, end + 0.08
+    box(axis, (left + right) / 2, top + 0.03, "", NONE, right - left, INK, height=0.86)
+    label(axis, centres["linear"], 1.46, "LM head")
+    color = RED if "tied" in letters else INK
+    arrow(axis, centres["word"], top + 0.22, centres["word"], 2.6, centres["decoder"], 2.6, centres["decoder"], top + 0.22,
+          color=color, line="--")  # fmt: skip
+    label(axis, centres["+"], 2.42, f"{letters.get('tied', '')} tied weight".strip(), color=color,
+          weight="bold" if "tied" in letters else "normal")  # fmt: skip
+
+    end = row(
+        0.2, bottom, 0.2, ("qkv", "query,\nkey, value", BLUE, 0.75), 0.12, ("split", "split into\nheads", BLUE, 0.75), 0.12,
+        ("scores", "q · k / √d", GREEN, 0.8), 0.12, ("relative", "+ relative\npositions", ORANGE, 0.8), 0.12,
+        ("mask", "+ mask", PINK, 0.62), 0.12, ("softmax", "softmax", YELLOW, 0.68), 0.12,
+        ("dropout", "dropout", PINK, 0.65), 0.12, ("sum", "weighted\nsum", GREEN, 0.72), 0.12,
+        ("out", "output\nprojection", BLUE, 0.8), 0.2,
     )  # fmt: skip
-    for centres, height, count in ((x, 2.55, 2), (y, 0.6, 3)):
-        for i in range(1, 1 + 3 * count, 3):
-            start, end = centres[i] - 0.4, centres[i + 2]
-            arrow(axis, start, height, start, height + 0.33, end, height + 0.33, end, height + 0.14)
-        left, right = centres[1] - 0.47, centres[3 * count] + 0.2
-        box(axis, (left + right) / 2, height + 0.07, "", NONE, right - left, INK, height=0.82)
-        label(axis, right - 0.05, height - 0.48, f"block, × {'n' if count == 2 else 'm'} layers", "right")
-    arrow(axis, x[-1] + 0.28, 2.55, x[-1] + 0.6, 2.55, x[-1] + 0.6, 1.85, y[5], 1.85, y[5], 0.82, color=RED)
-    label(axis, x[-1] + 0.7, 2.4, "the encoder's last hidden states", "left")
-    shape(axis, x[-1] + 0.92, 2.2, "b k e")
-    label(axis, y[5] + 0.08, 1.67, "keys and values", "left", color=RED)
-    label(axis, y[-1] + 0.33, 0.26, "logits")
-    caption = "Encoder and decoder. Queries of the cross-attention come from the decoder, keys and values from the"
-    return figure, {}, f"{caption} encoder: its last hidden states go into every block."
+    box(axis, (0.1 + end) / 2 + 0.05, bottom + 0.05, "", NONE, end - 0.1, INK, height=0.82)
+    arrow(axis, centres["attention"], top - 0.22, centres["attention"], bottom + 0.48, line="--")
+    label(axis, centres["attention"] + 0.1, 1.14, "inside attention", "left")
+    row(end + 0.45, bottom, ("gradient", "gradient", GREEN, 0.7))
+    arrow(axis, centres["decoder"], top - 0.22, centres["decoder"], bottom + 0.5)
+    row(centres["decoder"] - 0.3, bottom, ("loss", "loss", PINK, 0.6))
+    arrow(axis, centres["loss"] - 0.32, bottom, centres["gradient"] + 0.37, bottom)
+    where = "; ".join(f"{letter}: {part}" for letter, part in marks.items())
+    return figure, dict(marks), f"The model, with the inside of attention below it{', and ' * bool(where)}{where}."
+
+
+FORMATS = {  # bits of sign, exponent and mantissa; the integer type of the same width
+    "float32": (torch.float32, (1, 8, 23), torch.int32), "bfloat16": (torch.bfloat16, (1, 8, 7), torch.int16),
+    "float16": (torch.float16, (1, 5, 10), torch.int16), "int8": (torch.int8, (1, 0, 7), torch.int8),
+}  # fmt: skip
+
+
+def stored(name: str, numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers in one of FORMATS, int8 with the scale 1/127: the bit patterns as integers, and the values."""
+    dtype, _, integer = FORMATS[name]
+    kept = (numbers * 127).round().to(dtype) if name == "int8" else numbers.to(dtype)
+    return kept.view(integer), kept.double() / (127 if name == "int8" else 1)
+
+
+@captioned
+def bit_patterns(number: float) -> Parts:
+    """A number's bits in each of FORMATS, and the value that they stand for. Raises ValueError outside of -1 to 1."""
+    check_number("number", number, -1, 1)
+    figure, axis = canvas(10.0, 2.75)
+    data = {}
+    for n, (name, (_, sizes, _)) in enumerate(FORMATS.items()):
+        bits, value = stored(name, torch.tensor([number]))
+        data[name] = float(value)
+        pattern = f"{int(bits) % 2 ** sum(sizes):0{sum(sizes)}b}"
+        y = 2.1 - 0.44 * n
+        label(axis, 1.2, y, "int8, scale 1/127" if name == "int8" else name, "right")
+        for place, bit in enumerate(pattern):
+            color = RED if place == 0 else ORANGE if place <= sizes[1] else BLUE
+            cell(axis, 1.45 + 0.225 * place, y, bit, color, 0.225, DARK)
+        label(axis, 1.45 + 0.225 * len(pattern), y, f"{data[name]:.8f}", "left")
+    legend = (("sign", RED), ("exponent: how large", ORANGE), ("mantissa, or the integer: how exact", BLUE))
+    for (text, color), x in zip(legend, (1.35, 2.5, 4.5), strict=True):
+        cell(axis, x + 0.1, 0.25, "", color, 0.2)
+        label(axis, x + 0.3, 0.25, text, "left")
+    label(axis, 0.1, 2.55, f"{number} in four formats", "left", weight="bold")
+    errors = ", ".join(f"{name} {abs(value - number) / abs(number):.1g}" for name, value in data.items())
+    return figure, data, f"{number} in bits, and the value that is stored. Its relative error: {errors}."
+
+
+@captioned
+def number_lines(number: float, radius: float) -> Parts:
+    """The numbers that bfloat16, float16 and int8 with the scale 1/127 have near a number; arrows lead to the nearest.
+
+    Raises ValueError if the window is not within 0 and 1.
+    """
+    check_number("radius", radius, 1e-4, 1)
+    check_number("number", number, radius, 1 - radius)
+    figure, axis = canvas(9.6, 2.9)
+    low, high, data = number - radius, number + radius, {}
+
+    def place(value: float) -> float:
+        return 1.5 + 7.6 * (value - low) / (high - low)
+
+    for n, name in enumerate(("bfloat16", "float16", "int8")):
+        y = 1.95 - 0.75 * n
+        values = stored(name, torch.linspace(low, high, 20_001))[1].unique()
+        values = values[(values >= low) & (values <= high)]
+        nearest = float(stored(name, torch.tensor([number]))[1])
+        data[name] = {"values": values, "nearest": nearest}
+        label(axis, 1.3, y, "int8,\nscale 1/127" if name == "int8" else name, "right")
+        arrow(axis, 1.4, y, 9.2, y, style="-")
+        for value in values.tolist():
+            color, height = (BLUE, 0.16) if value != nearest else (RED, 0.22)
+            axis.plot([place(value)] * 2, [y - height, y + height], color=color, linewidth=1.0 + 1.2 * (color == RED))
+        if not low <= nearest <= high:
+            raise ValueError(f"{name} has no number within {radius} of {number}: take a larger radius.")
+        arrow(axis, place(number), y + 0.38, place(nearest), y + 0.24, color=RED)
+    axis.plot([place(number)] * 2, [0.12, 2.45], color=INK, linewidth=0.9, linestyle=":")
+    label(axis, place(number), 2.62, f"{number}", weight="bold")
+    for value in (low, high):
+        label(axis, place(value), 2.62, f"{value:.4g}")
+    counts = ", ".join(f"{name} {len(of['values'])}" for name, of in data.items())
+    errors = ", ".join(f"{name} {abs(of['nearest'] - number):.1g}" for name, of in data.items())
+    caption = (
+        f"Numbers between {low:.4g} and {high:.4g}: {counts}. Red: the nearest to {number}; its distance: {errors}."
+    )
+    return figure, data, caption
+
+
+@captioned
+def int8_product(x: Tensor, weight: Tensor, top: int = 127) -> Parts:
+    """Tokens times weights, `t i` and `o i`, as a product of integers with a scale for each token and each output.
+
+    top: the integer of the largest number of a row.
+    """
+    tokens, outputs = as_values(x, "x", "t i"), as_values(weight, "weight", "o i")
+    check_integer("top", top, 1, 127)
+    scales = [of.abs().amax(-1) / top for of in (tokens, outputs)]
+    integers = [(of / scale[:, None]).round() for of, scale in zip((tokens, outputs), scales, strict=True)]
+    products, exact = integers[0] @ integers[1].T, tokens @ outputs.T
+    result = products * scales[0][:, None] * scales[1]
+    (t, i), o = tokens.shape, len(outputs)
+    figure, axis = canvas(3.6 + 1.35 * i + 2.5 * o, 1.2 + 0.36 * (t + o))
+    wide, top_row, left = 0.45, 0.7 + 0.36 * (t + o), 0.95
+
+    def rows(x: float, y: float, values: Tensor, color: str, digits: int = 0) -> float:
+        """Draw a matrix to the right of x, with its first row at y; returns its right edge."""
+        for r, row in enumerate(values.tolist()):
+            for c, value in enumerate(row):
+                text = f"{value:.{digits}f}".replace("-", "−")
+                cell(axis, x + wide * (c + 0.5), y - 0.34 * r, text, color, wide)
+        return x + wide * values.shape[1]
+
+    for name, unit, values, whole, scale, color, y in (
+        ("x", "token", tokens, integers[0], scales[0], BLUE, top_row),
+        ("W", "output", outputs, integers[1], scales[1], ORANGE, top_row - 0.36 * t - 0.45),
+    ):  # fmt: skip
+        for r in range(len(values)):
+            label(axis, left - 0.1, y - 0.34 * r, f"{unit} {r}", "right")
+        edge = rows(left, y, values, NONE, 2)
+        label(axis, (left + edge) / 2, y + 0.25, f"{name}, float32")
+        label(axis, edge + 0.2, y - 0.17 * (len(values) - 1), "≈")
+        second = rows(edge + 0.4, y, whole, color)
+        label(axis, edge + 0.4 + wide * i / 2, y + 0.25, "integers")
+        label(axis, second + 0.15, y - 0.17 * (len(values) - 1), "×")
+        last = rows(second + 0.3, y, scale[:, None], GREY, 2)
+        label(axis, last - wide / 2, y + 0.25, "scales")
+    y, begin = top_row - 0.2, last + 0.45
+    middle = y - 0.17 * (t - 1)
+    for name, values, color, digits, sign in (
+        ("integers · integers", products, GREEN, 0, "→"), ("× both scales", result, PINK, 2, "→"),
+        ("exact: x Wᵀ", exact, NONE, 2, "≈"),
+    ):  # fmt: skip
+        label(axis, begin - 0.2, middle, sign)
+        edge = rows(begin, y, values, color, digits)
+        label(axis, (begin + edge) / 2, y + 0.25, name)
+        begin = edge + 0.45
+    error = float((result - exact).norm() / exact.norm())
+    caption = (
+        f"Each row is rounded to integers from −{top} to {top}, with a scale of its own. The integers are multiplied,"
+        f" and the two scales come last. Relative error of the result: {error:.1%}."
+    )
+    return figure, {"integers": integers, "products": products, "result": result, "exact": exact}, caption

@@ -174,3 +174,25 @@ def held_over_time(parts: Mapping[str, Sequence[float]], ylabel: str, whole: flo
     total = [sum(now) for now in zip(*parts.values(), strict=True)]
     caption = f"{ylabel[:1].upper()}{ylabel[1:]}: {total[0]:.2f} before and {total[-1]:.2f} after the step, at most"
     return figure, {"total": total}, f"{caption} {max(total):.2f}; the whole model has {whole:.2f}."
+
+
+@captioned
+def memory_curves(
+    curves: Mapping[str, Sequence[tuple[float, float]]], xlabel: str, ylabel: str = "memory, GB", line: str = "",
+    at: float = 0.0,
+) -> Parts:  # fmt: skip
+    """Gigabytes over time, name -> pairs of x and bytes; the dotted line, named `line`, is at so many bytes."""
+    figure, [[axis]] = charts(8.6, 2.9, 1, 1)
+    for (name, curve), style, color in zip(curves.items(), STYLES, COLORS, strict=False):
+        x, size = zip(*curve, strict=True)
+        axis.plot(x, [n / 1e9 for n in size], style, color=color, linewidth=1.6, label=name)
+    if line:
+        axis.axhline(at / 1e9, color=INK, linewidth=0.8, linestyle=(0, (1, 3)), label=line)
+    axis.set_ylim(0, None)
+    name_axes(axis, xlabel, ylabel)
+    figure.legend(loc="outside right center", frameon=False, fontsize=8, labelcolor=INK)
+    peaks = {name: max(size for _, size in curve) for name, curve in curves.items()}
+    phrases = [f"{name} {peak / 1e9:.2f} GB" for name, peak in peaks.items()]
+    if line:
+        phrases = [f"{phrase} ({peaks[name] / at:.2f} × {line})" for name, phrase in zip(peaks, phrases, strict=True)]
+    return figure, peaks, f"Peaks: {', '.join(phrases)}."
