@@ -589,7 +589,7 @@ def mapped_file() -> Parts:
             if i != copied:
                 arrow(axis, x, cache + 0.17, x, pages - 0.17, style="-")
     for y, text in (
-        (pages, "copy: a page that\nwas written to"), (cache, "read when used;\nmay be dropped again"),
+        (pages, "copy: a page that\nwas written to"), (cache, "read when used,\ncan be dropped"),
         (disk, "12 pages of 4 kB"),
     ):  # fmt: skip
         label(axis, 2.15 + width * count, y, text, "left")
@@ -1105,7 +1105,7 @@ def number_lines(number: float, radius: float) -> Parts:
         arrow(axis, 1.4, y, 9.2, y, style="-")
         for value in values.tolist():
             color, height = (BLUE, 0.16) if value != nearest else (RED, 0.22)
-            axis.plot([place(value)] * 2, [y - height, y + height], color=color, linewidth=1.0 + 1.2 * (color == RED))
+            axis.plot([place(value)] * 2, [y - height, y + height], color=color, linewidth=0.7 + 1.5 * (color == RED))
         if not low <= nearest <= high:
             raise ValueError(f"{name} has no number within {radius} of {number}: take a larger radius.")
         arrow(axis, place(number), y + 0.38, place(nearest), y + 0.24, color=RED)
@@ -1134,20 +1134,20 @@ def int8_product(x: Tensor, weight: Tensor, top: int = 127) -> Parts:
     products, exact = integers[0] @ integers[1].T, tokens @ outputs.T
     result = products * scales[0][:, None] * scales[1]
     (t, i), o = tokens.shape, len(outputs)
-    figure, axis = canvas(3.6 + 1.35 * i + 2.5 * o, 1.2 + 0.36 * (t + o))
-    wide, top_row, left = 0.45, 0.7 + 0.36 * (t + o), 0.95
+    wide, top_row, left = 0.45, 0.5 + 0.34 * (t + o), 0.95
+    figure, axis = canvas(left + 2.25 + wide * (2 * i + 3 * o), top_row + 0.45)
 
     def rows(x: float, y: float, values: Tensor, color: str, digits: int = 0) -> float:
         """Draw a matrix to the right of x, with its first row at y; returns its right edge."""
         for r, row in enumerate(values.tolist()):
             for c, value in enumerate(row):
-                text = f"{value:.{digits}f}".replace("-", "−")
+                text = f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")  # not −0.00
                 cell(axis, x + wide * (c + 0.5), y - 0.34 * r, text, color, wide)
         return x + wide * values.shape[1]
 
     for name, unit, values, whole, scale, color, y in (
         ("x", "token", tokens, integers[0], scales[0], BLUE, top_row),
-        ("W", "output", outputs, integers[1], scales[1], ORANGE, top_row - 0.36 * t - 0.45),
+        ("W", "output", outputs, integers[1], scales[1], ORANGE, top_row - 0.34 * t - 0.35),
     ):  # fmt: skip
         for r in range(len(values)):
             label(axis, left - 0.1, y - 0.34 * r, f"{unit} {r}", "right")
@@ -1159,7 +1159,7 @@ def int8_product(x: Tensor, weight: Tensor, top: int = 127) -> Parts:
         label(axis, second + 0.15, y - 0.17 * (len(values) - 1), "×")
         last = rows(second + 0.3, y, scale[:, None], GREY, 2)
         label(axis, last - wide / 2, y + 0.25, "scales")
-    y, begin = top_row - 0.2, last + 0.45
+    y, begin = top_row - 0.17 * (o + 1), last + 0.5
     middle = y - 0.17 * (t - 1)
     for name, values, color, digits, sign in (
         ("integers · integers", products, GREEN, 0, "→"), ("× both scales", result, PINK, 2, "→"),
