@@ -1036,7 +1036,7 @@ def bug_map(marks: Mapping[str, str]) -> Parts:
     arrow(axis, centres["attention"], top - 0.22, centres["attention"], bottom + 0.48, line="--")
     label(axis, centres["attention"] + 0.1, 1.14, "inside attention", "left")
     row(end + 0.45, bottom, ("gradient", "gradient", GREEN, 0.7))
-    arrow(axis, centres["decoder"], top - 0.22, centres["decoder"], bottom + 0.5)
+    arrow(axis, centres["decoder"], top - 0.22, centres["decoder"], bottom + (0.5 if "loss" in letters else 0.22))
     row(centres["decoder"] - 0.3, bottom, ("loss", "loss", PINK, 0.6))
     arrow(axis, centres["loss"] - 0.32, bottom, centres["gradient"] + 0.37, bottom)
     where = "; ".join(f"{letter}: {part}" for letter, part in marks.items())
