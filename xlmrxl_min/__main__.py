@@ -200,6 +200,10 @@ def course(options: argparse.Namespace) -> None:
     try:
         if options.tool == "start":
             notebooks.start(to_path(options.folder, "folder"))
+        elif options.tool == "check":
+            from .course import capstone
+
+            capstone.check(to_path(options.file))
         elif options.tool == "tidy":
             notebooks.tidy()
         elif options.tool == "run":
@@ -274,10 +278,12 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--quick", action="store_true", help="on less text, not head by head, without fine-tuning")
     command.set_defaults(run=evaluate)
 
-    command = commands.add_parser("course", help="start the course; link, execute and render its notebooks")
+    command = commands.add_parser("course", help="start the course; check your model; tend the notebooks")
     tools = command.add_subparsers(required=True, metavar="TOOL", dest="tool")
     tool = tools.add_parser("start", help="copy the notebooks into a folder of your own, without the answers")
     tool.add_argument("folder", nargs="?", default="my_course", help="(default: my_course); what is there is kept")
+    tool = tools.add_parser("check", help="compare your my_model.py with the library, part by part")
+    tool.add_argument("file", nargs="?", default="my_model.py", help="(default: my_model.py)")
     tools.add_parser("tidy", help="update glossary links, header cards and footers")
     tool = tools.add_parser("run", help="execute notebooks in place")
     tool.add_argument("names", nargs="+", metavar="NAME", help="such as 03")
