@@ -6,9 +6,10 @@ import pytest
 import torch
 from pages import data_of, press, sentence_of
 
-from xlmrxl_min import XLMRobertaTokenizer, XLMRobertaXLForMaskedLM, fill_mask
+from xlmrxl_min import XLMRobertaTokenizer, XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM, fill_mask
+from xlmrxl_min.inference.generation import sampling_probs
 from xlmrxl_min.interpret import logit_lens
-from xlmrxl_min.interpret.live import lens, live, mask_painter
+from xlmrxl_min.interpret.live import TEMPERATURES, TOP_PS, lens, live, mask_painter, sample_all, sampler
 from xlmrxl_min.model import mask_to_bias
 from xlmrxl_min.training.texts import udhr
 
@@ -309,6 +310,112 @@ def test_impossible_texts_for_the_lens_raise(tiny, tokenizer):
         lens(tiny, tokenizer, "word " * 70)
     with pytest.raises(ValueError, match="this needs an XLMRobertaXLForMaskedLM, but the model is of class"):
         lens(tiny.backbone, tokenizer, "a")
+
+
+# ---- notebook 08: sampling
+
+PROMPTS = ["And the king said", "Der König"]
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    return XLMRobertaXLForCausalLM.from_pretrained("tiny-decoder")
+
+
+@pytest.fixture(scope="module")
+def decoder_tokenizer():
+    return XLMRobertaTokenizer.from_pretrained("tiny-decoder")
+
+
+@pytest.fixture(scope="module")
+def samples(decoder, decoder_tokenizer):
+    return sampler(decoder, decoder_tokenizer, PROMPTS, new_tokens=6)
+
+
+@each_view
+def test_sliders_change_the_distribution_and_the_texts(show, samples, decoder, decoder_tokenizer, scheme, width):
+    page = show(samples, **view(scheme, width))
+    assert_accessible(page)
+
+    def assert_shown(number, temperature, top_p):
+        ids = torch.tensor([decoder_tokenizer.encode(PROMPTS[number])[:-1]])
+        with torch.no_grad():
+            logits = decoder(ids, use_cache=False).logits[0, -1]
+        expected, best = sampling_probs(logits, temperature, None, top_p), logits.topk(12).indices
+        widths = page.evaluate(
+            "[...document.querySelectorAll('.track')].map(bar => +bar.style.getPropertyValue('--p'))"
+        )
+        torch.testing.assert_close(torch.tensor(widths).float(), expected[best], atol=1e-4, rtol=0)
+        values = page.evaluate("[...document.querySelectorAll('dd:not(.track)')].map(value => value.textContent)")
+        possible = int((expected > 0).sum())
+        assert values.count("cut off") == max(0, 12 - possible)
+        start = f"Temperature {temperature:.2f}, top-p {top_p:.2f}: {possible:,} of {len(decoder_tokenizer):,} tokens"
+        assert sentence_of(page).startswith(start)
+        place = TEMPERATURES.index(temperature) * len(TOP_PS) + TOP_PS.index(top_p)
+        texts = page.evaluate("[...document.querySelectorAll('#texts li')].map(text => text.textContent)")
+        prompt = data_of(samples.html)["prompts"][number]
+        assert texts == [prompt["text"] + text for text in prompt["texts"][place]]
+
+    assert_shown(0, 1.0, 1.0)
+    page.focus("#temperature")
+    press(page, "ArrowRight")
+    assert_shown(0, 1.25, 1.0)
+    page.focus("#topP")
+    press(page, "ArrowLeft", "ArrowLeft")
+    assert_shown(0, 1.25, 0.9)
+    page.select_option("#prompt", label=f"{PROMPTS[1]} …")
+    assert_shown(1, 1.25, 0.9)
+    page.focus("#temperature")
+    press(page, "Home")
+    page.focus("#topP")
+    press(page, "Home")
+    assert_shown(1, 0.25, 0.25)
+
+
+def test_sampled_tokens_are_possible_and_nearly_greedy_at_the_lowest_settings(decoder, decoder_tokenizer):
+    ids = torch.tensor([decoder_tokenizer.encode(PROMPTS[0])[:-1]])
+    settings = [(t, p) for t in TEMPERATURES for p in TOP_PS] * 2
+    rows = sample_all(decoder, decoder_tokenizer, ids, 5, 2, 0)
+    assert len(rows) == len(settings)
+    for (temperature, top_p), row in list(zip(settings, rows, strict=True))[::13]:
+        for i, token in enumerate(row):
+            before = torch.cat([ids, torch.tensor([row[:i]], dtype=torch.long)], 1)
+            with torch.no_grad():
+                logits = decoder(before, use_cache=False).logits[0, -1]
+            assert sampling_probs(logits, temperature, None, top_p + 1e-4 * (top_p < 1))[token] > 0
+    greedy = decoder.generate(ids, max_new_tokens=1)[0, -1].item()
+    assert rows[0][0] == greedy, "with temperature and top-p of 0.25"
+    assert len({tuple(row) for row in rows}) > 10
+
+
+def test_random_numbers_choose_as_often_as_the_probabilities_say(decoder, decoder_tokenizer):
+    ids, count = torch.tensor([decoder_tokenizer.encode(PROMPTS[0])[:-1]]), len(TEMPERATURES) * len(TOP_PS)
+    rows = sample_all(decoder, decoder_tokenizer, ids, 1, 60, 1)
+    place = TEMPERATURES.index(1.0) * len(TOP_PS) + TOP_PS.index(0.75)
+    with torch.no_grad():
+        expected = sampling_probs(decoder(ids, use_cache=False).logits[0, -1], 1.0, None, 0.75)
+    first = torch.tensor([row[0] if row else decoder_tokenizer.eos_token_id for row in rows[place::count]])
+    best = int(expected.argmax())
+    assert (first == best).float().mean().item() == pytest.approx(expected[best].item(), abs=0.15)
+
+
+def test_samples_take_up_little_room(samples, decoder, decoder_tokenizer):
+    assert len(samples._repr_html_()) < 100_000
+    assert sampler(decoder, decoder_tokenizer, PROMPTS, new_tokens=6).html == samples.html
+
+
+def test_impossible_prompts_raise(tiny, tokenizer, decoder, decoder_tokenizer):
+    for options, words in (
+        ({"prompts": []}, "prompts has no text"),
+        ({"prompts": ["word " * 70]}, "tokens are too many for this page: take a text of at most 64"),
+        ({"new_tokens": 0}, "new_tokens=0 is impossible"),
+        ({"texts": 0}, "texts=0 is impossible"),
+        ({"top_k": 0}, "top_k=0 is impossible"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(words)):
+            sampler(decoder, decoder_tokenizer, **{"prompts": PROMPTS, **options})
+    with pytest.raises(ValueError, match="this needs an XLMRobertaXLForCausalLM, but the model is of class"):
+        sampler(tiny, tokenizer, PROMPTS)
 
 
 # ---- the reading version

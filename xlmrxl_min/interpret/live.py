@@ -1,4 +1,4 @@
-"""Interactive pages for the course, each a self-contained HTML file: a sentence, masks and scaling, the logit lens."""
+"""Interactive pages for the course, each a self-contained HTML file: a sentence, masks, the logit lens, sampling."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..inference.generation import sampling_probs
 from ..inference.predict import check_model_type, check_tokenizer
 from ..inputs import as_tensor, as_texts, as_tokens, as_values, check_integer, check_option, check_text, check_type
-from ..model import XLMRobertaXLForMaskedLM
+from ..model import XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM
 from ..tokenizer import FAIRSEQ_OFFSET
 from ..utils import eval_mode
 from .explore import encode
@@ -20,6 +21,8 @@ from .hooks import self_attentions
 from .page import Page, make_page
 
 MAX_TOKENS = 64  # of a page whose cells are buttons
+TEMPERATURES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+TOP_PS = (0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
 
 
 def live(
@@ -154,6 +157,73 @@ def lens(
         "final": [rounded(row) for row in of_final.tolist()],
     }
     return make_page("lens", data, title, height=430 + 31 * len(data["best"]))
+
+
+def sampler(
+    model: XLMRobertaXLForCausalLM, tokenizer: Any, prompts: Sequence[str], *, new_tokens: int = 20, texts: int = 2,
+    top_k: int = 12, seed: int = 0, title: str = "Temperature and top-p",
+) -> Page:  # fmt: skip
+    """A page with sliders for temperature and top-p: the next token's probabilities, and texts that were sampled.
+
+    Call it by `sampler(decoder, tokenizer, ["In the beginning", "Le roi"])`. All settings use the same random numbers,
+    so that texts differ only where a slider changes a token. top_k: how many tokens are shown. ValueError for a prompt
+    of more than 64 tokens. Used in notebooks/08_decoder.ipynb.
+    """
+    check_type("title", title, str, "a str")
+    check_model_type(model, XLMRobertaXLForCausalLM)
+    check_tokenizer(model, tokenizer)
+    for name, number in (("new_tokens", new_tokens), ("texts", texts)):
+        check_integer(name, number)
+    check_integer("top_k", top_k, 1, len(tokenizer))
+    prompts = as_texts(prompts, "prompts")
+    if not prompts:
+        raise ValueError("prompts has no text, but must have one or more.")
+    count, prepared = len(TEMPERATURES) * len(TOP_PS), []
+    for prompt in prompts:
+        ids = torch.tensor([tokenizer.encode(prompt)[:-1]])
+        check_length(ids.shape[1])
+        with eval_mode(model):
+            logits = model(ids.to(model.device), use_cache=False).logits[0, -1, : len(tokenizer)].float()
+            rows = sample_all(model, tokenizer, ids, new_tokens, texts, seed)
+        grid = [[sampling_probs(logits, t, None, p) for p in TOP_PS] for t in TEMPERATURES]
+        best = logits.topk(top_k).indices
+        shown, *whole = (tokenizer.decode([*ids[0].tolist(), *row], skip_special_tokens=True) for row in ([], *rows))
+        after = [text.removeprefix(shown) for text in whole]
+        prepared.append({
+            "text": shown,
+            "tokens": tokenizer.convert_ids_to_tokens(best.tolist()),
+            "probabilities": [[rounded(one[best].tolist()) for one in line] for line in grid],
+            "possible": [[int((one > 0).sum()) for one in line] for line in grid],
+            "texts": [after[i::count] for i in range(count)],  # by temperature, then by top-p
+        })  # fmt: skip
+    data = {"temperatures": TEMPERATURES, "topPs": TOP_PS, "count": len(tokenizer), "prompts": prepared}
+    return make_page("sampling", data, title, height=560)
+
+
+def sample_all(
+    model: XLMRobertaXLForCausalLM, tokenizer: Any, ids: Tensor, new_tokens: int, texts: int, seed: int
+) -> list[list[int]]:
+    """The new tokens after a prompt `1 t` for every setting, and all of them once more for each further text.
+
+    A random number u takes the first token, in the order of probability, up to which the probabilities sum to u.
+    """
+    temperatures, top_ps = (
+        x.repeat(texts)[:, None] for x in torch.cartesian_prod(*map(torch.tensor, (TEMPERATURES, TOP_PS))).unbind(-1)
+    )
+    rows = len(temperatures)
+    generator, size = torch.Generator().manual_seed(seed), min(model.config.max_seq_len - ids.shape[1], new_tokens)
+    random = torch.rand(texts, size, generator=generator).repeat_interleave(rows // texts, 0)
+    new, cache, found = ids.repeat(rows, 1), None, []
+    for i in range(size):
+        out = model(new.to(model.device), past_key_values=cache, use_cache=True)
+        cache, logits = out.past_key_values, out.logits[:, -1, : len(tokenizer)].float().cpu()
+        ordered, indices = (logits / temperatures).softmax(-1).sort(descending=True)
+        before = ordered.cumsum(-1) - ordered
+        total = (ordered * (before < top_ps)).sum(-1, keepdim=True)
+        new = indices.gather(1, (before <= random[:, i, None] * total).sum(-1, keepdim=True) - 1)
+        found.append(new)
+    ids_found, end = torch.cat(found, 1).tolist(), tokenizer.eos_token_id
+    return [row[: row.index(end)] if end in row else row for row in ids_found]
 
 
 def check_length(count: int) -> None:
