@@ -1135,7 +1135,7 @@ def int8_product(x: Tensor, weight: Tensor, top: int = 127) -> Parts:
     result = products * scales[0][:, None] * scales[1]
     (t, i), o = tokens.shape, len(outputs)
     wide, top_row, left = 0.45, 0.5 + 0.34 * (t + o), 0.95
-    figure, axis = canvas(left + 2.25 + wide * (2 * i + 3 * o), top_row + 0.45)
+    figure, axis = canvas(left + 2.9 + wide * (2 * i + 3 * o), top_row + 0.45)
 
     def rows(x: float, y: float, values: Tensor, color: str, digits: int = 0) -> float:
         """Draw a matrix to the right of x, with its first row at y; returns its right edge."""

@@ -54,8 +54,9 @@ def bars(values: Mapping[str, Mapping[str, float]], ylabel: str) -> Parts:
 def curves(
     values: Sequence[Tensor], x: Sequence[float], lines: Sequence[str], rows: Sequence[str] = ("",),
     columns: Sequence[str] = ("",), *, xlabel: str, ylabel: str, percent: bool = False, mark: float | None = None,
+    log: bool = False,
 ) -> Parts:  # fmt: skip
-    """Lines in a grid of panels: for each row a tensor (columns) (lines) (x); a dotted line at `mark`.
+    """Lines in a grid of panels: for each row a tensor (columns) (lines) (x); a dotted line at `mark`; log: of y.
 
     The caption has the ends of each line of a single panel, and of a grid the largest value of each row.
     """
@@ -64,7 +65,9 @@ def curves(
     figure, axes = charts(*size, len(rows), len(columns), sharex=True, sharey=True)
 
     def text(value: float) -> str:
-        return f"{value:.0%}" if percent else f"{round(value, 2) + 0.0:.2f}"  # not -0.00
+        if percent:
+            return f"{100 * value:.2g}%" if log and value < 0.1 else f"{value:.0%}"
+        return f"{round(value, 2) + 0.0:.2f}"  # not -0.00
 
     phrases: list[str] = []
     handles: list[Any] = []
@@ -79,8 +82,10 @@ def curves(
             handles = max(handles, drawn_lines, key=len)
             if mark is not None:
                 axis.axvline(mark, color=INK, linewidth=0.8, linestyle=":")
+            if log:
+                axis.set_yscale("log")
             if percent:
-                axis.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
+                axis.yaxis.set_major_formatter(lambda y, _: text(y))
             is_last = i == len(rows) - 1 and j == len(columns) // 2
             name_axes(axis, xlabel * is_last, f"{name}\n{ylabel}".strip() * (not j), columns[j] * (not i))
         for axis in axes[i, len(of) :]:
@@ -196,3 +201,53 @@ def memory_curves(
     if line:
         phrases = [f"{phrase} ({peaks[name] / at:.2f} × {line})" for name, phrase in zip(peaks, phrases, strict=True)]
     return figure, peaks, f"Peaks: {', '.join(phrases)}."
+
+
+@captioned
+def dots(
+    values: Mapping[str, Sequence[float]], xlabel: str, *, percent: bool = False, mark: tuple[str, float] | None = None
+) -> Parts:
+    """A row of dots for each name; a dotted line with a name at `mark`."""
+    figure, [[axis]] = charts(8.4, 0.9 + 0.35 * len(values), 1, 1)
+
+    def text(value: float) -> str:
+        return f"{value:.1%}" if percent else f"{value:.2f}"
+
+    for i, (row, color) in enumerate(zip(values.values(), COLORS, strict=False)):
+        axis.plot(row, [i] * len(row), "o", color=color, alpha=0.6, markersize=7, markeredgecolor=NONE)
+    axis.set_yticks(range(len(values)), list(values))
+    axis.set_ylim(len(values) - 0.4, -0.6)
+    if percent:
+        axis.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
+    phrases = [f"{name} {text(min(row))} to {text(max(row))}" for name, row in values.items()]
+    if mark is not None:
+        axis.axvline(mark[1], color=INK, linewidth=1, linestyle=":")
+        axis.annotate(mark[0], (mark[1], -0.55), (4, 0), textcoords="offset points", va="top", fontsize=8)
+        phrases.append(f"{mark[0]} {text(mark[1])}")
+    name_axes(axis, xlabel)
+    return figure, dict(values), f"{xlabel[:1].upper()}{xlabel[1:]}: {'; '.join(phrases)}."
+
+
+@captioned
+def training_memory(traces: Mapping[str, Mapping[str, Any]]) -> Parts:
+    """A step of training: a panel for each trace of memory.trace_step, name -> trace, with areas of its four parts."""
+    figure, axes = charts(9.6, 3.0, 1, len(traces), sharey=True)
+    phrases, peaks = [], {}
+    for n, (axis, (name, trace)) in enumerate(zip(axes[0], traces.items(), strict=True)):
+        parts = {part: [size / 1e6 for size in sizes] for part, sizes in trace.items() if part != "turns"}
+        total = [sum(now) for now in zip(*parts.values(), strict=True)]
+        axis.stackplot(range(len(total)), list(parts.values()), labels=list(parts), colors=COLORS)
+        bounds = [0, *trace["turns"], len(total)]
+        for start, end, phase in zip(bounds, bounds[1:], ("forward", "backward", "AdamW"), strict=False):
+            axis.text((start + end) / 2, 1.02, phase, fontsize=8, ha="center", transform=axis.get_xaxis_transform())
+            axis.axvline(end, color=INK, linewidth=0.8, linestyle=":")
+        axis.set_xlim(0, len(total))
+        axis.locator_params(axis="x", nbins=4)
+        peak = max(range(len(total)), key=total.__getitem__)
+        phase = "forward" if peak < bounds[1] else "backward" if peak < bounds[2] else "optimizer"
+        peaks[name] = {"MB": total[peak], "phase": phase}
+        phrases.append(f"{name}: at most {total[peak]:.0f} MB, in the {phase} {'step' if phase[0] == 'o' else 'pass'}")
+        name_axes(axis, "operations", "MB" * (not n), f"{name}\n")
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles[::-1], names[::-1], loc="outside right center", frameon=False, fontsize=8, labelcolor=INK)
+    return figure, peaks, f"Memory of a training step, {'; '.join(phrases)}."
