@@ -28,22 +28,7 @@ from xlmrxl_min import (
 from xlmrxl_min.__main__ import main
 from xlmrxl_min.checkpoints.locate import PRETRAINED
 from xlmrxl_min.tokenizer import is_visible, trim
-from xlmrxl_min.training.evaluation import masked_accuracy
 from xlmrxl_min.training.texts import udhr
-
-# The same sentence in ten languages, and the word that is masked in it.
-SENTENCES = {
-    "All human beings are born <mask> and equal in dignity and rights.": "free",
-    "Tous les êtres humains naissent <mask> et égaux en dignité et en droits.": "libres",
-    "Alle Menschen sind <mask> und gleich an Würde und Rechten geboren.": "frei",
-    "Todos los seres humanos nacen <mask> e iguales en dignidad y derechos": "libres",
-    "Tutti gli esseri umani nascono liberi ed <mask> in dignità e diritti.": "eguali",
-    "Alle mensen worden <mask> en gelijk in waardigheid en rechten geboren.": "vrij",
-    "Όλοι οι άνθρωποι γεννιούνται ελεύθεροι και ίσοι στην <mask> και τα δικαιώματα.": "αξιοπρέπεια",
-    "Bütün insanlar hür, <mask> ve haklar bakımından eşit doğarlar.": "haysiyet",
-    "人人生而自由,在<mask>权利上一律平等。": "尊严和",
-    "Semua orang dilahirkan merdeka dan mempunyai <mask> dan hak-hak yang sama.": "martabat",
-}
 
 
 @pytest.fixture(scope="module")
@@ -627,13 +612,12 @@ def test_spans_begin_and_end_at_visible_characters(name):
             assert words == ["abc", "def"], (text, words)
 
 
-def test_the_end_of_an_answer_is_no_space():
+def test_the_end_of_an_answer_is_no_space(tokenizer):
     """Though a lone ▁, whose place is after the space, may be its last token."""
-    tokenizer = XLMRobertaTokenizer.from_pretrained("tiny-udhr")
     _, ours = twins_for(tokenizer, "ForQuestionAnswering")
-    found = answer(ours, tokenizer, "a", "x y", top_k=99)
-    assert "▁" in tokenizer.tokenize("x y")
-    assert {span.text for span in found} == {"", "x", "y", "x y"}
+    found = answer(ours, tokenizer, "a", "x q", top_k=99)
+    assert "▁" in tokenizer.tokenize("x q")
+    assert {span.text for span in found} == {"", "x", "q", "x q"}
 
 
 def test_no_texts_no_results(tokenizer):
@@ -649,44 +633,29 @@ def test_no_texts_no_results(tokenizer):
 # ---- the bundled checkpoints
 
 
-@pytest.fixture(scope="module")
-def memorized():
-    """tiny-udhr and its tokenizer."""
-    return XLMRobertaXLForMaskedLM.from_pretrained("tiny-udhr"), XLMRobertaTokenizer.from_pretrained("tiny-udhr")
+@pytest.mark.parametrize(("english", "spanish"), [("house", "casa"), ("land", "tierra")])
+def test_tiny_finds_the_missing_word_in_the_translation(tiny, tokenizer, english, spanish):
+    """The README's example. record.json has what it knows of held-out text, in all languages."""
+    text = f"The king went to the {english} of his father.</s></s>El rey fue a la <mask> de su padre."
+    assert fill_mask(tiny, tokenizer, text)[0][0].text == spanish
 
 
-def test_tiny_udhr_finds_the_right_word_in_most_languages(memorized):
-    results = fill_mask(*memorized, list(SENTENCES), top_k=1)
-    right = [result[0][0].text == word for result, word in zip(results, SENTENCES.values(), strict=True)]
-    assert sum(right) >= 8, dict(zip(SENTENCES.values(), right, strict=True))
-    assert right[0]
-
-
-def test_tiny_udhr_predicts_its_training_text(memorized):
-    """On three languages; record.json has all fifteen, and the held-out article."""
-    rows = [row.text for row in udhr(["en", "ru", "zh"]) if row.article != 17]
-    assert masked_accuracy(*memorized, rows)["accuracy"] > 0.85
-
-
-@pytest.mark.parametrize("name", ["tiny", "tiny-udhr", "tiny-relative-key", "tiny-relative-key-query"])
+@pytest.mark.parametrize("name", ["tiny", "tiny-relative-key", "tiny-relative-key-query"])
 def test_the_checkpoints_load_in_transformers(name, parity):
     ours, tokenizer = XLMRobertaXLForMaskedLM.from_pretrained(name), XLMRobertaTokenizer.from_pretrained(name)
     theirs = transformers.AutoModelForMaskedLM.from_pretrained(PRETRAINED / name, attn_implementation="eager").float()
     encoding = tokenizer([row.text for row in udhr(["en", "hi"])[:12]], padding=True, return_tensors="pt")
-    with torch.no_grad():
-        got, expected = (model(**encoding, output_hidden_states=True) for model in (ours, theirs))
-    parity(error(got.logits, expected.logits))
-    parity(error(got.hidden_states, expected.hidden_states))
-    with torch.no_grad():  # logits reach 27, where float32 rounds to 2e-6; in float64 they are equal
-        got, expected = (model.double()(**encoding).logits for model in (ours, theirs))
-    parity((got - expected).abs().max().item(), limit=1e-10)
+    with torch.no_grad():  # in float64, as the LM head amplifies float32's rounding to 1e-5 of the largest logit
+        got, expected = (model.double()(**encoding, output_hidden_states=True) for model in (ours, theirs))
+    parity(error(got.logits, expected.logits), limit=1e-10)
+    parity(error(got.hidden_states, expected.hidden_states), limit=1e-10)
 
 
 def test_their_pipeline_agrees_with_fill_mask(tiny, tokenizer):
     theirs = transformers.AutoModelForMaskedLM.from_pretrained(PRETRAINED / "tiny").float()
     their_tokenizer = transformers.XLMRobertaTokenizer(str(PRETRAINED / "tiny" / "sentencepiece.bpe.model"))
     pipeline = transformers.pipeline("fill-mask", model=theirs, tokenizer=their_tokenizer, device="cpu")
-    for text in list(SENTENCES)[:4]:
+    for text in ("The king went to the <mask>.", "Er ging in das <mask> seines Vaters.", "Он открыл <mask>."):
         [ours] = fill_mask(tiny, tokenizer, text)
         expected = pipeline(text)
         assert [p.token_id for p in ours] == [p["token"] for p in expected]
@@ -697,11 +666,11 @@ def test_their_pipeline_agrees_with_fill_mask(tiny, tokenizer):
 
 
 def test_fill_prints_words_and_bars(capsys):
-    text = "All human beings are born <mask> and equal in <mask> and rights."
-    assert main(["fill", text, "--top-k", "2", "--model", "tiny-udhr"]) == 0
+    text = "The <mask> went to the house of his father.</s></s>El rey fue a la <mask> de su padre."
+    assert main(["fill", text, "--top-k", "2", "--model", "tiny"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if line.startswith("<mask>")] == ["<mask> 1", "<mask> 2"]
-    assert "free" in lines[1]
+    assert "father" in lines[1]
     assert "%" in lines[1]
     assert len(lines) == 6
 

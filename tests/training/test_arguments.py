@@ -6,7 +6,7 @@ import torch
 import transformers
 from refusal import refused
 
-from xlmrxl_min import XLMRobertaTokenizer, XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM
+from xlmrxl_min import XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM
 from xlmrxl_min.training import tasks
 from xlmrxl_min.training.batching import make_batches
 from xlmrxl_min.training.evaluation import masked_accuracy, next_token_accuracy, word_alignment
@@ -22,13 +22,7 @@ TEXT = "Everyone has the right to life, liberty and security of person."
 
 @pytest.fixture(scope="module")
 def model():
-    return XLMRobertaXLForMaskedLM.from_pretrained("tiny-udhr")
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    """Of the decoder's vocabulary."""
-    return XLMRobertaTokenizer.from_pretrained("tiny-udhr")
+    return XLMRobertaXLForMaskedLM.from_pretrained("tiny")
 
 
 @pytest.fixture(scope="module")
