@@ -417,7 +417,7 @@ def test_teacher_forcing_shifts_the_text_by_one():
     assert (inputs, labels) == (["<s>", "All", "human", "being", "s"], ["All", "human", "being", "s", "</s>"])
     assert [x.get_text() for x in texts(drawn) if "%" in x.get_text()] == ["50%", "25%", "100%", "12%", "0%"]
     assert drawn.data["loss"] == pytest.approx(-torch.tensor([0.5, 0.25, 1.0, 0.125, 0.001]).log().mean().item())
-    assert drawn.caption.endswith("The most probable label: being, 100%; the least: </s>, 0.1%.")
+    assert drawn.caption.endswith("The most probable label: being, 100%; the least: </s>, 0.10%.")
     with pytest.raises(ValueError, match="tokens has 5 strings, but there are 6"):
         drawings.teacher_forcing(WORDS[1:], [0.5] * 5)
 

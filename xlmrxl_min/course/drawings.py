@@ -899,7 +899,7 @@ def teacher_forcing(tokens: Sequence[str], probabilities: Sequence[float] | Tens
     best, worst = max(range(len(values)), key=values.__getitem__), min(range(len(values)), key=values.__getitem__)
     loss = sum(-math.log(value) for value in values) / len(values)
     caption = f"One pass, {len(values)} predictions, mean loss {loss:.2f} nats. The most probable label: "
-    caption += f"{names[best + 1]}, {values[best]:.0%}; the least: {names[worst + 1]}, {values[worst]:.1%}."
+    caption += f"{names[best + 1]}, {values[best]:.0%}; the least: {names[worst + 1]}, {values[worst]:.2%}."
     return figure, {"loss": loss}, caption
 
 
