@@ -11,7 +11,7 @@ from transformers import DataCollatorForLanguageModeling, Trainer, pipeline
 
 from xlmrxl_min.training.texts import udhr
 
-START = "tiny-udhr"
+START = "tiny"
 MODEL = "XLMRobertaXLForMaskedLM"
 CONFIG: dict[str, Any] = {}
 

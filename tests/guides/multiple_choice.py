@@ -12,7 +12,7 @@ from transformers import DataCollatorForMultipleChoice, Trainer
 from xlmrxl_min.training.texts import udhr
 
 CHOICES = 3
-START = "tiny-udhr"
+START = "tiny"
 MODEL = "XLMRobertaXLForMultipleChoice"
 CONFIG: dict[str, Any] = {}
 

@@ -10,7 +10,7 @@ from transformers import DefaultDataCollator, Trainer, pipeline
 
 from xlmrxl_min.training.texts import translated_words, udhr
 
-START = "tiny-udhr"
+START = "tiny"
 MODEL = "XLMRobertaXLForQuestionAnswering"
 CONFIG: dict[str, Any] = {}
 

@@ -11,7 +11,7 @@ from transformers import DataCollatorWithPadding, Trainer, pipeline
 from xlmrxl_min.training.texts import udhr
 
 LANGUAGES = ["en", "de", "sw"]
-START = "tiny-udhr"
+START = "tiny"
 MODEL = "XLMRobertaXLForSequenceClassification"
 CONFIG = {"id2label": dict(enumerate(LANGUAGES))}
 

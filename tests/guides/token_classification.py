@@ -11,7 +11,7 @@ from transformers import DataCollatorForTokenClassification, Trainer, pipeline
 from xlmrxl_min.training.texts import udhr
 
 LANGUAGES = ["en", "de"]
-START = "tiny-udhr"
+START = "tiny"
 MODEL = "XLMRobertaXLForTokenClassification"
 CONFIG = {"id2label": dict(enumerate(LANGUAGES))}
 
