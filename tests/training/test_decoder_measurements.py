@@ -152,7 +152,7 @@ def test_evaluation_of_both_kinds(tokenizer, small_corpus, tmp_path, monkeypatch
     assert set(found["next_token"]["held_out"]) == set(found["next_token"]["studied"]) == {"en", "fr", "de", "zh"}
     assert len(found["next_token"]["large"]) == 4
     assert {example["language"] for example in found["continuations"]["examples"]} == {"en", "fr", "de", "zh"}
-    assert "continuations, repeated: text" in format_decoder_evaluation(found)
+    assert "Continuations, 4-grams that occurred before: text" in format_decoder_evaluation(found)
 
     config = {**DECODER, "add_cross_attention": True}
     recipe |= {"config": config, "languages": ["en", "fr", "de"]}
@@ -162,4 +162,4 @@ def test_evaluation_of_both_kinds(tokenizer, small_corpus, tmp_path, monkeypatch
     assert len(found["held_out"]["by_pair"]) == len(found["studied"]["by_pair"]) == 6
     assert found["word_alignment"]["by_hand"]["pairs"] == 52
     assert {example["languages"] for example in found["examples"]} == {"en-fr", "fr-en", "en-de", "de-en"}
-    assert "52 words, by hand: predicting: best head" in format_decoder_evaluation(found)
+    assert "(52 words, by hand): of the best head" in format_decoder_evaluation(found)

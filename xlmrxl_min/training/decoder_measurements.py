@@ -25,6 +25,7 @@ from .corpus import LANGUAGES, read_corpus
 from .evaluation import WordPair, attention_to_words, next_token_accuracy, word_alignment
 from .measurements import (
     FULL,
+    LARGE,
     Effort,
     Passages,
     Places,
@@ -33,6 +34,7 @@ from .measurements import (
     choose_pairs,
     percent,
     rounded,
+    to_markdown,
 )
 from .pretrain import RECIPE_FILE, load_recipe
 from .translation import language_prompt, translate
@@ -238,38 +240,54 @@ def translations(
 
 
 def format_decoder_evaluation(results: Mapping[str, Any]) -> str:
-    """A record's evaluation of a decoder, for a terminal."""
+    """A record's evaluation of a decoder as it stands in the model card, in Markdown."""
     if "next_token" in results:
-        next_token, written = results["next_token"], results["continuations"]
-        rows = [["", "words", "held out", "studied", "unigram", "loss"]]
-        for language, score in next_token["held_out"].items():
-            accuracies = [score, next_token["studied"].get(language), {"accuracy": next_token["unigram"][language]}]
-            shares = [percent(x["accuracy"]) if x else "" for x in accuracies]
-            rows.append([language, f"{next_token['words'].get(language, 0):,}", *shares, f"{score['loss']:.2f}"])
-        lines = [
-            f"means over {len(next_token['large'])} languages: "
-            + ", ".join(f"{name} {percent(x)}" for name, x in next_token["mean"].items()),
-            *(
-                f"continuations, {name.replace('_', ' ')}: "
-                + ", ".join(f"{kind} {percent(x)}" for kind, x in written[name].items())
-                for name in ("repeated", "in_language", "in_other_languages")
-            ),
-        ]
-    else:
-        rows = [["", "right", "wrong", "loss"]]
-        for pair, scores in results["held_out"]["by_pair"].items():
-            accuracies = [percent(scores[name]["accuracy"]) for name in ("right", "wrong")]
-            rows.append([pair, *accuracies, f"{scores['right']['loss']:.2f}"])
-        lines = [
-            f"{name.replace('_', ' ')}: right source {percent(results[name]['mean']['right'])}, "
-            f"wrong {percent(results[name]['mean']['wrong'])}: {100 * results[name]['difference']:+.1f} points"
-            for name in ("held_out", "studied")
-        ]
-        for name, found in results["word_alignment"].items():
-            shares = [
-                f"{when}: best head {percent(found['best'][when])}, mean of all {percent(found['mean'][when])}"
-                for when in ("predicting", "reading")
-            ]
-            what = f"{found['pairs']} words, {name.replace('_', ' ')}"
-            lines.append(f"{what}: {'; '.join(shares)}; at random {percent(found['random_baseline'])}")
-    return "\n".join(["".join(f"{x:>11}" for x in row) for row in rows] + ["", *lines])
+        return format_next_token(results["next_token"], results["continuations"])
+    held_out, studied = results["held_out"], results["studied"]
+    rows = [["", "right source", "wrong source", "loss", "studied"]]
+    for pair, scores in held_out["by_pair"].items():
+        accuracies = [percent(scores[name]["accuracy"]) for name in ("right", "wrong")]
+        beside = studied["by_pair"].get(pair)
+        rows.append([
+            pair, *accuracies, f"{scores['right']['loss']:.2f}", percent(beside["right"]["accuracy"]) if beside else "–"
+        ])  # fmt: skip
+    lines = [
+        f"{what}: next token with the right source {percent(found['mean']['right'])}, with that of another text "
+        f"{percent(found['mean']['wrong'])}: **{100 * found['difference']:+.1f} points**."
+        for what, found in (("Held out", held_out), ("Studied", studied))
+    ]
+    for name, found in results["word_alignment"].items():
+        best, mean = (
+            ", ".join(f"{percent(found[which][when])} when {when} it" for when in ("predicting", "reading"))
+            for which in ("best", "mean")
+        )
+        lines.append(
+            f"Cross-attention is highest at the translated word ({found['pairs']} words, {name.replace('_', ' ')}): of the "
+            f"best head {best}; of the mean of all heads {mean}; at random {percent(found['random_baseline'])}."
+        )
+    return to_markdown(rows, lines)
+
+
+def format_next_token(next_token: Mapping[str, Any], written: Mapping[str, Any]) -> str:
+    rows = [["", "words", "held out", "studied", "unigram", "loss, held out"]]
+    for language, score in next_token["held_out"].items():
+        studied = next_token["studied"].get(language)
+        rows.append([
+            language, f"{next_token['words'].get(language, 0):,}", percent(score["accuracy"]),
+            percent(studied["accuracy"]) if studied else "–", percent(next_token["unigram"][language]),
+            f"{score['loss']:.2f}",
+        ])  # fmt: skip
+    means = next_token["mean"]
+    lines = [
+        f"Next token, mean over the {len(next_token['large'])} languages with more than {LARGE:,} words: "
+        f"**{percent(means['held_out'])}**, studied {percent(means['studied'])}, unigram {percent(means['unigram'])}."
+    ]
+    lines += [
+        f"Continuations, {what}: {', '.join(f'{kind} {percent(x)}' for kind, x in written[name].items())}."
+        for name, what in (
+            ("repeated", f"{NGRAM}-grams that occurred before"),
+            ("in_language", "tokens that occur in studied text of the language"),
+            ("in_other_languages", "tokens that occur in that of another language, on average"),
+        )
+    ]
+    return to_markdown(rows, lines)

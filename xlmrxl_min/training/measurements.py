@@ -534,8 +534,7 @@ def format_evaluation(results: Mapping[str, Any]) -> str:
     }
     if "emoji_fine_tuned" in results:
         columns["fine-tuned"] = {x: f"{n:.0%}" for x, n in results["emoji_fine_tuned"]["accuracy"].items()}
-    rows = [["", *columns], ["---"] * (len(columns) + 1)]
-    rows += [[x, *(column.get(x, "–") for column in columns.values())] for x in LANGUAGES]
+    rows = [["", *columns], *([x, *(column.get(x, "–") for column in columns.values())] for x in LANGUAGES)]
     means, emoji, pairs = masked["mean"], results["emoji"], results["translation"]
     lines = [
         f"Masked, mean over the {len(masked['large'])} languages with more than {LARGE:,} words: "
@@ -557,7 +556,14 @@ def format_evaluation(results: Mapping[str, Any]) -> str:
             f"Layer {heads['layer']}, head {heads['head']} replaced by its mean: {heads['most']:.0%} of the "
             f"translation's {100 * heads['difference']:.1f} points are lost (over {heads['pairs']} pairs)."
         )
-    return "\n".join(["| " + " | ".join(row) + " |" for row in rows] + [""] + [f"- {line}" for line in lines])
+    return to_markdown(rows, lines)
+
+
+def to_markdown(rows: Sequence[Sequence[str]], lines: Sequence[str]) -> str:
+    """A table, whose first row is its head, and a list."""
+    head, *rest = rows
+    table = [head, ["---"] * len(head), *rest]
+    return "\n".join([*("| " + " | ".join(row) + " |" for row in table), "", *(f"- {line}" for line in lines)])
 
 
 def percent(fraction: float) -> str:
