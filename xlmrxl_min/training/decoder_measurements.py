@@ -262,8 +262,8 @@ def format_decoder_evaluation(results: Mapping[str, Any]) -> str:
             for which in ("best", "mean")
         )
         lines.append(
-            f"Cross-attention is highest at the translated word ({found['pairs']} words, {name.replace('_', ' ')}): of the "
-            f"best head {best}; of the mean of all heads {mean}; at random {percent(found['random_baseline'])}."
+            f"Cross-attention is highest at the translated word ({found['pairs']} words, {name.replace('_', ' ')}): of "
+            f"the best head {best}; of the mean of all heads {mean}; at random {percent(found['random_baseline'])}."
         )
     return to_markdown(rows, lines)
 

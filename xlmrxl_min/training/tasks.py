@@ -1,7 +1,8 @@
-"""A fine-tuning task for each head, made from one text in many languages. Walked through in notebooks/07_heads.ipynb.
+"""A fine-tuning task for each head, made from texts in many languages. Walked through in notebooks/07_heads.ipynb.
 
-The Universal Declaration of Human Rights is the same text in 50 languages, paragraph by paragraph. So its languages,
-articles and translations are labels that nobody had to annotate:
+The Universal Declaration of Human Rights is the same text in 50 languages, paragraph by paragraph, and so are the
+sentences of parallel.tsv in up to 15. So languages, articles, translations and sources are labels that nobody had to
+annotate:
 
 | task                    | input                               | label                        | source of the label   |
 |-------------------------|-------------------------------------|------------------------------|-----------------------|
@@ -14,11 +15,18 @@ articles and translations are labels that nobody had to annotate:
 |                         |                                     |                              | other articles        |
 | translation_finding     | a text, and a passage of 3 texts in | the span of its translation  | the other 2 are of    |
 |                         | another language                    |                              | other articles        |
+| topic_identification    | a sentence                          | its topic                    | the book that it is   |
+|                         |                                     |                              | from                  |
+| topic_choice            | a topic, and a text of each         | its text, from 0             | the same              |
+| topic_finding           | a topic, and a passage of a text of | the span of its text         | the same              |
+|                         | each                                |                              |                       |
 
-Each is a function (languages, articles, *, rounds, seed, …) -> examples; every round samples anew. The preamble is left
-out, as its paragraphs are not parallel. `tiny` was pre-trained on all articles but 17 in 15 languages, with
-translations in one input. So the test articles of `train_test_split` are new to the head, but only Article 17 and the
-other 35 languages are new to the encoder.
+Each is a function (languages, articles, *, rounds, seed, …) -> examples; every round samples anew. `articles` are
+numbers, or one of `PARTS`: then the texts are sentences of parallel.tsv. The preamble is left out, as its paragraphs
+are not parallel. `tiny` was pre-trained on all articles but 17 in 15 languages, with translations in one input. So the
+test articles of `train_test_split` are new to the head, but only Article 17, the sentences that are "held out" and the
+other 35 languages are new to the encoder. The last three take a part instead of articles (see `topic_texts`), and
+`TOPIC_TASKS` has them, as their labels are always the same.
 """
 
 from __future__ import annotations
@@ -30,7 +38,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral
 from typing import Any, NamedTuple
 
-from ..inputs import as_sequence, as_texts, check_integer, shown
+from ..inputs import as_sequence, as_texts, check_integer, check_option, shown
 from ..model import (
     PreTrainedModel,
     XLMRobertaXLForMultipleChoice,
@@ -39,11 +47,15 @@ from ..model import (
     XLMRobertaXLForTokenClassification,
 )
 from ..tokenizer import word_spans
-from .texts import Paragraph, udhr
+from .texts import Paragraph, parallel_sentences, udhr
 
 ARTICLES = range(1, 31)
+PARTS = ("studied", "held out")  # of parallel.tsv, by the bundled checkpoints
+TOPICS = ("religion", "software", "law")  # the Bible; LibreOffice's help and Scratch; the Declaration
+MAX_WORDS = 20  # of a text with a topic
 SEPARATOR = " </s> "  # between the texts of a passage, as between documents in Liu et al. 2019, section 4.2
 Languages = str | Iterable[str]
+Articles = Iterable[int] | str
 
 
 class Example(NamedTuple):
@@ -77,6 +89,13 @@ TASKS: dict[str, tuple[type[PreTrainedModel], str | None]] = {
     "translation_choice": (XLMRobertaXLForMultipleChoice, None),
     "translation_finding": (XLMRobertaXLForQuestionAnswering, None),
 }
+TOPIC_TASKS = {
+    "topic_identification": Task(
+        "topic_identification", XLMRobertaXLForSequenceClassification, "single_label_classification", TOPICS
+    ),
+    "topic_choice": Task("topic_choice", XLMRobertaXLForMultipleChoice),
+    "topic_finding": Task("topic_finding", XLMRobertaXLForQuestionAnswering, None, ("start", "end")),
+}
 FIXED_LABELS = {"language_fraction": ("fraction",), "translation_choice": (), "translation_finding": ("start", "end")}
 
 
@@ -109,7 +128,7 @@ def train_test_split(articles: Iterable[int] = ARTICLES) -> tuple[list[int], lis
     return train, test
 
 
-def check_articles(articles: Iterable[int]) -> list[int]:
+def check_articles(articles: Articles) -> list[int]:
     given = as_sequence(articles, "articles", "numbers, 1 to 30")
     if not given or not all(isinstance(number, Integral) and int(number) in ARTICLES for number in given):
         raise ValueError(
@@ -130,8 +149,17 @@ def check_languages(languages: Languages, at_least: int = 1) -> list[str]:
     return given
 
 
-def select_paragraphs(languages: Languages, articles: Iterable[int], rounds: int = 1) -> list[Paragraph]:
-    """The paragraphs of these articles and languages, in the file's order, repeated `rounds` times."""
+def select_paragraphs(languages: Languages, articles: Articles, rounds: int = 1) -> list[Paragraph]:
+    """The paragraphs of these articles and languages, in the file's order, repeated `rounds` times.
+
+    articles: numbers, or one of `PARTS`: then each place of parallel.tsv counts as an article.
+    """
+    if isinstance(articles, str) and articles in PARTS:
+        names, sentences = check_languages(languages), parallel_sentences()
+        check_integer("rounds", rounds)
+        number = {place: i for i, place in enumerate(dict.fromkeys(row[1:4] for row in sentences))}
+        rows = [row for row in sentences if row.language in names and row.held_out == PARTS.index(articles)]
+        return [Paragraph(row.language, number[row[1:4]], 1, row.text) for row in rows] * rounds
     wanted = set(check_articles(articles))
     check_integer("rounds", rounds)
     return [row for row in udhr(check_languages(languages)) if row.article in wanted] * rounds
@@ -155,7 +183,7 @@ def excerpt(text: str, count: int, rng: random.Random) -> str:
 
 
 def language_identification(
-    languages: Languages, articles: Iterable[int], *, words: int = 5, rounds: int = 1, seed: int = 0
+    languages: Languages, articles: Articles, *, words: int = 5, rounds: int = 1, seed: int = 0
 ) -> list[Example]:
     """An excerpt of `words` words from each paragraph -> its language."""
     rng, rows = make_rng(seed), select_paragraphs(languages, articles, rounds)
@@ -163,7 +191,7 @@ def language_identification(
 
 
 def article_identification(
-    languages: Languages, articles: Iterable[int], *, words: int = 1000, rounds: int = 1, seed: int = 0
+    languages: Languages, articles: Articles, *, words: int = 1000, rounds: int = 1, seed: int = 0
 ) -> list[Example]:
     """Each paragraph, or an excerpt of `words` words -> "Article n".
 
@@ -180,7 +208,7 @@ def article_name(number: int) -> str:
 # ---- texts in several languages
 
 
-def language_tagging(languages: Languages, articles: Iterable[int], *, rounds: int = 1, seed: int = 0) -> list[Example]:
+def language_tagging(languages: Languages, articles: Articles, *, rounds: int = 1, seed: int = 0) -> list[Example]:
     """Words in 2 or 3 languages -> (start, end, language) of each excerpt, in characters."""
     languages, rng = check_languages(languages), make_rng(seed)
     counts = (2, 3) if len(languages) > 2 else (2,)
@@ -188,9 +216,7 @@ def language_tagging(languages: Languages, articles: Iterable[int], *, rounds: i
     return [Example(text, spans, "+".join(name for *_, name in spans)) for text, spans in texts]
 
 
-def languages_present(
-    languages: Languages, articles: Iterable[int], *, rounds: int = 1, seed: int = 0
-) -> list[Example]:
+def languages_present(languages: Languages, articles: Articles, *, rounds: int = 1, seed: int = 0) -> list[Example]:
     """Words in 1, 2 or 3 languages -> these languages."""
     examples = []
     for parts in mixed_excerpts(languages, articles, (1, 2, 3), rounds, make_rng(seed)):
@@ -200,7 +226,7 @@ def languages_present(
 
 
 def language_fraction(
-    languages: Languages, articles: Iterable[int], *, words: int = 12, rounds: int = 1, seed: int = 0
+    languages: Languages, articles: Articles, *, words: int = 12, rounds: int = 1, seed: int = 0
 ) -> list[Example]:
     """`words` words, of the first of `languages` and of another one -> the fraction of the first, between 0 and 1.
 
@@ -224,7 +250,7 @@ def language_fraction(
 
 
 def mixed_excerpts(
-    languages: Languages, articles: Iterable[int], counts: Sequence[int], rounds: int, rng: random.Random
+    languages: Languages, articles: Articles, counts: Sequence[int], rounds: int, rng: random.Random
 ) -> Iterator[list[Paragraph]]:
     """For each paragraph an excerpt of 3 to 6 words with excerpts of its translations, in random order.
 
@@ -252,11 +278,67 @@ def concatenate(parts: Sequence[Paragraph]) -> tuple[str, tuple[tuple[int, int, 
     return text, tuple(spans)
 
 
+# ---- what a text is about
+
+
+def topic_texts(languages: Languages, part: str, *, seed: int = 0) -> dict[tuple[str, str], list[str]]:
+    """Texts by language and topic, at most 20 words each, in random order. part: one of `PARTS`.
+
+    "studied" is to train on: of the Declaration the odd articles. Of the Bible and of LibreOffice's help "held out" is
+    new to the bundled checkpoints, too; of Scratch and the Declaration it is new to the head only. No text has its
+    translation in the other part. Not every language has every topic.
+    """
+    check_option("part", part, list(PARTS))
+    rng, names, is_held_out = make_rng(seed), check_languages(languages), PARTS.index(part)
+    texts: dict[tuple[str, str], list[str]] = {(language, topic): [] for language in names for topic in TOPICS}
+    for row in parallel_sentences():
+        is_other = len(row.section) % 2 if row.source == "scratch" else row.held_out  # half of Scratch, whichever
+        if row.language in names and is_other == is_held_out:
+            texts[row.language, "religion" if row.source == "bible" else "software"].append(row.text)
+    for paragraph in select_paragraphs(names, ARTICLES[is_held_out::2]):
+        texts[paragraph.language, "law"].append(paragraph.text)
+    found = {key: [first_words(text, MAX_WORDS) for text in some] for key, some in texts.items() if some}
+    for some in found.values():
+        rng.shuffle(some)
+    return found
+
+
+def topic_identification(languages: Languages, part: str, *, count: int = 1000, seed: int = 0) -> list[Example]:
+    """A text -> its topic: at most `count` texts of each topic in each language."""
+    texts = topic_texts(languages, part, seed=seed)
+    return [Example(text, topic, language) for (language, topic), some in texts.items() for text in some[:count]]
+
+
+def topic_choice(languages: Languages, part: str, *, count: int = 1000, seed: int = 0) -> list[Example]:
+    """A topic's name, and a text of each topic that the language has -> the number of the one with that topic, from 0.
+
+    At most `count` of each language.
+    """
+    rng, texts, examples = make_rng(seed), topic_texts(languages, part, seed=seed), []
+    for language in dict.fromkeys(language for language, _ in texts):
+        topics = [topic for code, topic in texts if code == language]
+        for number in range(min(count, max(len(texts[language, topic]) for topic in topics))):
+            order = rng.sample(topics, len(topics))
+            several = [texts[language, topic] for topic in order]
+            right = rng.randrange(len(order))
+            examples.append(Example(order[right], right, language, tuple(some[number % len(some)] for some in several)))
+    return examples
+
+
+def topic_finding(languages: Languages, part: str, *, count: int = 1000, seed: int = 0) -> list[Example]:
+    """The same with one passage of all texts -> [start, end) of the one with that topic."""
+    examples = []
+    for example in topic_choice(languages, part, count=count, seed=seed):
+        passage = SEPARATOR.join(example.others)
+        examples.append(example._replace(label=passage_spans(passage)[example.label], others=(passage,)))
+    return examples
+
+
 # ---- a text and its translation among others
 
 
 def translation_choice(
-    languages: Languages, articles: Iterable[int], *, into: Languages | None = None, choices: int = 4, words: int = 8,
+    languages: Languages, articles: Articles, *, into: Languages | None = None, choices: int = 4, words: int = 8,
     rounds: int = 1, seed: int = 0,
 ) -> list[Example]:  # fmt: skip
     """The first words of a paragraph, and of `choices` in a language of `into` -> the translation's number, from 0.
@@ -268,7 +350,7 @@ def translation_choice(
 
 
 def translation_finding(
-    languages: Languages, articles: Iterable[int], *, into: Languages | None = None, parts: int = 3, words: int = 8,
+    languages: Languages, articles: Articles, *, into: Languages | None = None, parts: int = 3, words: int = 8,
     rounds: int = 1, seed: int = 0,
 ) -> list[Example]:  # fmt: skip
     """The first words of a paragraph, and a passage of `parts` texts in a language of `into` -> [start, end) in it.
@@ -292,16 +374,17 @@ def passage_spans(passage: str) -> list[tuple[int, int]]:
 
 
 def with_candidates(
-    languages: Languages, into: Languages | None, articles: Iterable[int], words: int, count: int, rounds: int,
+    languages: Languages, into: Languages | None, articles: Articles, words: int, count: int, rounds: int,
     rng: random.Random,
 ) -> Iterator[tuple[Paragraph, list[Paragraph], int]]:  # fmt: skip
     """The first words of each paragraph; `count` candidates in one language of `into`; the translation's index.
 
     The other candidates are of other articles. All have the same number of words, so that length reveals nothing.
     """
-    targets, numbers = check_languages(languages if into is None else into), check_articles(articles)
+    targets = check_languages(languages if into is None else into)
     for name, value in (("words", words), ("rounds", rounds), ("texts", count)):
         check_integer(name, value)
+    numbers = sorted({row.article for row in select_paragraphs(targets, articles)})
     if not 2 <= count <= len(numbers):
         wanted = f"{count} texts of {words} words in {rounds} rounds"
         raise ValueError(f"{wanted} cannot be had of articles {numbers}: take 2 texts or more, or more articles.")
@@ -314,11 +397,13 @@ def with_candidates(
             continue
         right = rng.choice(translations)
         wrong = [x for x in in_targets if x.language == right.language and x.article != row.article]
+        if len(wrong) < count - 1:
+            continue
         candidates = rng.sample([right, *rng.sample(wrong, count - 1)], count)
         yield row, candidates, candidates.index(right)
 
 
-def unique_beginnings(languages: Languages, articles: Iterable[int], words: int) -> list[Paragraph]:
+def unique_beginnings(languages: Languages, articles: Articles, words: int) -> list[Paragraph]:
     """The first words of each paragraph, without those that begin like another one ("Everyone has the …")."""
     rows = [row._replace(text=first_words(row.text, words)) for row in select_paragraphs(languages, articles)]
     counts = Counter((row.language, row.text) for row in rows)
