@@ -443,14 +443,18 @@ def new_head_is_equal_on_all_ranks(mesh):
 
 @job
 def tiny_fills_a_mask(mesh):
-    tokenizer = XLMRobertaTokenizer.from_pretrained("tiny-udhr")
-    sharded = load(xlmrxl_min.XLMRobertaXLForMaskedLM, "tiny-udhr", mesh, progress=False)
-    one = xlmrxl_min.XLMRobertaXLForMaskedLM.from_pretrained("tiny-udhr")
-    text = "Alle Menschen sind frei und <mask> an Würde"
+    if 6 % mesh["tensor"].size():
+        with pytest.raises(ValueError, match="6 heads cannot be sharded over 4 ranks"):
+            load(xlmrxl_min.XLMRobertaXLForMaskedLM, "tiny", mesh, progress=False)
+        return
+    tokenizer = XLMRobertaTokenizer.from_pretrained("tiny")
+    sharded = load(xlmrxl_min.XLMRobertaXLForMaskedLM, "tiny", mesh, progress=False)
+    one = xlmrxl_min.XLMRobertaXLForMaskedLM.from_pretrained("tiny")
+    text = "The people heard the voice of the <mask>."
     ours, theirs = call_unsharded(sharded, fill_mask, tokenizer, text)[0], fill_mask(one, tokenizer, text)[0]
     assert [p.token_id for p in ours] == [p.token_id for p in theirs]
     assert_close(torch.tensor([p.probability for p in ours]), torch.tensor([p.probability for p in theirs]))
-    assert ours[0].text == "gleich"
+    assert ours[0].text == "people"
 
 
 @job
