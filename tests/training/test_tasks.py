@@ -10,7 +10,7 @@ import pytest
 from xlmrxl_min.tokenizer import word_spans
 from xlmrxl_min.training import tasks
 from xlmrxl_min.training.tasks import ARTICLES, SEPARATOR, TASKS, Example, train_test_split
-from xlmrxl_min.training.texts import udhr
+from xlmrxl_min.training.texts import parallel_sentences, udhr
 
 LANGUAGES = ["en", "fr", "de", "es", "it", "nl", "ru", "el", "tr", "ar", "hi", "zh", "ja", "sw", "id"]
 SOME = ["en", "ru", "zh", "hi"]
@@ -182,6 +182,50 @@ def test_exactly_the_right_candidate_is_the_translation(name):
     assert min(counts.values()) > 0.7 * max(counts.values())
 
 
+@pytest.mark.parametrize("part", tasks.PARTS)
+def test_translations_among_the_parallel_sentences(part):
+    """Of the right part, and with the right translation, by the file itself."""
+    beginnings = {}
+    for row in parallel_sentences():
+        if row.held_out == tasks.PARTS.index(part):
+            beginnings.setdefault(tasks.first_words(row.text, 12), set()).add(row[1:4])
+    for example in tasks.translation_choice("en", part, into=["fr", "hi"], words=12):
+        right = [i for i, other in enumerate(example.others) if beginnings[example.text] & beginnings[other]]
+        assert right == [example.label]
+
+
+def test_topics_are_those_of_the_books_and_no_text_is_in_both_parts():
+    studied, held_out = (tasks.topic_texts(LANGUAGES, part) for part in tasks.PARTS)
+    rows = {tasks.first_words(row.text, 20): row for row in parallel_sentences()}
+    places = []
+    for texts, is_held_out in ((studied, False), (held_out, True)):
+        assert set(texts) >= {(language, topic) for language in LANGUAGES for topic in ("software", "law")}
+        for (language, topic), some in texts.items():
+            assert all(len(word_spans(text)) <= 20 for text in some)
+            for row in (rows[text] for text in some if topic != "law"):
+                assert (row.language, topic) == (language, "religion" if row.source == "bible" else "software")
+                assert row.source == "scratch" or row.held_out == is_held_out
+        laws = [row for (_, topic), some in texts.items() if topic == "law" for row in some]
+        places.append({rows[text][1:4] for (_, topic), some in texts.items() if topic != "law" for text in some})
+        places[-1] |= {at for text in laws for at in {row[1:3] for row in TEXT if row.text.startswith(text)}}
+    assert not places[0] & places[1], "a text has its translation in the other part"
+
+
+def test_topics_are_found_in_the_passage():
+    examples, texts = (make(LANGUAGES, "held out") for make in (tasks.topic_finding, tasks.topic_texts))
+    texts_of = tasks.topic_texts(LANGUAGES, "studied")
+    for example in examples:
+        assert example.others[0][slice(*example.label)] in texts[example.language, example.text]
+        assert example.others[0].count(SEPARATOR) == sum(language == example.language for language, _ in texts) - 1
+    assert set(Counter(x.language for x in tasks.topic_finding(LANGUAGES, "held out", count=9)).values()) == {9}
+    for example in tasks.topic_choice(LANGUAGES, "studied", count=9):
+        found = texts_of[example.language, example.text]
+        assert [text in found for text in example.others] == [i == example.label for i in range(len(example.others))]
+    counted = tasks.topic_identification(["en", "sw"], "held out", count=5)
+    assert Counter(x.language for x in counted) == {"en": 15, "sw": 10}
+    assert all(x.text in texts[x.language, x.label] for x in counted)
+
+
 def test_length_does_not_reveal_the_translation():
     """Taking the choice closest in length to the question, in characters, is hardly better than chance."""
     examples = tasks.translation_choice(LANGUAGES, ARTICLES, rounds=2)
@@ -210,6 +254,7 @@ def test_impossible_examples():
         (lambda: derive("language_identification", rounds=0), "rounds=0 is impossible"),
         (lambda: derive("language_fraction", words=1), "words=1 is impossible"),
         (lambda: derive("language_identification", ["tlh"]), "tlh"),
+        (lambda: tasks.topic_identification("en", "test"), "part='test' is unknown: take one of 'studied', 'held"),
     ):
         with pytest.raises(ValueError, match=words):
             action()
