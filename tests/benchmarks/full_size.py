@@ -161,9 +161,7 @@ def xl(folder: Path) -> None:
     row("ours, bfloat16 file to int8", small)
     same = (small["logits"].argmax(-1) == exact.argmax(-1)).float().mean()
     distance = (small["logits"] - exact).norm() / exact.norm()
-    print(
-        f"int8: logits differ by {distance:.1%} of their norm; the first answer is the same for {same:.0%} of the tokens"
-    )
+    print(f"int8: logits differ by {distance:.1%} of their norm; {same:.0%} of the first answers are the same")
 
 
 def xxl(folder: Path) -> None:
