@@ -56,6 +56,7 @@ DRAWINGS = {
     "teacher_forcing": lambda: drawings.teacher_forcing(WORDS, [0.5, 0.25, 1.0, 0.125, 0.001]),
     "kv_cache": lambda: drawings.kv_cache(WORDS, 2),
     "encoder_decoder": drawings.encoder_decoder,
+    "heads": drawings.heads,
 }
 
 

@@ -66,3 +66,17 @@ def test_weights():
     assert colors[0].upper() == f"{BLUE}FF"
     assert [color[-2:] for color in colors] == ["ff", "00", "ff", "ff"]
     assert drawn.caption == "One head: the largest weight is 100%, from query “<s>” to key “<s>”."
+
+
+def test_transfer_shows_every_start_beside_the_chance_level():
+    results = {
+        "topic": {"fine-tuned": {"en": 1.0, "ru": 0.75, "zh": 0.5}, "frozen": {"en": 0.5, "ru": 0.25, "zh": 0.25}}
+    }
+    drawn = figures.transfer(results, {"topic": {"en": 0.25, "ru": 0.25, "zh": 0.5}}, trained="en")
+    lines = [line for line in drawn.figure.axes[0].lines if len(line.get_xdata()) == 3]
+    assert [list(line.get_ydata()) for line in lines] == [[1.0, 0.75, 0.5], [0.5, 0.25, 0.25]]
+    assert drawn.data == {"topic": {"fine-tuned": 0.625, "frozen": 0.25, "chance": 0.375}}
+    assert drawn.caption == (
+        "Trained in en; mean over the 2 other languages, topic: fine-tuned 62%, frozen 25%, chance 38%."
+    )
+    assert is_legible(drawn)

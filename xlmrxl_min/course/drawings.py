@@ -1175,3 +1175,39 @@ def int8_product(x: Tensor, weight: Tensor, top: int = 127) -> Parts:
         f" and the two scales come last. Relative error of the result: {error:.1%}."
     )
     return figure, {"integers": integers, "products": products, "result": result, "exact": exact}, caption
+
+
+@captioned
+def heads() -> Parts:
+    """The four heads: which vectors each reads, the numbers that it gives, and which of these compete in a softmax."""
+    figure, axis = canvas(10.2, 3.15)
+    text, pair = ["<s>", "We", "see", "you", "</s>"], ["<s>", "q", "</s>", "a", "</s>"]
+    x, step = 0.2, 0.35
+    for name, rows, reads, gives, note in (
+        ("sequence classification", [text], (0,), 3, "c numbers, softmax over classes"),
+        ("token classification", [text], range(5), 3, "t × c, a softmax for each token"),
+        ("multiple choice", [[*pair[:2], c] for c in "abc"], (0,), 1, "1 for each text, softmax over texts"),
+        ("question answering", [pair], range(5), 2, "t × 2, two softmaxes along the text"),
+    ):  # fmt: skip
+        left = x
+        for row in rows:
+            box(axis, x + step * len(row) / 2, 1.0, "encoder", GREY, step * len(row) - 0.04, height=0.36)
+            for i, token in enumerate(row):
+                centre = x + step * (i + 0.5)
+                label(axis, centre, 0.5, token)
+                arrow(axis, centre, 0.62, centre, 0.82)
+                arrow(axis, centre, 1.18, centre, 1.36)
+                cell(axis, centre, 1.51, "x", BLUE if i in reads else NONE, 0.28)
+                for level in range(gives if i in reads else 0):
+                    color = GREEN if level and gives == 2 else ORANGE
+                    box(axis, centre, 1.98 + 0.2 * level, "", color, 0.2, INK, height=0.16, rounding=0.02)
+                if i in reads:
+                    arrow(axis, centre, 1.66, centre, 1.9)
+            x += step * len(row) + 0.06
+        middle = (left + x - 0.06) / 2
+        label(axis, middle, 2.95, name, weight="bold")
+        label(axis, middle, 2.73, note, fontsize=7)
+        x += 0.38
+    label(axis, 0.2, 0.12, "x: vectors, blue if the head reads them; orange, green: the numbers that it gives", "left")
+    caption = "Sequence classification and multiple choice read the vector of <s> only; the other two read all vectors."
+    return figure, {}, caption

@@ -251,3 +251,39 @@ def training_memory(traces: Mapping[str, Mapping[str, Any]]) -> Parts:
     handles, names = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles[::-1], names[::-1], loc="outside right center", frameon=False, fontsize=8, labelcolor=INK)
     return figure, peaks, f"Memory of a training step, {'; '.join(phrases)}."
+
+
+@captioned
+def transfer(
+    results: Mapping[str, Mapping[str, Mapping[str, float]]], chance: Mapping[str, Mapping[str, float]], *, trained: str
+) -> Parts:
+    """task -> start -> language -> fraction, a panel for each task, with a line at the chance level of each language.
+
+    trained: the language with labels; means are over the others.
+    """
+    figure, axes = charts(9.4, 0.5 + 1.75 * len(results), len(results), 1, sharex=True, sharey=True)
+    languages = list(dict.fromkeys(code for starts in results.values() for of in starts.values() for code in of))
+    phrases, means, handles = [], {}, {}
+    for axis, (task, starts) in zip(axes[:, 0], results.items(), strict=True):
+        for i, code in enumerate(languages):
+            if code in chance[task]:
+                level = [chance[task][code]] * 2
+                handles["chance"] = axis.plot([i - 0.4, i + 0.4], level, color=INK, linewidth=1.4)[0]
+        for (start, of), marker, color, shift in zip(starts.items(), "o^s", COLORS, (-0.18, 0, 0.18), strict=False):
+            x = [languages.index(code) + shift for code in of]
+            handles[start] = axis.plot(x, of.values(), marker, color=color, markersize=6, markeredgecolor=NONE)[0]
+        axis.axvline(languages.index(trained) + 0.5, color=INK, linewidth=0.8, linestyle=":")
+        axis.set_ylim(-0.04, 1.04)
+        axis.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
+        axis.grid(axis="y", color=INK, alpha=0.2, linewidth=0.6)
+        name_axes(axis, title=task)
+        means[task] = {
+            name: sum(x for code, x in of.items() if code != trained) / len({*of} - {trained})
+            for name, of in {**starts, "chance": chance[task]}.items()
+        }
+        phrases.append(f"{task}: " + ", ".join(f"{name} {x:.0%}" for name, x in means[task].items()))
+    axes[-1, 0].set_xticks(range(len(languages)), languages)
+    axes[-1, 0].tick_params(axis="x", labelsize=9)
+    figure.legend(handles.values(), handles, loc="outside right center", frameon=False, fontsize=8, labelcolor=INK)
+    caption = f"Trained in {trained}; mean over the {len(languages) - 1} other languages, {'; '.join(phrases)}."
+    return figure, means, caption
