@@ -667,6 +667,13 @@ def test_wrong_parameters_get_a_sentence(old, new, message):
     assert add(ANSWERS["FeedForward"].replace(old, new)).startswith(f"Not quite. The parameter {message}")
 
 
+def test_a_block_that_is_used_twice_gets_a_sentence():
+    old, new = "Block(config) for _ in range(config.num_hidden_layers)", "[Block(config)] * config.num_hidden_layers"
+    assert old in ANSWERS["Encoder"]
+    message = "is the parameter of another module, too: build a module for each."
+    assert message in add(ANSWERS["Encoder"].replace(old, new))
+
+
 def test_a_file_that_is_no_longer_python_is_named():
     Path(FILE).write_text("def gelu(x):\nreturn x\n", encoding="utf-8")
     with pytest.raises(SyntaxError) as error:

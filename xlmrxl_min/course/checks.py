@@ -271,6 +271,8 @@ class Exercise:
         )
         for name, shape in wanted.items():
             if found.get(name) != shape:
+                if name in dict(mine(config).named_parameters(remove_duplicate=False)):
+                    return f"`{name}` is the parameter of another module, too: build a module for each."
                 has = f"has the shape {tuple(found[name])}" if name in found else "is missing"
                 return f"The parameter `{name}` {has}: it should have the shape {tuple(shape)}."
         return next((f"The parameter `{name}` is not needed." for name in found if name not in wanted), "")
