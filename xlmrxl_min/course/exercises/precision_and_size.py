@@ -1,52 +1,102 @@
-"""The exercises of notebooks/09_precision_and_size.ipynb."""
+"""The steps and exercises of notebooks/09_precision_and_size.ipynb."""
 
 import torch
 
+from ...checkpoints.int8 import quantize_rows
 from ...model import XLMRobertaXLConfig
-from ...scale.planner import parameters
 from ..checks import exercise, randn
 
 
-def count(e, f, layers, v, positions):
-    """The parameters of a tied masked language model, as the notebook counts them by hand."""
-    shape = {"hidden_size": e, "intermediate_size": f, "num_hidden_layers": layers, "vocab_size": v}
-    config = XLMRobertaXLConfig(**shape, max_position_embeddings=positions, num_attention_heads=1)
-    return sum(parameters(config).values())
+def small_config(**changes):
+    sizes = {"vocab_size": 99, "hidden_size": 12, "num_hidden_layers": 3, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 40, "max_position_embeddings": 20, "type_vocab_size": 3}
+    return XLMRobertaXLConfig(**{**sizes, **changes})
 
 
-@exercise(lambda: [(48, 200, 3, 4, 99, 20), (24, 60, 2, 2, 50, 30)], hint="Count each table and each matrix once.")
-def my_count(e, f, layers, heads, v, positions):
-    tables = layers * (2 * positions - 1) * (e // heads)
-    return count(e, f, layers, v, positions) + v * e + tables
+CONFIGS = (small_config(), small_config(hidden_size=20, num_hidden_layers=2, vocab_size=50, num_attention_heads=4))
 
 
-def count_off_by(difference):
-    """my_count with a mistake. difference: e, layers, heads, v, positions, numbers of one table -> what is too much."""
-
-    def mistaken(e, f, layers, heads, v, positions):
-        table = (2 * positions - 1) * (e // heads)
-        return my_count.solution(e, f, layers, heads, v, positions) + difference(e, layers, heads, v, positions, table)
-
-    return mistaken
+def off_by(one, difference):
+    """A solution that counts too much or too little. difference: the arguments -> what is too much."""
+    return lambda config, *others: one.solution(config, *others) + difference(config, *others)
 
 
-my_count.misconceptions = {
-    "The head has a matrix of its own: v times e more.": count_off_by(lambda e, n, h, v, p, table: -v * e),
-    "One bias per word: the head's is counted already.": count_off_by(lambda e, n, h, v, p, table: v),
-    "The tables of distances are missing.": count_off_by(lambda e, n, h, v, p, table: -n * table),
-    "There is a table in each layer.": count_off_by(lambda e, n, h, v, p, table: (1 - n) * table),
-    "From -(n - 1) to n - 1 there are 2 n - 1 distances, not 2 n.": (
-        count_off_by(lambda e, n, h, v, p, table: n * (e // h))
+# ---- counting
+
+
+@exercise(lambda: [(config,) for config in CONFIGS], hint="Count each table, each matrix and each bias once.")
+def count_parameters(config):
+    e, f, v = config.hidden_size, config.intermediate_size, config.vocab_size
+    embeddings = (v + config.max_position_embeddings + config.type_vocab_size) * e
+    attention = 4 * (e * e + e)  # query, key, value, output projection
+    feed_forward = (e * f + f) + (f * e + e)  # up, down
+    layer_norm = 2 * e
+    block = attention + feed_forward + 2 * layer_norm
+    head = (e * e + e) + layer_norm + v  # its matrix is the word embeddings
+    return embeddings + config.num_hidden_layers * block + layer_norm + head
+
+
+def width(config):
+    return config.hidden_size
+
+
+count_parameters.misconceptions = {
+    "The LM head's matrix is the word embedding matrix: a tied matrix counts once.": (
+        off_by(count_parameters, lambda config: config.vocab_size * width(config))
     ),
-    "From -(n - 1) to n - 1 there are 2 n - 1 distances, not 2 n + 1.": (
-        count_off_by(lambda e, n, h, v, p, table: 2 * n * (e // h))
+    "The biases of the LM head are missing: one for each token of the vocabulary.": (
+        off_by(count_parameters, lambda config: -config.vocab_size)
     ),
-    "One table per layer: all heads use the same one, as wide as a head.": (
-        count_off_by(lambda e, n, h, v, p, table: n * (h - 1) * table)
+    "The final LayerNorm is missing: it comes once, after the last block.": (
+        off_by(count_parameters, lambda config: -2 * width(config))
     ),
-    "The table of absolute positions is still there.": count_off_by(lambda e, n, h, v, p, table: -p * e),
+    "A LayerNorm has scales and shifts: 2 e in all.": (
+        off_by(count_parameters, lambda config: -width(config) * (2 * config.num_hidden_layers + 2))
+    ),
+    "The biases of the blocks' linear layers are missing.": (
+        off_by(count_parameters, lambda c: -c.num_hidden_layers * (5 * width(c) + c.intermediate_size))
+    ),
+    "Attention has four matrices: the output projection is missing.": (
+        off_by(count_parameters, lambda config: -config.num_hidden_layers * (width(config) ** 2 + width(config)))
+    ),
+    "The token type embeddings are missing.": (
+        off_by(count_parameters, lambda config: -config.type_vocab_size * width(config))
+    ),
+    "The dense layer of the LM head is missing.": (off_by(count_parameters, lambda c: -(width(c) ** 2) - width(c))),
 }
-check_count = my_count.check
+check_count = count_parameters.check
+
+
+@exercise(lambda: [(config, tokens) for config in CONFIGS for tokens in (1, 16)], hint="A matmul has 2abc FLOPs.")
+def count_flops(config, tokens):
+    e, f, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    weights = layers * (4 * e * e + 2 * e * f) + e * e + config.vocab_size * e
+    scores_and_sum = layers * 2 * tokens * tokens * e
+    return 2 * (tokens * weights + scores_and_sum)
+
+
+count_flops.misconceptions = {
+    "A product and its addition are two FLOPs.": lambda config, t: count_flops.solution(config, t) // 2,
+    "The word embedding matrix is used in the LM head: count it there.": (
+        off_by(count_flops, lambda config, t: -2 * t * config.vocab_size * width(config))
+    ),
+    "Attention itself is missing: scores, and the weighted sum of the values.": (
+        off_by(count_flops, lambda config, t: -4 * t * t * width(config) * config.num_hidden_layers)
+    ),
+    "Attention has two products without weights: scores, and the weighted sum of the values.": (
+        off_by(count_flops, lambda config, t: -2 * t * t * width(config) * config.num_hidden_layers)
+    ),
+    "The heads divide e among them: all scores together cost as much as those of one head of width e.": (
+        off_by(count_flops, lambda c, t: 4 * t * t * width(c) * c.num_hidden_layers * (c.num_attention_heads - 1))
+    ),
+    "The word embeddings on the way in are looked up, not multiplied.": (
+        off_by(count_flops, lambda config, t: 2 * t * config.vocab_size * width(config))
+    ),
+}
+check_flops = count_flops.check
+
+
+# ---- int8
 
 
 def int8_cases():
@@ -55,48 +105,208 @@ def int8_cases():
 
 
 def grade_int8(result, case):
-    (q, scale), weight = result, case[0].float()
-    rows = torch.arange(60) > 0
-    right = weight.abs().amax(-1, keepdim=True) / 127
-    if (q.dtype, q.shape, scale.dtype, scale.shape) != (torch.int8, weight.shape, torch.float32, right.shape):
-        return "q should be torch.int8 and have the shape of weight, and scale should be torch.float32, rows by 1."
-    if not bool((scale > 0).all()):
-        return "A row of zeros gives 0 / 0: keep the scale above 0."
-    if ((scale / right)[rows] - 1).abs().max() > 0.001:
-        return "Each row's own largest magnitude, divided by 127, is its scale; q * scale is weight."
-    if ((q * scale - weight).abs() / scale).max() > 0.51:
+    (integers, scale), weight = result, case[0].float()
+    right = weight.abs().amax(-1) / 127
+    if (integers.dtype, integers.shape, scale.dtype, scale.shape) != (
+        torch.int8, weight.shape, torch.float32, right.shape
+    ):  # fmt: skip
+        return "Return integers as torch.int8, with the shape of x, and scales as torch.float32, one for each row."
+    if scale.isnan().any() or integers[0].any():
+        return "A row of zeros gives 0 / 0: its integers should be 0."
+    if ((scale / right)[1:] - 1).abs().max() > 0.001:
+        return "Each row's own largest magnitude, divided by 127, is its scale."
+    if ((integers * scale[:, None] - weight)[1:].abs() / scale[1:, None]).max() > 0.51:
         return "Round, do not cut off; and in float32, for in bfloat16 127 may come out as 128."
     return ""
 
 
-@exercise(int8_cases, grade=grade_int8)
-def my_int8(weight):
-    weight = weight.float()  # bfloat16 has no 127.5, and float16 no 1e-12
-    scale = weight.abs().amax(-1, keepdim=True).clamp_min(1e-12) / 127
-    return (weight / scale).round().to(torch.int8), scale
+@exercise(int8_cases, grade=grade_int8, hint="`.to(torch.int8)` cuts off: round first.")
+def quantize(x):
+    scale = x.float().abs().amax(-1) / 127
+    integers = (x.float() / scale.clamp_min(1e-30)[:, None]).round()
+    return integers.to(torch.int8), scale
 
 
-def int8_with(largest=lambda w: w.abs().amax(-1, keepdim=True), low=1e-12, to_integer=torch.round):
-    """my_int8 with a mistake."""
+def quantize_with(largest=lambda x: x.abs().amax(-1), to_integer=torch.round):
+    """quantize with a mistake."""
 
-    def mistaken(weight):
-        weight = weight.float()
-        scale = largest(weight).clamp_min(low) / 127
-        return to_integer(weight / scale).to(torch.int8), scale
+    def mistaken(x):
+        scale = largest(x.float()) / 127
+        return to_integer(x.float() / scale.clamp_min(1e-30)[:, None]).to(torch.int8), scale
 
     return mistaken
 
 
-my_int8.misconceptions = {
-    "A row of zeros gives 0 / 0: keep the scale above 0.": int8_with(low=0.0),
-    "Each row's own largest magnitude, divided by 127, is its scale; q * scale is weight.": (
-        int8_with(largest=lambda w: w.abs().max().expand(len(w), 1))
+quantize.misconceptions = {
+    "A row of zeros gives 0 / 0: its integers should be 0.": (
+        lambda x: (quantize.solution(x)[0], (x.float().abs().amax(-1) / 127).where(x.any(-1), torch.nan))
     ),
-    "Round, do not cut off; and in float32, for in bfloat16 127 may come out as 128.": int8_with(
-        to_integer=torch.trunc
+    "Each row's own largest magnitude, divided by 127, is its scale.": (
+        quantize_with(largest=lambda x: x.abs().max().expand(len(x)))
     ),
-    "q should be torch.int8 and have the shape of weight, and scale should be torch.float32, rows by 1.": (
-        int8_with(largest=lambda w: w.abs().amax(0, keepdim=True))
+    "Round, do not cut off; and in float32, for in bfloat16 127 may come out as 128.": (
+        quantize_with(to_integer=torch.trunc)
+    ),
+    "Return integers as torch.int8, with the shape of x, and scales as torch.float32, one for each row.": (
+        lambda x: (quantize.solution(x)[0], x.float().abs().amax(0) / 127)
     ),
 }
-check_int8 = my_int8.check
+check_int8 = quantize.check
+
+
+def linear_cases():
+    weight, bias = randn(5, 24, seed=1) * torch.arange(1, 6)[:, None], randn(5, seed=2)
+    x = randn(5, 24) * torch.tensor([1, 10, 0.1, 3, 1])[:, None]
+    return [(x, *quantize_rows(weight), bias)]
+
+
+@exercise(linear_cases, hint="Quantize x, multiply the integers as int32, then both scales, then the bias.")
+def int8_linear(x, weight, scale, bias):
+    integers, x_scale = quantize_rows(x)
+    products = integers.int() @ weight.int().T  # t o
+    return products * x_scale[:, None] * scale + bias
+
+
+def linear_with(result, quantized=quantize_rows, multiply=lambda a, b: a.int() @ b.int().T):
+    """int8_linear with a mistake. result: products, the tokens' scales, the rows' scales, bias -> t o."""
+
+    def mistaken(x, weight, scale, bias):
+        integers, x_scale = quantized(x)
+        return result(multiply(integers, weight), x_scale, scale, bias)
+
+    return mistaken
+
+
+int8_linear.misconceptions = {
+    "int8 ends at 127: the sums of products need int32.": (
+        linear_with(
+            lambda p, x, w, b: p * x[:, None] * w + b, multiply=lambda a, w: (a.int() @ w.int().T).to(torch.int8)
+        )
+    ),
+    "The tokens' scales are missing.": linear_with(lambda p, x, w, b: p * w + b),
+    "The scales of the weight's rows are missing.": linear_with(lambda p, x, w, b: p * x[:, None] + b),
+    "The scales are on the wrong axes: tokens are the rows of the result, outputs its columns.": (
+        linear_with(lambda p, x, w, b: p * x * w[:, None] + b)
+    ),
+    "The bias comes after the scales: it is float32, and was not quantized.": (
+        linear_with(lambda p, x, w, b: (p + b) * x[:, None] * w)
+    ),
+    "The bias is missing.": linear_with(lambda p, x, w, b: p * x[:, None] * w),
+    "x was not quantized: multiply integers by integers.": lambda x, weight, scale, bias: (
+        x @ weight.float().T * scale + bias
+    ),
+    "Each token has a scale of its own: here all have one.": linear_with(
+        lambda p, x, w, b: p * x * w + b, quantized=lambda x: ((x / x.abs().max() * 127).round(), x.abs().max() / 127)
+    ),
+}
+check_linear = int8_linear.check
+
+
+# ---- memory
+
+
+@exercise(lambda: [(1000, 9000), (1000, 4000), (7, 0)], hint="Only what lives at the same moment adds up.")
+def training_peak(parameters, activations):
+    weights, optimizer, gradients = 4 * parameters, 8 * parameters, 4 * parameters
+    before_backward = weights + optimizer + activations
+    adamw_step = weights + optimizer + gradients + 4 * parameters
+    return max(before_backward, adamw_step)
+
+
+training_peak.misconceptions = {
+    "Activations and gradients are not all there at the same moment: take the larger of two peaks, not the sum.": (
+        lambda n, activations: 20 * n + activations
+    ),
+    "Without AdamW's temporary tensor, the sum is still too large: activations are gone when it steps.": (
+        lambda n, activations: 16 * n + activations
+    ),
+    "AdamW's step makes temporary tensors as large as the weights.": (
+        lambda n, activations: max(12 * n + activations, 16 * n)
+    ),
+    "AdamW keeps two numbers per parameter.": lambda n, activations: max(8 * n + activations, 16 * n),
+    "AdamW's numbers stay between the steps: they are there in the forward pass, too.": (
+        lambda n, activations: max(4 * n + activations, 20 * n)
+    ),
+    "When the backward pass starts, there are no gradients yet.": (
+        lambda n, activations: max(16 * n + activations, 20 * n)
+    ),
+    "A float32 number has four bytes.": lambda n, activations: max(3 * n + activations, 5 * n),
+}
+check_peak = training_peak.check
+
+
+# ---- exercises
+
+
+@exercise(lambda: [(config,) for config in CONFIGS], hint="A head is e / h wide.")
+def extra_parameters(config):
+    e, heads = config.hidden_size, config.num_attention_heads
+    distances = 2 * config.max_position_embeddings - 1
+    tables = config.num_hidden_layers * distances * (e // heads)
+    return config.vocab_size * e + tables
+
+
+def table(config):
+    return (2 * config.max_position_embeddings - 1) * (config.hidden_size // config.num_attention_heads)
+
+
+extra_parameters.misconceptions = {
+    "The head has a matrix of its own: v times e more.": (
+        off_by(extra_parameters, lambda config: -config.vocab_size * width(config))
+    ),
+    "One bias per token: the head's is there already.": off_by(extra_parameters, lambda config: config.vocab_size),
+    "The tables of distances are missing.": (
+        off_by(extra_parameters, lambda config: -config.num_hidden_layers * table(config))
+    ),
+    "There is a table in each layer.": (
+        off_by(extra_parameters, lambda config: (1 - config.num_hidden_layers) * table(config))
+    ),
+    "From -(n - 1) to n - 1 there are 2 n - 1 distances, not 2 n.": (
+        off_by(extra_parameters, lambda c: c.num_hidden_layers * (width(c) // c.num_attention_heads))
+    ),
+    "One table per layer: all heads use the same one, as wide as a head.": (
+        off_by(extra_parameters, lambda c: c.num_hidden_layers * (c.num_attention_heads - 1) * table(c))
+    ),
+    "The table of absolute positions is still there.": (
+        off_by(extra_parameters, lambda config: -config.max_position_embeddings * width(config))
+    ),
+}
+check_extra = extra_parameters.check
+
+
+def smooth_cases():
+    norm = torch.tensor([1, 40, 1, 0.5, 2, 1.0])
+    return [(randn(9, 6) * norm, randn(4, 6, seed=1)), (randn(3, 8, seed=2), randn(5, 8, seed=3))]
+
+
+@exercise(smooth_cases, hint="One factor for each channel: √(largest |x| / largest |weight|).")
+def smooth(x, weight):
+    factor = (x.abs().amax(0) / weight.abs().amax(0)).sqrt()
+    return x / factor, weight * factor
+
+
+def smooth_with(factor=lambda x, w: (x.abs().amax(0) / w.abs().amax(0)).sqrt(), apply=lambda x, w, s: (x / s, w * s)):
+    """smooth with a mistake."""
+    return lambda x, weight: apply(x, weight, factor(x, weight))
+
+
+smooth.misconceptions = {
+    "The product has changed: what x is divided by, the weight must be multiplied by.": (
+        smooth_with(apply=lambda x, w, s: (x / s, w / s))
+    ),
+    "The weight is as before, so the product has changed.": smooth_with(apply=lambda x, w, s: (x / s, w)),
+    "The other way round: divide x, multiply the weight.": smooth_with(apply=lambda x, w, s: (x * s, w / s)),
+    "The square root is missing: it shares the difficulty between x and the weight.": (
+        smooth_with(lambda x, w: x.abs().amax(0) / w.abs().amax(0))
+    ),
+    "All of the range of x goes into the weight: divide by the weight's range, and take the root.": (
+        smooth_with(lambda x, w: x.abs().amax(0))
+    ),
+    "One factor for the whole tensor changes nothing in int8: take one for each channel, the columns.": (
+        smooth_with(lambda x, w: (x.abs().max() / w.abs().max()).sqrt())
+    ),
+    "Take the largest magnitude, with abs: a channel may be large and negative.": (
+        smooth_with(lambda x, w: (x.amax(0).clamp_min(1e-3) / w.amax(0).clamp_min(1e-3)).sqrt())
+    ),
+}
+check_smooth = smooth.check
