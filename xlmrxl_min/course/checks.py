@@ -271,7 +271,7 @@ class Exercise:
         )
         for name, shape in wanted.items():
             if found.get(name) != shape:
-                if name in dict(mine(config).named_parameters(remove_duplicate=False)):
+                if name not in found and name in dict(mine(config).named_parameters(remove_duplicate=False)):
                     return f"`{name}` is the parameter of another module, too: build a module for each."
                 has = f"has the shape {tuple(found[name])}" if name in found else "is missing"
                 return f"The parameter `{name}` {has}: it should have the shape {tuple(shape)}."
