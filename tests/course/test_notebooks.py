@@ -5,6 +5,7 @@ import inspect
 import json
 import posixpath
 import re
+import shutil
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -283,6 +284,10 @@ class Page(HTMLParser):
         self.images += [attributes] if tag == "img" else []
 
 
+class Pages(dict):
+    """The pages by their paths inside `folder`."""
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
     from xlmrxl_min.course.reading import NAME, read
@@ -294,7 +299,9 @@ def pages(tmp_path_factory):
     read(folder)
     assert [path.name for path in folder.parent.iterdir()] == ["pages"], "nothing is left over"
     assert not (folder / "recap" / "old.html").exists()
-    return {path.relative_to(folder): Page(path) for path in folder.rglob("*.html")}
+    found = Pages({path.relative_to(folder): Page(path) for path in folder.rglob("*.html")})
+    found.folder = folder
+    return found
 
 
 def test_every_notebook_has_its_page_and_its_recap(pages):
@@ -329,6 +336,66 @@ def test_pages_stand_alone(pages):
         for image in page.images:
             assert image["src"].startswith("data:"), name
             assert len(image["alt"]) >= 20, name
+
+
+def test_index_introduces_the_course_and_leads_to_every_page(pages):
+    index = pages[Path("index.html")]
+    expected = {f"{folder}{path.stem}.html" for path in NOTEBOOKS for folder in ("", "recap/")}
+    assert expected | {"glossary.html", "source/README.md.html#start"} <= set(index.hrefs)
+    assert len(index.images) == 1, "the drawing of the model"
+
+
+def test_recap_has_the_figures_but_the_drawing_of_the_model(pages):
+    for path in NOTEBOOKS:
+        figures = sum("image/png" in output.get("data", {}) for output in outputs(path))
+        images = pages[Path("recap", f"{path.stem}.html")].images
+        assert max(figures - 1, 1) <= len(images) <= figures, path.stem
+
+
+@pytest.fixture(scope="module")
+def browser():
+    api = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+    if program is None:
+        pytest.skip("needs Chromium or Chrome")
+    with api.sync_playwright() as playwright, playwright.chromium.launch(executable_path=program) as running:
+        yield running
+
+
+OPEN_FOLDS = "document.querySelectorAll('details').forEach(fold => fold.open = true)"
+BACKGROUND = "getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).map(Number)"
+WIDTHS = "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (820, "light"), (1280, "dark")])
+def test_pages_in_a_browser(pages, browser, width, scheme):
+    """All of them at phone width, a few at others: nothing is logged or wider than the window, and frames are alive."""
+    page, events = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme), []
+    page.on("console", lambda message: events.append(message.text))
+    page.on("pageerror", lambda error: events.append(str(error)))
+    page.on("request", lambda request: events.extend([request.url] * request.url.startswith("http")))
+    is_dark = scheme == "dark"
+    for name in pages if width == 390 else ("index.html", "03_seeing_attention.html", "recap/02_attention.html"):
+        page.goto((pages.folder / name).as_uri())
+        page.evaluate(OPEN_FOLDS)
+        wide, window = page.evaluate(WIDTHS)
+        assert wide <= window, f"{name} is {wide} pixels wide"
+        for frame in page.frames:
+            assert (max(frame.evaluate(BACKGROUND)) < 60) == is_dark, name
+    page.goto((pages.folder / "03_seeing_attention.html").as_uri())
+    page.evaluate(OPEN_FOLDS)
+    explorer = page.frames[1]
+    before = explorer.text_content("#sentence")
+    explorer.get_by_role("button", name="Clear").click()
+    assert explorer.text_content("#sentence") != before
+    page.close()
+    assert not events
+
+
+def test_workflow_makes_the_pages():
+    workflow = (ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8")
+    assert "run: python -m xlmrxl_min course read pages\n" in workflow
+    assert "path: pages\n" in workflow
 
 
 def test_a_folder_with_other_files_raises_and_is_kept(tmp_path):

@@ -41,16 +41,46 @@ from .notebooks import (
     sections,
     source,
     title,
+    unwrap,
 )
 
 NAME = "Understanding XLM-RoBERTa-XL"  # the title of the index page, by which an earlier version is recognised
 FORMATTER = formatters.HtmlFormatter()
-STYLE = Path(__file__).with_name("reading.css").read_text(encoding="utf-8") + FORMATTER.get_style_defs(".highlight")
+CODE_STYLES = {
+    "print, (prefers-color-scheme: light)": "default",
+    "screen and (prefers-color-scheme: dark)": "github-dark",
+}
+STYLE = Path(__file__).with_name("reading.css").read_text(encoding="utf-8") + "".join(
+    f"@media {medium} {{\n{formatters.HtmlFormatter(style=name).get_style_defs('main .highlight')}\n}}\n"
+    for medium, name in CODE_STYLES.items()
+)
+INTRODUCTION = f"""# {NAME}
+
+A course of thirteen notebooks on [XLM-RoBERTa-XL](https://arxiv.org/abs/2105.00572) (Goyal et al. 2021), a multilingual
+encoder with 3.5 billion parameters: what each part computes, why it is there, and what it does in a trained model. You
+predict, see the result, and write the part yourself. At the end your own file loads trained weights, gives the logits
+of the library, and writes text.
+
+![The model: tokens, embeddings, blocks of attention and feed-forward, LayerNorm, LM head](model.png)
+
+**For whom.** You know the basics of PyTorch: tensors, modules, a training loop. A laptop without a GPU is enough.
+
+**In which order.** 00 is a tour of five minutes. 01 to 06 build the model, each on the one before. 07 to 12 can be read
+in any order after that. Plan one to two hours for each notebook with its steps and exercises, about twenty in all.
+
+**How to use these pages.** They are for reading. Results and answers are folded: guess first, then open them. Figures
+that can be clicked, typed into or hovered over work here, too, without a network. Each notebook has a summary on one
+sheet of paper, to print. To run and change the code, get the repository: its [README](../README.md#start) has the two
+commands.
+
+## The notebooks
+"""
 PAGE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <title>{name}</title>
 <style>{style}</style>
 </head>
@@ -82,6 +112,13 @@ def render_formula(latex: str, display: str = "inline") -> str:
     return convert(latex, display=display)
 
 
+def render_figure(output: dict[str, Any], alt: str) -> str:
+    image = "".join(output["data"]["image/png"]).replace("\n", "")
+    width = output["metadata"].get("image/png", {}).get("width")
+    size = f' width="{width}"' if width else ""
+    return f'<img src="data:image/png;base64,{image}" alt="{html.escape(alt)}"{size}>'
+
+
 def find_target(url: str, file: Path) -> Path:
     """The file that a link or a picture of `file` leads to. ValueError if there is none."""
     target = (file.parent / unquote(url)).resolve()
@@ -103,6 +140,9 @@ class Renderer(IPythonRenderer):
     def image(self, text: str, url: str, title: str | None = None) -> str:
         data = base64.b64encode(find_target(url, self.file).read_bytes()).decode("ascii")
         return super().image(text, f"data:image/png;base64,{data}", title)
+
+    def paragraph(self, text: str) -> str:
+        return f"<div>{text}</div>\n" if re.fullmatch("<img [^>]*>", text) else super().paragraph(text)
 
     def heading(self, text: str, level: int, **_: Any) -> str:
         name = anchor(html.unescape(re.sub(r"<[^>]+>", "", text)))
@@ -145,19 +185,21 @@ class Site:
             yield self.render(source(cell), file)
             return
         yield render_code(source(cell))
-        alts = iter(captions(cell))
+        alts, is_below_figure = iter(captions(cell)), False
         for is_stream, outputs in groupby(cell["outputs"], lambda output: output["output_type"] == "stream"):
             if is_stream:
                 printed = "".join("".join(output["text"]) for output in outputs).strip("\n")
+                first, *others = re.split(r"\n\s*\n", printed, maxsplit=1)
+                if is_below_figure and " / " not in unwrap(first):
+                    yield f"<p class=caption>{html.escape(unwrap(first))}</p>"
+                    printed = "".join(others)
                 yield f"<pre>{html.escape(printed)}</pre>" if printed.strip() else ""
                 continue
             for output in outputs:
+                is_below_figure = "image/png" in output["data"]
                 data = {kind: "".join(lines) for kind, lines in output["data"].items()}
                 if "image/png" in data:
-                    image = data["image/png"].replace("\n", "")
-                    width = output["metadata"].get("image/png", {}).get("width", "auto")
-                    alt = html.escape(next(alts))
-                    yield f'<img src="data:image/png;base64,{image}" alt="{alt}" width="{width}">'
+                    yield f"<div>{render_figure(output, next(alts))}</div>"
                 elif "text/html" in data:
                     shown = re.sub(r'(<iframe [^>]*?) onload="[^"]*"', r"\1", data["text/html"])  # it is for JupyterLab
                     yield f"<div>{shown}</div>"
@@ -187,12 +229,12 @@ class Site:
         self.add(page, name, body, "page", f'<nav><a href="{index}">The course</a></nav>\n')
 
     def add_recap(self, file: Path, new_terms: list[str]) -> None:
-        """A notebook on one sheet of paper: abilities, formulas and captions, what to remember, exercises, terms."""
+        """A notebook on one sheet of paper: abilities, formulas and figures, what to remember, exercises, terms."""
         notebook, page = read_notebook(file), f"recap/{file.stem}.html"
         text = "\n".join(prose(notebook))
         lines = [f"# {headings(notebook)[0][1]}", f"**You can now** {card(text)['You will be able to']}."]
         lines += ["## What you saw"]
-        for section, shown in formulas_and_captions(notebook).items():
+        for section, shown in formulas_and_figures(notebook).items():
             lines += [f"**{section}**", *shown]
         end = text.split("## What to remember\n\n")[1].split("\n\n")
         lines += ["## What to remember", *(part for part in end if part[0] in "-|"), "## Your turn"]
@@ -204,28 +246,34 @@ class Site:
         self.add(page, f"{title(file).capitalize()}, in short", self.render("\n\n".join(lines), file, page), "recap")
 
     def add_index(self) -> None:
-        lines = [f"# {NAME}\n", "| | you will be able to | time and memory |", "|---|---|---|"]
+        parts = [INTRODUCTION]
         for file in list_notebooks():
-            rows, recap = card(prose(read_notebook(file))[0]), f'<a href="recap/{page_of(file)}">on one sheet</a>'
-            able, effort = rows["You will be able to"], rows["Time and memory"]
-            lines.append(f"| [{title(file)}]({file.name})<br>{recap} | {able} | {effort} |")
-        lines += [f"\nEvery word of the course: [glossary]({GLOSSARY.name}). The project: [README](../README.md)."]
-        self.add("index.html", NAME, self.render("\n".join(lines), FOLDER / "index.ipynb"), "index")
+            rows = card(prose(read_notebook(file))[0])
+            recap = f'<a href="recap/{page_of(file)}">on one sheet of paper</a>'
+            parts += [f"### [{title(file)}]({file.name})", f"You will be able to {rows['You will be able to']}."]
+            parts += [f"Time: {rows['Time and memory']}. In short: {recap}."]
+        parts += [
+            f"## More\n\n[Glossary]({GLOSSARY.name}): every term of the course. [README](../README.md): the library."
+        ]
+        self.add("index.html", NAME, self.render("\n\n".join(parts), FOLDER / "index.ipynb"), "index")
 
 
-def formulas_and_captions(notebook: dict[str, Any]) -> dict[str, list[str]]:
-    """For each section its displayed formulas and the captions of its figures, as Markdown."""
+def formulas_and_figures(notebook: dict[str, Any]) -> dict[str, list[str]]:
+    """For each section its displayed formulas and its figures with their captions, as Markdown."""
     found: dict[str, list[str]] = {}
     section = ""
     for cell in notebook["cells"]:
-        for caption in captions(cell):
-            short = textwrap.shorten(caption, 400, placeholder=" …")
-            found.setdefault(section, []).append(re.sub(r"([\\`*_$<>\[\]|~#])", r"\\\1", short))
+        figures = [output for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+        for figure, caption in zip(figures, captions(cell), strict=True):
+            short = html.escape(textwrap.shorten(caption, 200, placeholder=" …"), quote=False)
+            short = re.sub(r"([\\`*_$\[\]|~#])", r"\\\1", short)
+            found.setdefault(section, []).append(f"{render_figure(figure, caption)}\n{short}")
         if cell["cell_type"] == "markdown":
             for part in re.split(r"^(?=## )", source(cell), flags=re.MULTILINE):
                 section = part.splitlines()[0][3:] if part.startswith("## ") else section
                 for formula in re.findall(r"\$\$(.+?)\$\$", part, flags=re.DOTALL):
                     found.setdefault(section, []).extend(f"$${one}$$" for one in formula.split(r"\qquad"))
+    found.pop("", None)  # the drawing of the whole model
     return found
 
 
@@ -247,6 +295,7 @@ def read(folder: Path) -> None:
             path = Path(draft, "new", page)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
+        Path(draft, "new", ".nojekyll").touch()  # GitHub Pages would leave out files whose names begin with _
         old = Path(draft, "old")
         try:
             if folder.exists():
