@@ -225,6 +225,15 @@ def test_arguments_changed_in_place_get_a_message():
     assert exercises.check_entropy(in_place) == exercises.check_entropy(in_place) == message
 
 
+def test_answers_stand_in_for_steps_of_notebook_11_that_are_not_right(capsys):
+    def by_rows(linear, x_part, rank, ranks):
+        return None
+
+    mine = steps.many_gpus.by_columns
+    assert exercises.many_gpus.yours_or_answers(mine, by_rows) == (mine, steps.many_gpus.by_rows)
+    assert capsys.readouterr().out == "1 of 2 functions are yours: by_columns.\n"
+
+
 # ---- compare
 
 

@@ -46,7 +46,10 @@ def bars(values: Mapping[str, Mapping[str, float]], ylabel: str) -> Parts:
     axis.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
     name_axes(axis, ylabel=ylabel)
     figure.legend(loc="outside right center", frameon=False, fontsize=8, labelcolor=INK)
-    phrases = [f"{group}: " + ", ".join(f"{n} {x:.1%}" for n, x in of.items()) for group, of in values.items()]
+    phrases = [
+        f"{' '.join(group.split())}: " + ", ".join(f"{n} {x:.1%}" for n, x in of.items())
+        for group, of in values.items()
+    ]
     return figure, dict(values), f"{ylabel[:1].upper()}{ylabel[1:]}, {'; '.join(phrases)}."
 
 

@@ -65,6 +65,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from einops import rearrange
+from xlmrxl_min import XLMRobertaXLForMaskedLM
 from xlmrxl_min.scale.mesh import RankError, init_mesh
 
 {sources}
