@@ -1,7 +1,9 @@
 """The planted bugs of notebook 12: each does what the notebook says, and nothing else is wrong with the model."""
 
+import inspect
 import json
 import re
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -9,34 +11,14 @@ import torch
 
 from xlmrxl_min import XLMRobertaTokenizer
 from xlmrxl_min.course import bugs
-from xlmrxl_min.training.texts import udhr
+from xlmrxl_min.course.checks import guess
+from xlmrxl_min.course.exercises import spot_the_bug
 
 CELLS = json.loads((Path(__file__).parents[2] / "notebooks" / "12_spot_the_bug.ipynb").read_text("utf-8"))["cells"]
-IDS = torch.tensor([[0, 14, 75, 300, 8001, 512, 77, 9, 2]])
+IDS = torch.tensor([[0, 14, 75, 300, 7001, 512, 77, 9, 2]])
 PADDED = torch.tensor([[1] * 9, [1] * 6 + [0] * 3])  # an attention_mask
 
 each_case = pytest.mark.parametrize("letter", sorted(bugs.CASES))
-
-
-@each_case
-def test_diagnosis(letter):
-    case, suspects = bugs.CASES[letter], bugs.suspects(letter)
-    assert len(suspects) >= 4
-    assert suspects == sorted(suspects)
-    assert bugs.diagnose(letter) == f"Who is it? {'; '.join(suspects)}."
-    right = bugs.diagnose(letter, f" {case.cause.upper()} ")
-    assert right.startswith(f"Yes, {case.cause}. {case.why}\n\n")
-    assert re.search(r"^(class|def) ", right, flags=re.MULTILINE), "the buggy code"
-    for suspect, why in case.others.items():
-        assert bugs.diagnose(letter, suspect) == f"Not {suspect}: {why}"
-        assert why.endswith(".")
-    assert "is not among the suspects" in bugs.diagnose(letter, "the weather")
-
-
-def test_diagnosis_ignores_case_article_and_quotation_mark():
-    assert bugs.diagnose("b", "Mask") == bugs.diagnose("B", "the mask")
-    assert bugs.diagnose("L", "mean of means").startswith("Yes, a mean of means. ")
-    assert bugs.diagnose("B", "padding’s embedding").startswith("Not padding's embedding: ")
 
 
 def test_unknown_case_raises():
@@ -45,27 +27,48 @@ def test_unknown_case_raises():
 
 
 @each_case
-def test_notebook_asks_and_hides_the_answer(letter):
-    """The cause is named in the folded answer, and nowhere before."""
-    texts = ["".join(cell["source"]) for cell in CELLS]
-    question = next(text for text in texts if text.startswith(f"## {letter}: "))
-    shown, folded = question.split("<details>", 1)
-    assert "<summary>" in folded
-    assert "https://github.com/" in folded, "where it really happened"
-    assert "**The test**" in folded
-    if letter != "A":  # A is solved in the notebook
-        assert f"`{bugs.CASES[letter].cause}`." in folded
-        assert f"`{bugs.CASES[letter].cause}`" not in shown
-        assert any(f'diagnose("{letter}", None)' in text for text in texts)
+def test_answer_shows_the_part_and_the_wrong_lines(letter):
+    case, answer = bugs.CASES[letter], bugs.Answer(letter.lower())
+    html, code = answer._repr_html_(), inspect.getsource(case.code)
+    assert html.startswith(f"<details><summary>Show where bug {letter} is</summary>")
+    assert f"{letter}: {case.part}." in answer.drawing.caption
+    assert f'alt="{answer.drawing.caption}"' in html
+    assert case.why in unescape(html)
+    marked = [unescape(line) for line in re.findall(r"<b style=[^>]*>(.*?)</b>", html)]
+    assert 1 <= len(marked) <= 2
+    assert all(line in code.splitlines() for line in marked)
+    assert repr(answer).endswith(code.rstrip())
+
+
+def test_answer_compares_the_guess():
+    assert bugs.Answer("B", guess("Which?", "Mask")).text.startswith("You said Mask; it is mask. Right! The model, ")
+    assert bugs.Answer("B", guess("Which?", "loss")).text.startswith("You said loss; it is mask. ")
+    assert bugs.Answer("B", guess("Which?")).text == bugs.Answer("B").text
 
 
 @each_case
-def test_notebook_was_run_with_the_suspects(letter):
-    cell = next(
-        cell for cell in CELLS if cell["cell_type"] == "code" and f'diagnose("{letter}", ' in "".join(cell["source"])
-    )
-    printed = "".join(line for output in cell["outputs"] for line in output.get("text", []))
-    assert bugs.diagnose(letter, "dropout" if letter == "A" else None) in printed
+def test_notebook_has_symptom_test_answer_and_story(letter):
+    """In this order; what gives the answer away is folded."""
+    texts = ["".join(cell["source"]) for cell in CELLS]
+    i = next(i for i, text in enumerate(texts) if re.search(f"^## {letter}: ", text, flags=re.MULTILINE))
+    question = re.sub(r"<details>.*?</details>", "", texts[i][texts[i].index(f"## {letter}: ") :], flags=re.DOTALL)
+    assert f"**Your test.** `test_{letter.lower()}(" in question or f"`test_{letter.lower()}(" in question
+    assert bugs.CASES[letter].part not in question
+    assert any("image/png" in output.get("data", {}) for output in CELLS[i + 1]["outputs"])
+    assert f'Answer("{letter}", guess(' in texts[i + 2]
+    after = i + 3 if CELLS[i + 3]["cell_type"] == "markdown" else i + 4
+    story = texts[after].split("</details>")[0]
+    assert story.startswith(f"<details><summary>Our test, and the story of bug {letter}</summary>")
+    assert "https://github.com/" in story, "where it really happened"
+
+
+@pytest.mark.parametrize("letter", "ABCEFGHI")
+def test_which_tests_find_which_bugs(letter):
+    """What the last exercise says."""
+    model, ids = bugs.buggy(letter), torch.arange(100, 112)[None]
+    with torch.no_grad():
+        found = {name for name in "abcf" if not getattr(spot_the_bug, f"test_{name}").solution(model, ids)}
+    assert found == {"A": {"a", "b", "c"}, "B": {"b"}, "C": {"c"}, "F": {"f"}}.get(letter, set())
 
 
 def logits(model, ids=IDS, **inputs):
@@ -79,7 +82,7 @@ def padded_logits(model):
 
 
 def pruned_logits(model):
-    model.prune_heads({0: [0, 2]})
+    model.prune_heads({0: [1, 3, 5]})
     return logits(model)
 
 
@@ -122,10 +125,10 @@ def test_printing_a_model_does_not_show_the_bug():
 
 def test_d_has_another_mask_id_and_nothing_else():
     model, tokenizer = bugs.buggy("D")
-    correct = XLMRobertaTokenizer.from_pretrained("tiny-udhr")
+    correct = XLMRobertaTokenizer.from_pretrained("tiny")
     assert tokenizer.mask_token_id == correct.mask_token_id + 3 < model.config.vocab_size
     assert tokenizer.encode("a<s>b") == correct.encode("a<s>b")
-    torch.testing.assert_close(logits(model)[..., :8002], logits(bugs.tiny().eval()))
+    torch.testing.assert_close(logits(model)[..., :12002], logits(bugs.tiny().eval()))
 
 
 def test_g_has_the_two_norms_of_each_layer_swapped():
@@ -139,7 +142,7 @@ def test_g_has_the_two_norms_of_each_layer_swapped():
 def test_h_is_correct_once_tied_again():
     model, correct = bugs.buggy("H"), bugs.tiny()
     count = [sum(parameter.numel() for parameter in one.parameters()) for one in (model, correct)]
-    assert count[0] - count[1] == 8002 * 256
+    assert count[0] - count[1] == 12002 * 192
     model.tie_weights()
     assert model.lm_head.decoder.weight is model.backbone.embeddings.word.weight
 
@@ -160,11 +163,9 @@ def test_l_is_correct_only_for_parts_with_equally_many_labels():
     assert (gradient(*parts) - at_once).norm() > 0.05 * at_once.norm()
 
 
-def test_j_reports_more_than_the_sum_of_the_losses():
-    """What speaks against "sum in place of mean"."""
-    text = next(row.text for row in udhr("en") if row.article == 1)
-    ids = torch.tensor([XLMRobertaTokenizer.from_pretrained("tiny-udhr").encode(text)])
+def test_j_scores_the_token_after_the_next():
+    ids = IDS.repeat(1, 2)
     with torch.no_grad():
         out = bugs.buggy("J")(ids, labels=ids)
-    total = torch.nn.functional.cross_entropy(out.logits[0, :-1], ids[0, 1:], reduction="sum")
-    assert 0.5 < total < out.loss - 1
+    expected = torch.nn.functional.cross_entropy(out.logits[0, :-2], ids[0, 2:])
+    torch.testing.assert_close(out.loss, expected)

@@ -51,6 +51,8 @@ DRAWINGS = {
     "skew_steps": drawings.skew_steps,
     "pre_and_post_norm": drawings.pre_and_post_norm,
     "layer_norm_geometry": drawings.layer_norm_geometry,
+    "bug_map": lambda: drawings.bug_map({}),
+    "bug_map of all": lambda: drawings.bug_map({str(i): part for i, part in enumerate(drawings.BUG_PARTS)}),
     "masking": lambda: drawings.masking(*MASKED),
     "masking in lines": lambda: drawings.masking(*LONG),
     "teacher_forcing": lambda: drawings.teacher_forcing(WORDS, [0.5, 0.25, 1.0, 0.125, 0.001]),

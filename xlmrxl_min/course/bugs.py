@@ -5,11 +5,12 @@ This file gives the answers away: do the notebook first.
 
 from __future__ import annotations
 
+import base64
 import inspect
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from html import escape
 from typing import Any
 
 import torch
@@ -27,21 +28,23 @@ from ..model import (
     mask_to_bias,
 )
 from ..tokenizer import XLMRobertaTokenizer
+from .checks import Guess
+from .drawings import RED, bug_map
 
 
 @dataclass(frozen=True)
 class Case:
     """A bug of notebook 12.
 
-    make: builds the buggy model, tokenizer or function. cause: the right suspect. code: the buggy class or function.
-    why: what is wrong with it. others: each wrong suspect with what speaks against it.
+    make: builds the buggy model, tokenizer or function. part: where the bug is, a key of drawings.BUG_PARTS. code: the
+    buggy class or function. wrong: the beginning of each wrong line in it. why: what is wrong with it.
     """
 
     make: Callable[[], Any]
-    cause: str
+    part: str
     code: Any
+    wrong: tuple[str, ...]
     why: str
-    others: dict[str, str]
 
 
 CASES: dict[str, Case] = {}  # by letter; each is added below, after its code
@@ -58,27 +61,32 @@ def buggy(letter: str) -> Any:
     return find(letter).make()
 
 
-def suspects(letter: str) -> list[str]:
-    """The possible causes in a case, in alphabetical order."""
-    return sorted([find(letter).cause, *find(letter).others])
+class Answer:
+    """Where a bug is, in the drawing of the model and in the code; folded. part: the learner's guess."""
 
+    def __init__(self, letter: str, part: Guess | None = None) -> None:
+        self.case, self.letter = find(letter), letter.upper()
+        said = f"{part.against(self.case.part)} " if part is not None and part.answer is not None else ""
+        self.drawing = bug_map({self.letter: self.case.part})
+        self.text = f"{said}{self.drawing.caption} {self.case.why}"
+        self.lines = inspect.getsource(self.case.code).rstrip().splitlines()
 
-def diagnose(letter: str, suspect: str | None = None) -> str:
-    """What speaks for or against this suspect, with the code for the right one. None: the list of suspects."""
-    case = find(letter)
-    if suspect is None:
-        return f"Who is it? {'; '.join(suspects(letter))}."
-    if normalize(suspect) == normalize(case.cause):
-        return f"Yes, {case.cause}. {case.why}\n\n{inspect.getsource(case.code).rstrip()}"
-    for name, why in case.others.items():
-        if normalize(suspect) == normalize(name):
-            return f"Not {name}: {why}"
-    return f"{suspect!r} is not among the suspects: {'; '.join(suspects(letter))}."
+    def __repr__(self) -> str:
+        return "\n".join([self.text, "", *self.lines])
 
-
-def normalize(name: str) -> str:
-    """Lower case, without the article."""
-    return re.sub(r"^(the|an?) ", "", name.strip().lower().replace("’", "'"))
+    def _repr_html_(self) -> str:
+        picture = base64.b64encode(self.drawing.png()).decode("ascii")
+        width, caption = round(self.drawing.figure.bbox.width), escape(self.drawing.caption)
+        is_wrong = [line.strip().startswith(self.case.wrong) for line in self.lines]
+        lines = [
+            f'<b style="color: {RED}">{escape(line)}</b>' if wrong else escape(line)
+            for line, wrong in zip(self.lines, is_wrong, strict=True)
+        ]
+        return (
+            f"<details><summary>Show where bug {self.letter} is</summary>\n"
+            f'<img src="data:image/png;base64,{picture}" alt="{caption}" width="{width}">\n'
+            f"<p>{escape(self.text)}</p>\n<pre>" + "\n".join(lines) + "</pre>\n</details>"
+        )
 
 
 def plant(model: PreTrainedModel, original: type[nn.Module], replacement: type[nn.Module]) -> PreTrainedModel:
@@ -90,7 +98,7 @@ def plant(model: PreTrainedModel, original: type[nn.Module], replacement: type[n
     return model.eval()
 
 
-tiny = partial(XLMRobertaXLForMaskedLM.from_pretrained, "tiny-udhr")
+tiny = partial(XLMRobertaXLForMaskedLM.from_pretrained, "tiny")
 tiny_decoder = partial(XLMRobertaXLForCausalLM.from_pretrained, "tiny-decoder")
 tiny_relative_decoder = partial(XLMRobertaXLForCausalLM.from_pretrained, "tiny-relative-key", is_decoder=True)
 
@@ -109,12 +117,8 @@ CASES["A"] = Case(
     lambda: plant(tiny(attention_probs_dropout_prob=0.1), Attention, AlwaysDrops),
     "dropout",
     AlwaysDrops,
-    "The kernel does not know whether the model is training: it drops whenever dropout_p is above 0.",
-    {
-        "the initialisation": "only a weight that a checkpoint lacks is random, and only once, before the runs.",
-        "rounding": "sums in another order differ in the seventh digit, not in the first.",
-        "the tokenizer": "the ids are made once, before the runs.",
-    },
+    ("p = ", "return"),
+    "The kernel does not know whether the model is in training: it drops whenever dropout_p is above 0.",
 )
 
 
@@ -130,14 +134,10 @@ class InvertedMask(Attention):
 
 CASES["B"] = Case(
     lambda: plant(tiny(), Attention, InvertedMask),
-    "the mask",
+    "mask",
     InvertedMask,
-    "This kernel takes True = may attend, and was given True = masked; where nothing is padded, no mask is passed.",
-    {
-        "the positions": "they count real tokens only, on both paths, and the path that shows its weights is right.",
-        "padding's embedding": "where attention's weights are shown, the same embedding does no harm.",
-        "layernorm": "it treats each token by itself, so other tokens cannot disturb it.",
-    },
+    ("masked = ",),
+    "This kernel takes True = may attend, and gets True = masked. Where nothing is padded, no mask is passed at all.",
 )
 
 
@@ -145,20 +145,16 @@ CASES["B"] = Case(
 
 
 class PositionsFromZero(Embeddings):
-    def make_position_ids(self, is_token, num_cached=0):
-        return (is_token.cumsum(-1) + num_cached - 1) * is_token
+    def make_position_ids(self, is_token, num_earlier=0):
+        return (is_token.cumsum(-1) + num_earlier - 1) * is_token
 
 
 CASES["C"] = Case(
     lambda: plant(tiny(), Embeddings, PositionsFromZero),
-    "the positions",
+    "position embeddings",
     PositionsFromZero,
-    "Text begins at row 2. Here every token is two rows too early; the first two get rows that no text has used.",
-    {
-        "the words": "without them, a row of the position table is left, to a thousandth: so it was the right one.",
-        "the token types": "there is one row of them, so it cannot differ between tokens.",
-        "the order of the tokens": "the rows count up by one from token to token, as they should.",
-    },
+    ("return",),
+    "Positions begin at row 2. Here every token is two rows too early; the first two get rows that no text has used.",
 )
 
 
@@ -176,21 +172,17 @@ def tiny_with_spare_rows() -> tuple[XLMRobertaXLForMaskedLM, XLMRobertaTokenizer
     model = tiny()
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        model.resize_token_embeddings(8064)
+        model.resize_token_embeddings(12064, mean_resizing=False)
     disguised = type("XLMRobertaTokenizer", (MaskAfterPieces,), {})
-    return model.eval(), disguised(XLMRobertaTokenizer.from_pretrained("tiny-udhr").vocab_file)
+    return model.eval(), disguised(XLMRobertaTokenizer.from_pretrained("tiny").vocab_file)
 
 
 CASES["D"] = Case(
     tiny_with_spare_rows,
-    "the tokenizer",
+    "tokenizer",
     MaskAfterPieces,
-    "<mask> is the last piece's number plus one: three of the four special tokens are in the vocabulary already.",
-    {
-        "the lm head": "with the other tokenizer the same head finds the words.",
-        "the positions": "with the other tokenizer the same positions do.",
-        "too little training": "with the other tokenizer the same weights find the words.",
-    },
+    ("return",),
+    "<mask> gets the number of pieces plus four, but <s>, </s> and <unk> are pieces already: three too many.",
 )
 
 
@@ -205,14 +197,10 @@ class NormByStd(nn.LayerNorm):
 
 CASES["E"] = Case(
     lambda: plant(tiny(), nn.LayerNorm, NormByStd),
-    "layernorm",
+    "LayerNorm",
     NormByStd,
-    "std() divides by e - 1 where the variance is meant to be divided by e, and eps is added outside the root.",
-    {
-        "rounding": "it errs by 10⁻⁷, not by 10⁻³.",
-        "gelu": "the error is there before the first feed-forward layer.",
-        "the softmax": "the error is there before the first attention has mixed anything.",
-    },
+    ("mean, std", "return"),
+    "std() divides by e − 1 where the variance is meant to be divided by e, and eps is added outside the root.",
 )
 
 
@@ -239,14 +227,10 @@ class MixesOwnValue(Attention):
 
 CASES["F"] = Case(
     lambda: plant(tiny(), Attention, MixesOwnValue),
-    "the mixing",
+    "weighted sum",
     MixesOwnValue,
-    "A q in place of a k: each query's weights are summed, to one, and multiply its own value. einsum says nothing.",
-    {
-        "the mask": "nothing is padded here, and the attention maps, which it would change, are tiny's.",
-        "the softmax": "layer 0's attention maps, which it makes, are tiny's.",
-        "the value matrix": "it is tiny's; and whatever it is, it says what is carried, not from where.",
-    },
+    ("return einsum",),
+    "A q in place of a k: each query's weights are summed, to one, and multiply its own value. einsum allows it.",
 )
 
 
@@ -269,14 +253,10 @@ def tiny_from_fairseq_names() -> XLMRobertaXLForMaskedLM:
 
 CASES["G"] = Case(
     tiny_from_fairseq_names,
-    "two norms",
+    "LayerNorms of the block",
     our_name,
+    ("return",),
     "XL norms first: self_attn_layer_norm comes before attention, and final_layer_norm before the feed-forward layer.",
-    {
-        "a transposed matrix": "no matrix is among the parameters that differ.",
-        "the heads' order": "query, key, value and out are not among the parameters that differ.",
-        "a missing weight": "the loader was strict, and what differs is in tiny as well, under another name.",
-    },
 )
 
 
@@ -292,14 +272,10 @@ def fill(model: PreTrainedModel, weights: dict[str, Tensor]) -> PreTrainedModel:
 
 CASES["H"] = Case(
     lambda: fill(tiny(), tiny().state_dict()),
-    "the tie",
+    "tied weight",
     fill,
-    "Every name gets a tensor of its own, and the word embeddings have two names: tie them again, after loading.",
-    {
-        "the optimizer": "the count was too high before it had done anything.",
-        "the initialisation": "before the step both models give the same logits.",
-        "a second lm head": "it would bring a dense layer, a norm and a bias too; there are 8,002 × 256 numbers more.",
-    },
+    ("setattr",),
+    "Every name gets a tensor of its own, but the word embedding matrix has two names: tie them again after loading.",
 )
 
 
@@ -309,19 +285,15 @@ CASES["H"] = Case(
 class FixedNumberOfHeads(Attention):
     def split_heads(self, hidden):  # b t e -> b h t d
         batch, tokens, width = hidden.shape
-        return hidden.view(batch, tokens, 8, width // 8).transpose(1, 2)
+        return hidden.view(batch, tokens, 6, width // 6).transpose(1, 2)
 
 
 CASES["I"] = Case(
     lambda: plant(tiny(), Attention, FixedNumberOfHeads),
-    "the split into heads",
+    "split into heads",
     FixedNumberOfHeads,
-    "The number of heads is fixed where their width should be: six heads of 32 are read as eight of 24.",
-    {
-        "the rows that were cut": "what is left of query, key, value and out is what is left of them in tiny.",
-        "a loss of needed heads": "masked, the same heads cost next to nothing.",
-        "the bias of out": "it belongs to no head, and is tiny's.",
-    },
+    ("return",),
+    "The number of heads is fixed where their width should be: three heads of 32 are read as six of 16.",
 )
 
 
@@ -337,14 +309,10 @@ class ShiftsLabelsTwice(XLMRobertaXLForCausalLM):
 
 CASES["J"] = Case(
     lambda: plant(tiny_decoder(), XLMRobertaXLForCausalLM, ShiftsLabelsTwice),
-    "the labels' shift",
+    "loss",
     ShiftsLabelsTwice,
-    "The model shifts the labels by one itself: shifted before as well, each token is to predict the next but one.",
-    {
-        "the causal mask": "the logits are tiny-decoder's, so what is wrong comes after them.",
-        "padding": "there is one text here, and all of it counts.",
-        "sum in place of mean": "the sum at shift 1 is smaller than what is reported, and the mean is far smaller.",
-    },
+    ("labels = ",),
+    "The model shifts the labels itself: shifted before as well, each position is scored on the token after the next.",
 )
 
 
@@ -362,50 +330,44 @@ class QueriesAtTheEnd(Attention):
 
 CASES["K"] = Case(
     lambda: plant(tiny_relative_decoder(), Attention, QueriesAtTheEnd),
-    "the queries' positions",
+    "relative positions",
     QueriesAtTheEnd,
-    "With a past, every query of a chunk gets the last key's position: right for one new token, wrong for several.",
-    {
-        "what the cache holds": "token by token the same cache gives the right answer.",
-        "the causal mask": "no weight is on later tokens, and some is on the past.",
-        "rounding": "it errs by 10⁻⁵ here, as the correct decoder shows, whatever the chunks.",
-    },
+    ("rows = ",),
+    "With a cache, every query of a chunk gets the last key's position: right for one new token, wrong for several.",
 )
 
 
 # ---- L
 
 
+@torch.enable_grad()
 def accumulate(model: PreTrainedModel, parts: Sequence[tuple[Tensor, Tensor]]) -> None:
     """The gradient of a batch that comes in parts, of ids and labels, `b t` each."""
     model.zero_grad()
     for ids, labels in parts:
-        (model(ids, (ids != model.config.pad_token_id).long(), labels=labels).loss / len(parts)).backward()
+        loss = model(ids, (ids != model.config.pad_token_id).long(), labels=labels).loss
+        (loss / len(parts)).backward()
 
 
 CASES["L"] = Case(
     lambda: accumulate,
-    "a mean of means",
+    "gradient",
     accumulate,
-    "Each part's loss is a mean over its own labels; the batch's mean weights a part by how many labels it has.",
-    {
-        "the learning rate": "no step is made, these are gradients.",
-        "an old gradient": "it would disturb every cut, and 4 + 4 texts give the right gradient.",
-        "dropout": "tiny has none; and it would disturb every cut.",
-    },
+    ("(loss",),
+    "Each part's loss is a mean over its own labels. The mean over the batch weights a part by its number of labels.",
 )
 
 
-# ---- more bugs, on which the tests that the learner writes are tried
+# ---- more bugs, and correct models, on which the tests that the learner writes are tried
 
 
 class PositionsCountPadding(Embeddings):
-    def make_position_ids(self, is_token, num_cached=0):
-        return torch.ones_like(is_token).cumsum(-1) + num_cached + 1
+    def make_position_ids(self, is_token, num_earlier=0):
+        return torch.ones_like(is_token).cumsum(-1) + num_earlier + 1
 
 
 class PositionsRestart(Embeddings):
-    def make_position_ids(self, is_token, num_cached=0):
+    def make_position_ids(self, is_token, num_earlier=0):
         return super().make_position_ids(is_token)  # every chunk begins at 2
 
 
@@ -417,7 +379,7 @@ class CausalFromFirstKey(Attention):
 
 class WeakMask(Attention):
     def sdpa_attention(self, query, key, value, attention_mask, head_mask):
-        bias = None if attention_mask is None else -5.0 * ~attention_mask  # low, but not low enough
+        bias = None if attention_mask is None else -13.0 * ~attention_mask  # low, but not low enough
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias), None
 
 
@@ -463,3 +425,108 @@ class RoundsCache(Attention):
         if cache is not None:
             cache.__class__ = RoundedLayerCache
         return super().forward(hidden, states, attention_mask, head_mask, cache, output_attentions)
+
+
+class DropsEmbeddings(Embeddings):
+    def forward(self, *inputs):
+        return F.dropout(super().forward(*inputs), 0.1)  # which drops unless it is told training=False
+
+
+class PositionsFromThree(Embeddings):
+    def make_position_ids(self, is_token, num_earlier=0):
+        return super().make_position_ids(is_token, num_earlier) + is_token
+
+
+class OnePosition(Embeddings):
+    def make_position_ids(self, is_token, num_earlier=0):
+        return 2 * is_token  # right for the first token
+
+
+class OtherMask(XLMRobertaTokenizer):
+    mask_id = 12063
+
+    def special_token_ids(self):
+        return super().special_token_ids() | {"<mask>": self.mask_id}
+
+
+class PadAsMask(OtherMask):
+    mask_id = 1
+
+
+class CorrectNorm(nn.LayerNorm):
+    def __init__(self, width):
+        super().__init__(width)
+        nn.init.normal_(self.weight)
+        nn.init.normal_(self.bias)
+
+
+class NormByStdOfAll(CorrectNorm):  # eps is right
+    def forward(self, x):
+        return self.weight * (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + self.eps).sqrt() + self.bias
+
+
+class NormWithEpsOutside(CorrectNorm):
+    def forward(self, x):
+        std = x.std(-1, keepdim=True, correction=0)
+        return self.weight * (x - x.mean(-1, keepdim=True)) / (std + self.eps) + self.bias
+
+
+class NormWithoutBias(CorrectNorm):
+    def forward(self, x):
+        return super().forward(x) - self.bias
+
+
+class SeesThePast(Attention):
+    def sdpa_attention(self, query, key, value, attention_mask, head_mask):
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True), None
+
+
+class SeesFirstToken(Attention):
+    def sdpa_attention(self, query, key, value, attention_mask, head_mask):
+        return value[:, :, :1].expand(query.shape), None
+
+
+class QueryForKey(Attention):
+    def sdpa_attention(self, query, key, value, attention_mask, head_mask):
+        return super().sdpa_attention(key, query, value, attention_mask, head_mask)
+
+
+class PrunesTheNext(XLMRobertaXLForMaskedLM):
+    def prune_heads(self, heads):
+        super().prune_heads({layer: [(head + 1) % 6 for head in numbers] for layer, numbers in heads.items()})
+
+
+class DoesNotShift(XLMRobertaXLForCausalLM):
+    def targets(self, **inputs):
+        return [inputs["labels"]]
+
+
+class SumsLosses(XLMRobertaXLForCausalLM):
+    def mean_loss(self, logits, targets, name="labels"):
+        return super().mean_loss(logits, targets, name) * (targets != -100).sum()
+
+
+@torch.enable_grad()
+def accumulate_by_labels(model, parts):  # correct
+    model.zero_grad()
+    counts = [int((labels != -100).sum()) for _, labels in parts]
+    for (ids, labels), count in zip(parts, counts, strict=True):
+        (model(ids, labels=labels).loss * count / sum(counts)).backward()
+
+
+def accumulate_twice(model, parts):
+    accumulate_by_labels(model, [part for part in parts for _ in range(2)])  # correct: the same mean
+
+
+@torch.enable_grad()
+def accumulate_sums(model, parts):
+    model.zero_grad()
+    for ids, labels in parts:
+        model(ids, labels=labels).loss.backward()
+
+
+@torch.enable_grad()
+def accumulate_without_zeroing(model, parts):
+    counts = [int((labels != -100).sum()) for _, labels in parts]
+    for (ids, labels), count in zip(parts, counts, strict=True):
+        (model(ids, labels=labels).loss * count / sum(counts)).backward()

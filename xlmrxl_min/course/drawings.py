@@ -1020,14 +1020,15 @@ def bug_map(marks: Mapping[str, str]) -> Parts:
     box(axis, (left + right) / 2, top + 0.03, "", NONE, right - left, INK, height=0.86)
     label(axis, centres["linear"], 1.46, "LM head")
     color = RED if "tied" in letters else INK
-    arrow(axis, centres["word"], top + 0.22, centres["word"], 2.6, centres["decoder"], 2.6, centres["decoder"], top + 0.22,
-          color=color, line="--")  # fmt: skip
-    label(axis, centres["+"], 2.42, f"{letters.get('tied', '')} tied weight".strip(), color=color,
-          weight="bold" if "tied" in letters else "normal")  # fmt: skip
+    x, y = centres["decoder"], top + 0.22
+    arrow(axis, centres["word"], y, centres["word"], 2.6, x, 2.6, x, y, color=color, line="--")
+    weight, tied = ("bold" if "tied" in letters else "normal"), f"{letters.get('tied', '')} tied weight"
+    label(axis, centres["+"], 2.42, tied.strip(), color=color, weight=weight)
 
     end = row(
-        0.2, bottom, 0.2, ("qkv", "query,\nkey, value", BLUE, 0.75), 0.12, ("split", "split into\nheads", BLUE, 0.75), 0.12,
-        ("scores", "q · k / √d", GREEN, 0.8), 0.12, ("relative", "+ relative\npositions", ORANGE, 0.8), 0.12,
+        0.2, bottom, 0.2, ("qkv", "query,\nkey, value", BLUE, 0.75), 0.12,
+        ("split", "split into\nheads", BLUE, 0.75), 0.12, ("scores", "q · k / √d", GREEN, 0.8), 0.12,
+        ("relative", "+ relative\npositions", ORANGE, 0.8), 0.12,
         ("mask", "+ mask", PINK, 0.62), 0.12, ("softmax", "softmax", YELLOW, 0.68), 0.12,
         ("dropout", "dropout", PINK, 0.65), 0.12, ("sum", "weighted\nsum", GREEN, 0.72), 0.12,
         ("out", "output\nprojection", BLUE, 0.8), 0.2,
