@@ -1,6 +1,7 @@
 """The exercises of notebooks/10_full_size.ipynb."""
 
 import json
+import struct
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from ..checks import exercise, randn
+from ..steps.solution import read_header
 
 
 @cache
@@ -23,27 +25,21 @@ def row_cases():
     return [(path, "b", 3), (path, "a", 2), (path, "b", 0)]
 
 
-def header_of(path):
-    """The header of a safetensors file, and where its data begin; the notebook builds it."""
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        return json.loads(file.read(length)), 8 + length
-
-
 @exercise(row_cases, hint="A bfloat16 number has two bytes, and the result is a tensor of torch.bfloat16.")
 def my_row(path, name, row):
-    header, start = header_of(path)
-    begin, width = header[name]["data_offsets"][0], header[name]["shape"][1]
     with open(path, "rb") as file:
-        file.seek(start + begin + row * 2 * width)
-        return torch.frombuffer(bytearray(file.read(2 * width)), dtype=torch.bfloat16)
+        (length,) = struct.unpack("<Q", file.read(8))
+        entry = json.loads(file.read(length))[name]
+        width = 2 * entry["shape"][1]  # in bytes
+        file.seek(8 + length + entry["data_offsets"][0] + row * width)
+        return torch.frombuffer(bytearray(file.read(width)), dtype=torch.bfloat16)
 
 
 def row_with(offset=lambda start, begin, row, width: start + begin + row * 2 * width, dtype=torch.bfloat16):
     """my_row with a mistake. offset: start, begin, row, width -> the byte to begin at."""
 
     def mistaken(path, name, row):
-        header, start = header_of(path)
+        header, start = read_header(path)
         begin, width = header[name]["data_offsets"][0], header[name]["shape"][1]
         with open(path, "rb") as file:
             file.seek(offset(start, begin, row, width))

@@ -1,19 +1,113 @@
-"""The steps of notebooks/10_full_size.ipynb."""
+"""The steps of notebooks/10_full_size.ipynb, what it measures memory with, and its sparse files."""
 
+import ctypes
 import json
 import tempfile
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ...checkpoints.locate import PRETRAINED
-from ...checkpoints.names import FAIRSEQ_NAMES
+from ...checkpoints.names import FAIRSEQ_NAMES, hugging_face_name
+from ...model import XLMRobertaXLForMaskedLM
 from ..checks import compare, exercise, randn
 from . import solution
 from .tokens_and_embeddings import ABSOLUTE, SIZES
+
+# ---- memory, measured
+
+STATUS = Path("/proc/self/status")  # Linux
+
+
+def resident(kind: str = "RssAnon") -> int:
+    """Bytes of memory that this process has: RssAnon, which belong to no file, or RssFile. 0 where Linux is not."""
+    lines = STATUS.read_text().splitlines() if STATUS.exists() else []
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(kind))
+
+
+def watch(function, *args):
+    """Call a function; returns its result, and (seconds, bytes of anonymous memory that came on top), every 2 ms."""
+    if STATUS.exists() and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)  # memory that was freed goes back to the system first, so that it counts anew
+    curve, begin, before = [], time.perf_counter(), resident()
+    with ThreadPoolExecutor(1) as worker:
+        result = worker.submit(function, *args)
+        while not curve or not result.done():
+            curve.append((time.perf_counter() - begin, max(0, resident() - before)))
+            time.sleep(0.002)
+    curve.append((time.perf_counter() - begin, max(0, resident() - before)))
+    return result.result(), curve
+
+
+class LiveMemory(TorchDispatchMode):
+    """Inside, counts the bytes of all tensors that operations allocate, until they are freed; also on meta.
+
+    curve: the bytes after each operation. Tensors that are passed do not count.
+    """
+
+    def __init__(self, *known):
+        super().__init__()
+        self.alive = {tensor.untyped_storage()._cdata for tensor in known}
+        self.now, self.curve = 0, [0]
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self.alive:
+                storage = tensor.untyped_storage()
+                self.alive.add(storage._cdata)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self.free, storage._cdata, storage.nbytes())
+        self.curve.append(self.now)
+        return result
+
+    def free(self, key, size):
+        self.alive.discard(key)
+        self.now -= size
+
+
+def forward_curve(model, ids):
+    """What is alive during a forward pass besides the weights: (part of the pass, bytes) after each operation."""
+    with torch.no_grad(), LiveMemory(*model.parameters(), ids) as live:
+        model.eval()(ids)
+    return [(i / len(live.curve), size) for i, size in enumerate(live.curve)]
+
+
+# ---- files of full size, without weights
+
+
+def write_sparse(path, config):
+    """A safetensors file of a float32 model with Hugging Face's names: a header, and a hole for the data."""
+    with torch.device("meta"):
+        parameters = dict(XLMRobertaXLForMaskedLM(config).named_parameters())
+    header, at = {}, 0
+    for ours, parameter in parameters.items():
+        name, size = hugging_face_name(ours).replace("decoder.bias", "bias"), 4 * parameter.numel()
+        header[name] = {"dtype": "F32", "shape": [*parameter.shape], "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + at)
+
+
+def write_sparse_fairseq(path, shapes):
+    """A fairseq checkpoint of tensors of these shapes, by name: PyTorch leaves holes for the data of fake tensors."""
+    with FakeTensorMode(), torch.serialization.skip_data(materialize_fake_tensors=True):
+        torch.save({"args": None, "model": {name: torch.empty(shape) for name, shape in shapes.items()}}, path)
+
+
+# ---- files to try the steps on
 
 
 @cache
