@@ -221,6 +221,7 @@ def test_topics_are_found_in_the_passage():
     for example in tasks.topic_choice(LANGUAGES, "studied", count=9):
         found = texts_of[example.language, example.text]
         assert [text in found for text in example.others] == [i == example.label for i in range(len(example.others))]
+    assert {x.text for x in tasks.topic_finding(LANGUAGES, "held out", topic="law", count=3)} == {"law"}
     counted = tasks.topic_identification(["en", "sw"], "held out", count=5)
     assert Counter(x.language for x in counted) == {"en": 15, "sw": 10}
     assert all(x.text in texts[x.language, x.label] for x in counted)
@@ -254,6 +255,7 @@ def test_impossible_examples():
         (lambda: derive("language_identification", rounds=0), "rounds=0 is impossible"),
         (lambda: derive("language_fraction", words=1), "words=1 is impossible"),
         (lambda: derive("language_identification", ["tlh"]), "tlh"),
+        (lambda: tasks.topic_choice("en", "studied", topic="art"), "topic='art' is unknown: take one of 'religion'"),
         (lambda: tasks.topic_identification("en", "test"), "part='test' is unknown: take one of 'studied', 'held"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -263,7 +263,9 @@ def mixed_excerpts(
         translations.setdefault((row.article, row.paragraph), []).append(row)
     for row in rows:
         others = [other for other in translations[row.article, row.paragraph] if other != row]
-        parts = [row, *rng.sample(others, rng.choice(counts) - 1)]
+        if len(others) < min(counts) - 1:
+            continue
+        parts = [row, *rng.sample(others, min(rng.choice(counts) - 1, len(others)))]
         rng.shuffle(parts)
         yield [part._replace(text=excerpt(part.text, rng.randint(3, 6), rng)) for part in parts]
 
@@ -309,26 +311,31 @@ def topic_identification(languages: Languages, part: str, *, count: int = 1000, 
     return [Example(text, topic, language) for (language, topic), some in texts.items() for text in some[:count]]
 
 
-def topic_choice(languages: Languages, part: str, *, count: int = 1000, seed: int = 0) -> list[Example]:
+def topic_choice(
+    languages: Languages, part: str, *, topic: str | None = None, count: int = 1000, seed: int = 0
+) -> list[Example]:
     """A topic's name, and a text of each topic that the language has -> the number of the one with that topic, from 0.
 
-    At most `count` of each language.
+    topic: the one that is asked for; None: another one each time. At most `count` of each language.
     """
+    check_option("topic", topic, [*TOPICS, None])
     rng, texts, examples = make_rng(seed), topic_texts(languages, part, seed=seed), []
     for language in dict.fromkeys(language for language, _ in texts):
-        topics = [topic for code, topic in texts if code == language]
-        for number in range(min(count, max(len(texts[language, topic]) for topic in topics))):
+        topics = [name for code, name in texts if code == language]
+        for number in range(min(count, max(len(texts[language, name]) for name in topics))):
             order = rng.sample(topics, len(topics))
-            several = [texts[language, topic] for topic in order]
-            right = rng.randrange(len(order))
+            several = [texts[language, name] for name in order]
+            right = rng.randrange(len(order)) if topic is None else order.index(topic)
             examples.append(Example(order[right], right, language, tuple(some[number % len(some)] for some in several)))
     return examples
 
 
-def topic_finding(languages: Languages, part: str, *, count: int = 1000, seed: int = 0) -> list[Example]:
+def topic_finding(
+    languages: Languages, part: str, *, topic: str | None = None, count: int = 1000, seed: int = 0
+) -> list[Example]:
     """The same with one passage of all texts -> [start, end) of the one with that topic."""
     examples = []
-    for example in topic_choice(languages, part, count=count, seed=seed):
+    for example in topic_choice(languages, part, topic=topic, count=count, seed=seed):
         passage = SEPARATOR.join(example.others)
         examples.append(example._replace(label=passage_spans(passage)[example.label], others=(passage,)))
     return examples
