@@ -151,11 +151,13 @@ def test_int8_models_are_saved_and_loaded(folder, tmp_path):
 
 
 def test_int8_fills_masks():
-    tokenizer = XLMRobertaTokenizer.from_pretrained("tiny-udhr")
-    model = XLMRobertaXLForMaskedLM.from_pretrained("tiny-udhr", quantize="int8")
-    [[best, *_]] = fill_mask(model, tokenizer, "Everyone has the right to <mask>, liberty and security of person.")
-    assert best.text == "life"
-    assert best.probability > 0.8
+    tokenizer = XLMRobertaTokenizer.from_pretrained("tiny")
+    model = XLMRobertaXLForMaskedLM.from_pretrained("tiny", quantize="int8")
+    pair = "The king went to the house of his father.</s></s>El rey fue a la <mask> de su padre."
+    [[first], [second]] = fill_mask(model, tokenizer, ["Il a ouvert la <mask> de la maison.", pair])
+    assert (first[0].text, second[0].text) == ("maison", "casa")
+    assert first[0].probability > 0.5
+    assert second[0].probability > 0.5
 
 
 def test_a_new_lm_head_cannot_be_int8(folder, tmp_path):

@@ -36,6 +36,7 @@ LENGTHS = (
     {"Thai": 1.25},
     {"Latin": ["English", "Vietnamese"], "": ["Thai"]},
 )
+INPUTS, WEIGHTS = torch.tensor([[1.4, 0.42, -0.6]]), torch.tensor([[0.7, -0.3, 0.12], [-0.2, 1.4, 0.9]])  # t i, o i
 DRAWINGS = {
     "whole_model": drawings.whole_model,
     "whole_model of all": lambda: drawings.whole_model(list(drawings.PARTS)),
@@ -58,6 +59,9 @@ DRAWINGS = {
     "teacher_forcing": lambda: drawings.teacher_forcing(WORDS, [0.5, 0.25, 1.0, 0.125, 0.001]),
     "kv_cache": lambda: drawings.kv_cache(WORDS, 2),
     "encoder_decoder": drawings.encoder_decoder,
+    "bit_patterns": lambda: drawings.bit_patterns(0.1),
+    "number_lines": lambda: drawings.number_lines(0.1, 0.009),
+    "int8_product": lambda: drawings.int8_product(INPUTS, WEIGHTS, top=7),
     "heads": drawings.heads,
 }
 
@@ -443,3 +447,31 @@ def test_the_decoder_is_wired_as_the_model():
     own = [text for text in shown[shown.index("causal\nattention") :] if text in names.values()]
     assert own == [names[name] for name, _ in block.named_children()]
     assert shown.count("Layer\nNorm") == 3 + 4
+
+
+# ---- numbers in bits
+
+
+def test_bits_are_those_of_the_formats():
+    drawn = drawings.bit_patterns(0.1)
+    bits = "".join(text for _, text in boxes(drawn))
+    assert bits[:32] == f"{int(torch.tensor(0.1).view(torch.int32)):032b}"
+    assert bits[32:48] == f"{int(torch.tensor(0.1, dtype=torch.bfloat16).view(torch.int16)):016b}"
+    assert bits[48:64] == f"{int(torch.tensor(0.1, dtype=torch.float16).view(torch.int16)):016b}"
+    assert bits[64:72] == f"{13:08b}"
+    assert drawn.data["int8"] == 13 / 127
+
+
+def test_number_lines_have_each_number_of_a_format():
+    found = drawings.number_lines(0.1, 0.009).data
+    assert found["int8"]["values"].tolist() == pytest.approx([12 / 127, 13 / 127])
+    steps = found["bfloat16"]["values"].diff()
+    assert steps.min() == steps.max() == 2**-4 * torch.finfo(torch.bfloat16).eps
+
+
+def test_int8_product_is_that_of_the_integers():
+    drawn = drawings.int8_product(INPUTS, WEIGHTS, top=7)
+    assert numbers(drawn, BLUE) == [7, 2, -3]
+    assert numbers(drawn, ORANGE) == [7, -3, 1, -1, 7, 4]
+    assert numbers(drawn, GREEN) == [40, -5]
+    torch.testing.assert_close(drawn.data["exact"], INPUTS @ WEIGHTS.T)

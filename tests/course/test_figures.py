@@ -7,8 +7,10 @@ import torch
 from matplotlib.colors import to_hex
 from PIL import Image
 
+from xlmrxl_min import XLMRobertaXLConfig, XLMRobertaXLForMaskedLM
 from xlmrxl_min.course import figures
 from xlmrxl_min.course.drawings import BLUE, INK
+from xlmrxl_min.course.memory import trace_step
 
 VALUES = {"in order": {"one": 0.25, "two": 0.5}, "shuffled": {"one": 0.02, "two": 0.04}}
 CURVES = torch.arange(2 * 3 * 2 * 5).reshape(2, 3, 2, 5) / 60.0  # rows, columns, lines, x
@@ -80,3 +82,32 @@ def test_transfer_shows_every_start_beside_the_chance_level():
         "Trained in en; mean over the 2 other languages, topic: fine-tuned 62%, frozen 25%, chance 38%."
     )
     assert is_legible(drawn)
+
+
+def test_memory_of_a_step_is_measured():
+    """Weights, optimizer and gradients by their definition; with checkpointing fewer activations."""
+    config = XLMRobertaXLConfig(vocab_size=50, hidden_size=32, num_hidden_layers=3, num_attention_heads=2)
+    model, ids = XLMRobertaXLForMaskedLM(config), torch.full((4, 64), 5)
+    traces = {"as it is": trace_step(model, {"input_ids": ids, "labels": ids})}
+    model.gradient_checkpointing_enable()
+    traces["checkpointing"] = trace_step(model, {"input_ids": ids, "labels": ids})
+    size = 4 * sum(parameter.numel() for parameter in model.parameters())
+    activations = []
+    for trace in traces.values():
+        forward, _ = trace["turns"]
+        assert set(trace["weights"]) == {size}
+        assert set(trace["optimizer"]) == {2 * size}
+        assert trace["gradients"][: forward + 1] == [0] * (forward + 1)
+        assert trace["gradients"][-1] == size
+        assert trace["activations and temporary"][-1] < 0.1 * size
+        activations.append(trace["activations and temporary"][forward - 1])
+    assert activations[1] < 0.5 * activations[0]
+    drawn = figures.training_memory(traces)
+    assert drawn.data["as it is"]["MB"] > drawn.data["checkpointing"]["MB"]
+    assert is_legible(drawn)
+
+
+def test_curves_on_a_logarithmic_axis():
+    drawn = figures.curves([CURVES[0, :1] / 100 + 1e-4], range(5), percent=True, log=True, **NAMES)
+    assert drawn.figure.axes[0].get_yscale() == "log"
+    assert drawn.caption == "Mean attention, a 0.01% at 0, 0.077% at 4; b 0.093% at 0, 0.16% at 4."

@@ -24,7 +24,6 @@ from .masked_language_model import check_mask_tokens
 from .positions import check_distances
 from .precision_and_size import (
     check_count,
-    check_extra,
     check_flops,
     check_int8,
     check_linear,
@@ -69,7 +68,6 @@ __all__ = [
     "check_distances",
     "check_e",
     "check_entropy",
-    "check_extra",
     "check_f",
     "check_feed_forward_on_rank",
     "check_fewest",

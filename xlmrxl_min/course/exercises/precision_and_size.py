@@ -238,42 +238,6 @@ check_peak = training_peak.check
 # ---- exercises
 
 
-@exercise(lambda: [(config,) for config in CONFIGS], hint="A head is e / h wide.")
-def extra_parameters(config):
-    e, heads = config.hidden_size, config.num_attention_heads
-    distances = 2 * config.max_position_embeddings - 1
-    tables = config.num_hidden_layers * distances * (e // heads)
-    return config.vocab_size * e + tables
-
-
-def table(config):
-    return (2 * config.max_position_embeddings - 1) * (config.hidden_size // config.num_attention_heads)
-
-
-extra_parameters.misconceptions = {
-    "The head has a matrix of its own: v times e more.": (
-        off_by(extra_parameters, lambda config: -config.vocab_size * width(config))
-    ),
-    "One bias per token: the head's is there already.": off_by(extra_parameters, lambda config: config.vocab_size),
-    "The tables of distances are missing.": (
-        off_by(extra_parameters, lambda config: -config.num_hidden_layers * table(config))
-    ),
-    "There is a table in each layer.": (
-        off_by(extra_parameters, lambda config: (1 - config.num_hidden_layers) * table(config))
-    ),
-    "From -(n - 1) to n - 1 there are 2 n - 1 distances, not 2 n.": (
-        off_by(extra_parameters, lambda c: c.num_hidden_layers * (width(c) // c.num_attention_heads))
-    ),
-    "One table per layer: all heads use the same one, as wide as a head.": (
-        off_by(extra_parameters, lambda c: c.num_hidden_layers * (c.num_attention_heads - 1) * table(c))
-    ),
-    "The table of absolute positions is still there.": (
-        off_by(extra_parameters, lambda config: -config.max_position_embeddings * width(config))
-    ),
-}
-check_extra = extra_parameters.check
-
-
 def smooth_cases():
     norm = torch.tensor([1, 40, 1, 0.5, 2, 1.0])
     return [(randn(9, 6) * norm, randn(4, 6, seed=1)), (randn(3, 8, seed=2), randn(5, 8, seed=3))]
