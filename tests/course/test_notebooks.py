@@ -350,6 +350,7 @@ def test_recap_has_the_figures_but_the_drawing_of_the_model(pages):
         figures = sum("image/png" in output.get("data", {}) for output in outputs(path))
         images = pages[Path("recap", f"{path.stem}.html")].images
         assert max(figures - 1, 1) <= len(images) <= figures, path.stem
+        assert "\\_" not in (pages.folder / "recap" / f"{path.stem}.html").read_text(encoding="utf-8"), "caption"
 
 
 @pytest.fixture(scope="module")

@@ -193,7 +193,8 @@ class Site:
                 if is_below_figure and " / " not in unwrap(first):
                     yield f"<p class=caption>{html.escape(unwrap(first))}</p>"
                     printed = "".join(others)
-                yield f"<pre>{html.escape(printed)}</pre>" if printed.strip() else ""
+                kind = " class=columns" if re.search(r"\S {2,}\S", printed) else ""
+                yield f"<pre{kind}>{html.escape(printed)}</pre>" if printed.strip() else ""
                 continue
             for output in outputs:
                 is_below_figure = "image/png" in output["data"]
@@ -265,9 +266,8 @@ def formulas_and_figures(notebook: dict[str, Any]) -> dict[str, list[str]]:
     for cell in notebook["cells"]:
         figures = [output for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
         for figure, caption in zip(figures, captions(cell), strict=True):
-            short = html.escape(textwrap.shorten(caption, 200, placeholder=" …"), quote=False)
-            short = re.sub(r"([\\`*_$\[\]|~#])", r"\\\1", short)
-            found.setdefault(section, []).append(f"{render_figure(figure, caption)}\n{short}")
+            short = html.escape(textwrap.shorten(caption, 200, placeholder=" …"))
+            found.setdefault(section, []).append(f"<p>{render_figure(figure, caption)}{short}</p>")
         if cell["cell_type"] == "markdown":
             for part in re.split(r"^(?=## )", source(cell), flags=re.MULTILINE):
                 section = part.splitlines()[0][3:] if part.startswith("## ") else section
