@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
 from ..interpret.plot.figure import COLORS, INK, Labels, Parts, argmax, captioned, quoted, subplots
@@ -87,6 +88,8 @@ def curves(
                 axis.axvline(mark, color=INK, linewidth=0.8, linestyle=":")
             if log:
                 axis.set_yscale("log")
+                axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.yaxis.set_minor_formatter(NullFormatter())
             if percent:
                 axis.yaxis.set_major_formatter(lambda y, _: text(y))
             is_last = i == len(rows) - 1 and j == len(columns) // 2
