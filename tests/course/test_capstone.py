@@ -126,6 +126,11 @@ def test_the_whole_model_differs_with_a_broken_step(name, step):
     assert check_whole(run(slip(step)), name)
 
 
+def test_code_that_stops_is_located():
+    text = ANSWER.replace('rearrange(attention_mask, "b k', 'rearrange(attention_mask, "b q k')
+    assert re.match("The code stops in attend with EinopsError", check_whole(run(text), "logits of tiny"))
+
+
 def test_the_report_of_a_file_with_a_fault_and_without_the_last_notebooks(check):
     text = slip("attend")
     text = text[: text.index("\n\n\ndef causal_mask")] + "\n"

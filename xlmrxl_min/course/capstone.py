@@ -12,6 +12,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from traceback import walk_tb
 from types import ModuleType
 from typing import Any
 
@@ -23,7 +24,7 @@ from ..checkpoints.names import hugging_face_name
 from ..model import XLMRobertaXLConfig, XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM
 from ..tokenizer import XLMRobertaTokenizer
 from .checks import TOLERANCE, Exercise, call, compare, copy_case
-from .steps import ANSWERS, NOTEBOOKS, STEPS, find_definitions, missing, run
+from .steps import ANSWERS, FILE, NOTEBOOKS, STEPS, find_definitions, missing, run
 from .steps.solution import split_heads
 
 PARTS = {
@@ -240,7 +241,9 @@ def check_whole(module: ModuleType, name: str) -> str:
     try:
         return WHOLE[name](module)
     except Exception as error:
-        return f"The code stops with {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        codes = [frame.f_code for frame, _ in walk_tb(error.__traceback__) if frame.f_code.co_filename == FILE]
+        where = f" in {getattr(codes[-1], 'co_qualname', codes[-1].co_name)}" if codes else ""  # names: Python 3.11
+        return f"The code stops{where} with {type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 # ---- the report
