@@ -421,7 +421,8 @@ def test_teacher_forcing_shifts_the_text_by_one():
     drawn = DRAWINGS["teacher_forcing"]()
     inputs = [text for _, text in boxes(drawn, GREY)]
     labels = [text for patch, text in boxes(drawn) if text and to_hex(patch.get_facecolor()).upper() != GREY]
-    assert (inputs, labels) == (["<s>", "All", "human", "being", "s"], ["All", "human", "being", "s", "</s>"])
+    assert (inputs, labels) == (["<s>", "All", "human", "being", "s"], ["All", "human", "being", "s"])
+    assert [text.get_text() for text in texts(drawn)].count("</s>") == 2, "a last token, and a label that is no colour"
     assert [x.get_text() for x in texts(drawn) if "%" in x.get_text()] == ["50%", "25%", "100%", "12%", "0%"]
     assert drawn.data["loss"] == pytest.approx(-torch.tensor([0.5, 0.25, 1.0, 0.125, 0.001]).log().mean().item())
     assert drawn.caption.endswith("The most probable label: being, 100%; the least: </s>, 0.10%.")

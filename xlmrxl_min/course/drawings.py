@@ -893,7 +893,7 @@ def teacher_forcing(tokens: Sequence[str], probabilities: Sequence[float] | Tens
         label(axis, x, 0.9, f"{values[i]:.0%}")
         arrow(axis, x, 0.79, x, 0.5)
         color: Any = [1 - values[i] * (1 - part) for part in to_rgb(BLUE)]
-        cell(axis, x, 0.33, names[i + 1], color, width)
+        cell(axis, x, 0.33, names[i + 1], color if values[i] >= 0.005 else NONE, width)
     for y, text in ((1.45, "input"), (0.9, "probability"), (0.33, "label")):
         label(axis, 0.08, y, text, "left")
     best, worst = max(range(len(values)), key=values.__getitem__), min(range(len(values)), key=values.__getitem__)

@@ -139,7 +139,7 @@ def beam_tree(steps: Sequence[Beams], vocabulary: Sequence[str], *, title: str =
     best = finished[0].tokens if finished else ()
     texts = {node: label(vocabulary[node[-1]]) + (f"  ({rank[node]})" if node in rank else "") for node in nodes[1:]}
     texts = {(): "prompt", **texts}
-    half = {node: (0.04 + 0.037 * len(text)) / UNIT for node, text in texts.items()}  # of a text's width, about
+    half = {node: (0.05 + 0.04 * len(text)) / UNIT for node, text in texts.items()}  # of a text's width, about
     for node in nodes:
         is_best = node == best[: len(node)]
         color = COLORS[0] if is_best else COLORS[5] if node in rank else INK
