@@ -645,7 +645,7 @@ def collectives() -> Parts:
     figure, axis = canvas(10.4, 2.2)
     own, both = [[1, 2], [10, 20]], torch.tensor([[1, 2], [10, 20]])
     total = both.sum(0).tolist()
-    data = {  # name: before, after, each for two ranks; None: no memory is needed
+    data: dict[str, tuple[Any, Any, str]] = {  # name: before and after, for two ranks; what it does
         "broadcast": ([own[0], [None] * 2], [own[0]] * 2, "rank 0's, to all"),
         "all-gather": ([[1, None], [None, 20]], [[1, 20]] * 2, "everybody's parts, to all"),
         "reduce-scatter": (own, [[total[0], None], [None, total[1]]], "the sum, a part to each"),
