@@ -969,9 +969,6 @@ def encoder_decoder() -> Parts:
     return figure, {}, f"{caption} encoder: its last hidden states go into every block."
 
 
-# ---- several ranks (notebook 11)
-
-
 @captioned
 def bug_map(marks: Mapping[str, str]) -> Parts:
     """The model with the inside of attention, its loss and its gradient. `marks`: a letter -> a part of BUG_PARTS."""
