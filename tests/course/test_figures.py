@@ -33,6 +33,14 @@ def test_bars():
     assert is_legible(drawn)
 
 
+def test_dots():
+    drawn = figures.dots({"one": [1.0, 3.0], "two": [2.0]}, "loss", mark=("chance", 2.5))
+    lines = drawn.figure.axes[0].lines
+    assert [list(line.get_xdata()) for line in lines] == [[1.0, 3.0], [2.0], [2.5, 2.5]]
+    assert drawn.caption == "Loss: one 1.00 to 3.00; two 2.00 to 2.00; chance 2.50."
+    assert is_legible(drawn)
+
+
 def test_curves_of_one_panel():
     drawn = figures.curves([CURVES[0, :1]], range(5), percent=True, mark=2, **NAMES)
     lines = [line.get_ydata() for line in drawn.figure.axes[0].lines]
