@@ -31,7 +31,7 @@ from xlmrxl_min.course.notebooks import (
 
 README = ROOT / "README.md"
 NOTEBOOKS = list_notebooks()
-SECONDS = {"07_heads": 450}  # every head is fine-tuned, from three starts
+SECONDS = {"07_heads": 120}  # every head is fine-tuned, one from three starts
 TIDY = "run `python -m xlmrxl_min course tidy`"
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

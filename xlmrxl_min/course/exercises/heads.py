@@ -3,9 +3,155 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 
-from ..checks import exercise
+from ..checks import exercise, randn
+
+
+def classifier_cases():
+    return [(randn(2, 3, 4), linear(5, 4), linear(3, 5, seed=1)), (randn(1, 6, 4, seed=2), linear(4, 4), linear(2, 4))]
+
+
+def linear(rows, columns, seed=0):
+    """A linear layer without a gradient, of random numbers."""
+    layer = torch.nn.Linear(columns, rows).requires_grad_(False)
+    layer.weight.copy_(randn(rows, columns, seed=seed))
+    layer.bias.copy_(randn(rows, seed=seed + 10))
+    return layer
+
+
+@exercise(classifier_cases, hint="First select the vector of <s>: `hidden[:, 0]`.")
+def my_classifier(hidden, dense, out_proj):
+    return out_proj(torch.tanh(dense(hidden[:, 0])))
+
+
+classify = my_classifier.solution
+my_classifier.misconceptions = {
+    "The head reads the first token, <s>, and this is the last one.": (
+        lambda hidden, dense, out_proj: classify(hidden.flip(1), dense, out_proj)
+    ),
+    "That is the mean over all tokens: this head reads <s> only.": (
+        lambda hidden, dense, out_proj: classify(hidden.mean(1, keepdim=True), dense, out_proj)
+    ),
+    "The tanh between the two layers is missing.": lambda hidden, dense, out_proj: out_proj(dense(hidden[:, 0])),
+    "The activation here is tanh, as in BERT's pooler, and not GELU.": (
+        lambda hidden, dense, out_proj: out_proj(F.gelu(dense(hidden[:, 0])))
+    ),
+    "The tanh is after `dense`, not after `out_proj`: logits have no bounds.": (
+        lambda hidden, dense, out_proj: torch.tanh(out_proj(dense(hidden[:, 0])))
+    ),
+    "These are probabilities: return logits, as the loss contains the softmax.": (
+        lambda *given: classify(*given).softmax(-1)
+    ),
+    "These are logits for every token: select the first token.": (
+        lambda hidden, dense, out_proj: out_proj(torch.tanh(dense(hidden)))
+    ),
+    "The axis of the text is still there: `hidden[:, 0]` instead of `hidden[:, :1]`.": (
+        lambda *given: classify(*given)[:, None]
+    ),
+}
+check_classifier = my_classifier.check
+
+
+def label_cases():
+    offsets = [(0, 0), (0, 3), (3, 5), (6, 9), (9, 10), (11, 14), (0, 0)]
+    return [
+        (offsets, [(0, 5, 2), (6, 10, 0), (11, 14, 1)]),
+        (offsets, [(6, 14, 3)]),
+        ([(0, 0), (0, 1), (1, 4), (5, 7), (0, 0)], [(1, 4, 1), (0, 1, 5)]),
+    ]
+
+
+@exercise(label_cases, hint="For each token, go through the spans, and take the one that the token's start lies in.")
+def my_labels(offsets, spans):
+    labels = []
+    for start, end in offsets:
+        found = [label for first, last, label in spans if first <= start < last and start < end]
+        labels.append(found[0] if found else -100)
+    return labels
+
+
+label_tokens = my_labels.solution
+
+
+def labels_where(is_inside, missing=-100):
+    """my_labels with a mistake. is_inside: start and end of a token, start and end of a span -> bool."""
+
+    def mistaken(offsets, spans):
+        found = [[label for first, last, label in spans if is_inside(*token, first, last)] for token in offsets]
+        return [(labels or [missing])[0] for labels in found]
+
+    return mistaken
+
+
+def with_special_tokens(label):
+    """my_labels, but <s> and </s> have this label."""
+    return lambda offsets, spans: [
+        label if start == end else x for (start, end), x in zip(offsets, label_tokens(offsets, spans), strict=True)
+    ]
+
+
+my_labels.misconceptions = {
+    "<s> and </s> have no characters, their start equals their end: their label is -100.": (
+        labels_where(lambda start, end, first, last: first <= start < last)
+    ),
+    "Without a label is -100, which the loss leaves out: 0 is a class.": (
+        labels_where(lambda start, end, first, last: first <= start < last and start < end, missing=0)
+    ),
+    "Only <s> and </s> get a wrong label, 0: they should have -100.": with_special_tokens(0),
+    "A token inside a span has the span's label, too, not only the first one.": (
+        labels_where(lambda start, end, first, last: first == start < end)
+    ),
+    "A span ends before `end`: the character there is no part of it.": (
+        labels_where(lambda start, end, first, last: first <= start <= last and start < end and end > first + 1)
+    ),
+    "These are the labels of the tokens without <s> and </s>: keep a place for each token.": (
+        lambda *given: label_tokens(*given)[1:-1]
+    ),
+    "A label for each token, not for each character.": (
+        lambda offsets, spans: [label for first, last, label in spans for _ in range(last - first)]
+    ),
+}
+check_labels = my_labels.check
+
+
+def span_loss_cases():
+    return [
+        (randn(3, 6), randn(3, 6, seed=1), torch.tensor([0, 2, 5]), torch.tensor([1, 2, 5])),
+        (2 * randn(1, 4), randn(1, 4, seed=1), torch.tensor([1]), torch.tensor([3])),
+    ]
+
+
+@exercise(span_loss_cases, hint="`F.cross_entropy` takes logits `b t`, with t in place of the classes.")
+def my_span_loss(start_logits, end_logits, starts, ends):
+    return (F.cross_entropy(start_logits, starts) + F.cross_entropy(end_logits, ends)) / 2
+
+
+span_loss = my_span_loss.solution
+my_span_loss.misconceptions = {
+    "The mean of both losses, not their sum.": lambda *given: 2 * span_loss(*given),
+    "That is the loss of the start only.": lambda s, e, starts, ends: F.cross_entropy(s, starts),
+    "That is the loss of the end only.": lambda s, e, starts, ends: F.cross_entropy(e, ends),
+    "Start and end are swapped.": lambda s, e, starts, ends: span_loss(s, e, ends, starts),
+    "cross_entropy contains the softmax: give it logits, not probabilities.": (
+        lambda s, e, starts, ends: span_loss(s.softmax(-1), e.softmax(-1), starts, ends)
+    ),
+    "The softmax runs along the text, over t, and not over the batch.": (
+        lambda s, e, starts, ends: (
+            -(s.log_softmax(0).gather(1, starts[:, None]).mean() + e.log_softmax(0).gather(1, ends[:, None]).mean()) / 2
+        )
+    ),
+    "One softmax over both is another loss: start and end have one each.": (
+        lambda s, e, starts, ends: F.cross_entropy(s + e, starts)
+    ),
+    "The mean over the texts is missing: return one number.": (
+        lambda s, e, starts, ends: (
+            (F.cross_entropy(s, starts, reduction="none") + F.cross_entropy(e, ends, reduction="none")) / 2
+        )
+    ),
+}
+check_span_loss = my_span_loss.check
 
 
 def span_cases():
@@ -94,3 +240,36 @@ my_choice.misconceptions = {
     ),
 }
 check_choice = my_choice.check
+
+
+def lora_cases():
+    return [
+        (randn(2, 3, 6), randn(5, 6), randn(2, 6, seed=1), randn(5, 2, seed=2), 16),
+        (randn(1, 4, 4), randn(4, 4), randn(4, 4, seed=1), randn(4, 4, seed=2), 2),
+    ]
+
+
+@exercise(lora_cases, hint="`x @ a.T` has r components, and then `@ b.T` as many as the output.")
+def my_lora(x, weight, a, b, alpha):
+    return x @ weight.T + alpha / len(a) * (x @ a.T @ b.T)
+
+
+lora = my_lora.solution
+my_lora.misconceptions = {
+    "The scale alpha / r is missing.": lambda x, weight, a, b, alpha: x @ weight.T + x @ a.T @ b.T,
+    "The scale is alpha divided by r, the number of rows of a.": (
+        lambda x, weight, a, b, alpha: x @ weight.T + alpha * (x @ a.T @ b.T)
+    ),
+    "The frozen weight is missing: LoRA adds to it.": (lambda x, weight, a, b, alpha: alpha / len(a) * (x @ a.T @ b.T)),
+    "alpha scales what is added, and not the frozen weight.": (
+        lambda x, weight, a, b, alpha: alpha / len(a) * (x @ weight.T + x @ a.T @ b.T)
+    ),
+    "That is the frozen layer alone.": lambda x, weight, a, b, alpha: x @ weight.T,
+    "LoRA adds to the layer's output, and does not multiply it.": (
+        lambda x, weight, a, b, alpha: x @ weight.T * (1 + alpha / len(a) * (x @ a.T @ b.T))
+    ),
+    "The scale is alpha / r, not r / alpha.": (
+        lambda x, weight, a, b, alpha: x @ weight.T + len(a) / alpha * (x @ a.T @ b.T)
+    ),
+}
+check_lora = my_lora.check
