@@ -882,18 +882,20 @@ def teacher_forcing(tokens: Sequence[str], probabilities: Sequence[float] | Tens
     values = as_values(probabilities, "probabilities", "t").tolist()
     names = list(map(Labels(14), as_tokens(tokens, len(values) + 1)))
     scratch = canvas(1, 1)[1]
-    width = 0.16 + max(scratch.text(0, 0, name).get_window_extent().width for name in names) / DPI
-    figure, axis = canvas(0.95 + width * len(names) + 0.15, 1.75)
-    for i, name in enumerate(names):
-        x = 0.95 + width * (i + 0.5)
+    needed = [0.16 + scratch.text(0, 0, name).get_window_extent().width / DPI for name in names]
+    widths = [max(pair) for pair in zip(needed, [*needed[1:], 0], strict=True)]  # a column has an input and its label
+    figure, axis = canvas(1.1 + sum(widths), 1.75)
+    x = 0.95
+    for i, (name, width) in enumerate(zip(names, widths, strict=True)):
+        x += width / 2
         cell(axis, x, 1.45, name, GREY if i < len(values) else NONE, width)
-        if i == len(values):
-            continue
-        arrow(axis, x, 1.28, x, 1.07)
-        label(axis, x, 0.9, f"{values[i]:.0%}")
-        arrow(axis, x, 0.79, x, 0.5)
-        color: Any = [1 - values[i] * (1 - part) for part in to_rgb(BLUE)]
-        cell(axis, x, 0.33, names[i + 1], color if values[i] >= 0.005 else NONE, width)
+        if i < len(values):
+            arrow(axis, x, 1.28, x, 1.07)
+            label(axis, x, 0.9, f"{values[i]:.0%}")
+            arrow(axis, x, 0.79, x, 0.5)
+            color: Any = [1 - values[i] * (1 - part) for part in to_rgb(BLUE)]
+            cell(axis, x, 0.33, names[i + 1], color if values[i] >= 0.005 else NONE, width)
+        x += width / 2
     for y, text in ((1.45, "input"), (0.9, "probability"), (0.33, "label")):
         label(axis, 0.08, y, text, "left")
     best, worst = max(range(len(values)), key=values.__getitem__), min(range(len(values)), key=values.__getitem__)

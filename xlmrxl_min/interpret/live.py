@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..inference.generation import sampling_probs
+from ..inference.generation import warp_logits
 from ..inference.predict import check_model_type, check_tokenizer
 from ..inputs import as_tensor, as_texts, as_tokens, as_values, check_integer, check_option, check_text, check_type
 from ..model import XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM
@@ -185,15 +185,15 @@ def sampler(
         with eval_mode(model):
             logits = model(ids.to(model.device), use_cache=False).logits[0, -1, : len(tokenizer)].float()
             rows = sample_all(model, tokenizer, ids, new_tokens, texts, seed)
-        grid = [[sampling_probs(logits, t, None, p) for p in TOP_PS] for t in TEMPERATURES]
+        grid = [[warp_logits(logits, t, None, p) for p in TOP_PS] for t in TEMPERATURES]
         best = logits.topk(top_k).indices
         shown, *whole = (tokenizer.decode([*ids[0].tolist(), *row], skip_special_tokens=True) for row in ([], *rows))
         after = [text.removeprefix(shown) for text in whole]
         prepared.append({
             "text": shown,
             "tokens": tokenizer.convert_ids_to_tokens(best.tolist()),
-            "probabilities": [[rounded(one[best].tolist()) for one in line] for line in grid],
-            "possible": [[int((one > 0).sum()) for one in line] for line in grid],
+            "probabilities": [[rounded(one.softmax(-1)[best].tolist()) for one in line] for line in grid],
+            "possible": [[int((one > -torch.inf).sum()) for one in line] for line in grid],
             "texts": [after[i::count] for i in range(count)],  # by temperature, then by top-p
         })  # fmt: skip
     data = {"temperatures": TEMPERATURES, "topPs": TOP_PS, "count": len(tokenizer), "prompts": prepared}
