@@ -1,6 +1,8 @@
 """The course's drawings contain what they must, are true to the model, and can be read on white and on black."""
 
 import io
+import pathlib
+import tempfile
 from itertools import combinations
 
 import matplotlib
@@ -11,6 +13,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.patches import FancyArrowPatch
 from matplotlib.path import Path
 from PIL import Image
+from safetensors.torch import save_file
 
 from xlmrxl_min import (
     XLMRobertaTokenizer,
@@ -37,6 +40,14 @@ LENGTHS = (
     {"Latin": ["English", "Vietnamese"], "": ["Thai"]},
 )
 INPUTS, WEIGHTS = torch.tensor([[1.4, 0.42, -0.6]]), torch.tensor([[0.7, -0.3, 0.12], [-0.2, 1.4, 0.9]])  # t i, o i
+
+
+def write_small_file():
+    path = pathlib.Path(tempfile.mkdtemp()) / "small.safetensors"
+    save_file({"a": torch.zeros(2, 3), "b": torch.ones(4, dtype=torch.float16)}, path)
+    return path
+
+
 DRAWINGS = {
     "whole_model": drawings.whole_model,
     "whole_model of all": lambda: drawings.whole_model(list(drawings.PARTS)),
@@ -63,6 +74,16 @@ DRAWINGS = {
     "number_lines": lambda: drawings.number_lines(0.1, 0.009),
     "int8_product": lambda: drawings.int8_product(INPUTS, WEIGHTS, top=7),
     "heads": drawings.heads,
+    "file_bytes": lambda: drawings.file_bytes(write_small_file()),
+    "mapped_file": drawings.mapped_file,
+    "forward_moments": drawings.forward_moments,
+    "collectives": drawings.collectives,
+    "ring": drawings.ring,
+    "sharded_linear": drawings.sharded_linear,
+    "parallel_block": drawings.parallel_block,
+    "fsdp_steps": drawings.fsdp_steps,
+    "mesh": lambda: drawings.mesh(rank=5),
+    "pipeline": drawings.pipeline,
 }
 
 

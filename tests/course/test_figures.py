@@ -33,6 +33,33 @@ def test_bars():
     assert is_legible(drawn)
 
 
+def test_stacked_bars_end_at_the_sum():
+    memory = {"one rank": {"weights": 4.0, "gradients": 2.0}, "two": {"weights": 2.0, "activations": 0.5}}
+    drawn = figures.stacked_bars(memory, "GB per rank", {"a GPU": 5.0})
+    bars = drawn.figure.axes[0].patches
+    assert [(bar.get_x(), bar.get_width()) for bar in bars] == [(0, 4), (0, 2), (4, 2), (2, 0), (6, 0), (2, 0.5)]
+    assert drawn.caption == "GB per rank; one rank: 6.0; two: 2.5."
+    assert is_legible(drawn)
+
+
+def test_what_a_rank_holds_over_time():
+    drawn = figures.held_over_time({"shard": [1, 1, 1, 1], "gathered": [0, 2, 2, 0]}, "million parameters", 4, 2)
+    assert drawn.data == {"total": [1, 3, 3, 1]}
+    assert drawn.caption == (
+        "Million parameters: 1.00 before and 1.00 after the step, at most 3.00; the whole model has 4.00."
+    )
+    assert is_legible(drawn)
+
+
+def test_memory_curves():
+    curves = {"naive": [(0, 0), (1, 5e9)], "streamed": [(0, 0), (1, 2e9)]}
+    drawn = figures.memory_curves(curves, "seconds", line="the model", at=2e9)
+    naive, streamed, line = (list(line.get_ydata()) for line in drawn.figure.axes[0].lines)
+    assert (naive, streamed, line) == ([0, 5], [0, 2], [2, 2])
+    assert drawn.caption == "Peaks: naive 5.00 GB (2.50 × the model), streamed 2.00 GB (1.00 × the model)."
+    assert is_legible(drawn)
+
+
 def test_dots():
     drawn = figures.dots({"one": [1.0, 3.0], "two": [2.0]}, "loss", mark=("chance", 2.5))
     lines = drawn.figure.axes[0].lines
