@@ -882,7 +882,7 @@ def teacher_forcing(tokens: Sequence[str], probabilities: Sequence[float] | Tens
     values = as_values(probabilities, "probabilities", "t").tolist()
     names = list(map(Labels(14), as_tokens(tokens, len(values) + 1)))
     scratch = canvas(1, 1)[1]
-    needed = [0.16 + scratch.text(0, 0, name).get_window_extent().width / DPI for name in names]
+    needed = [max(0.4, 0.16 + scratch.text(0, 0, name).get_window_extent().width / DPI) for name in names]
     widths = [max(pair) for pair in zip(needed, [*needed[1:], 0], strict=True)]  # a column has an input and its label
     figure, axis = canvas(1.1 + sum(widths), 1.75)
     x = 0.95
