@@ -1,6 +1,7 @@
 """Shared by all tests: one thread of randomness, and the largest parity error, printed at the end."""
 
 import os
+import shutil
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a process per core: more threads than one would wait for each other
     os.environ["OMP_NUM_THREADS"] = "1"  # before torch, and for the notebooks' kernels
@@ -12,6 +13,17 @@ import torch
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A real browser; its tests are skipped where there is none."""
+    api = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+    if program is None:
+        pytest.skip("needs Chromium or Chrome")
+    with api.sync_playwright() as playwright, playwright.chromium.launch(executable_path=program) as running:
+        yield running
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import inspect
 import json
 import posixpath
 import re
-import shutil
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -351,16 +350,6 @@ def test_recap_has_the_figures_but_the_drawing_of_the_model(pages):
         images = pages[Path("recap", f"{path.stem}.html")].images
         assert max(figures - 1, 1) <= len(images) <= figures, path.stem
         assert "\\_" not in (pages.folder / "recap" / f"{path.stem}.html").read_text(encoding="utf-8"), "caption"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-    if program is None:
-        pytest.skip("needs Chromium or Chrome")
-    with api.sync_playwright() as playwright, playwright.chromium.launch(executable_path=program) as running:
-        yield running
 
 
 OPEN_FOLDS = "document.querySelectorAll('details').forEach(fold => fold.open = true)"

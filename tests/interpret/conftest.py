@@ -1,18 +1,6 @@
 """Pages in a real browser; their tests are skipped where there is none."""
 
-import shutil
-
 import pytest
-
-
-@pytest.fixture(scope="session")
-def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-    if program is None:
-        pytest.skip("needs Chromium or Chrome")
-    with api.sync_playwright() as playwright, playwright.chromium.launch(executable_path=program) as running:
-        yield running
 
 
 @pytest.fixture
