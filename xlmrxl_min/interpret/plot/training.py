@@ -148,7 +148,8 @@ def beam_tree(steps: Sequence[Beams], vocabulary: Sequence[str], *, title: str =
         if node:  # a line between the texts, and not behind them: there is no background that could cover it
             x = [len(node) - 1 + half[node[:-1]], len(node) - half[node]]
             axis.plot(x, [height[node[:-1]], height[node]], color=color, linewidth=2.2 if is_best else 0.9)
-    axis.set(xlabel="new tokens", xticks=range(depth + 1), yticks=[], xlim=(-0.5, depth + 0.7), ylim=(len(leaves) - 0.4, -0.6))
+    axis.set(xlabel="new tokens", xticks=range(depth + 1), yticks=[])
+    axis.set(xlim=(-0.5, depth + 0.7), ylim=(len(leaves) - 0.4, -0.6))
     axis.spines[["left", "right", "top"]].set_visible(False)
     set_title(axis, title)
     text = readable("".join(vocabulary[token] for token in best))
