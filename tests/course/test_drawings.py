@@ -497,3 +497,78 @@ def test_int8_product_is_that_of_the_integers():
     assert numbers(drawn, ORANGE) == [7, -3, 1, -1, 7, 4]
     assert numbers(drawn, GREEN) == [40, -5]
     torch.testing.assert_close(drawn.data["exact"], INPUTS @ WEIGHTS.T)
+
+
+# ---- files, and several ranks
+
+
+def edges(drawn, color):
+    return [text for patch, text in boxes(drawn) if to_hex(patch.get_edgecolor()).upper() == color]
+
+
+def test_without_marks_the_map_is_grey():
+    drawn = drawings.bug_map({})
+    assert len(boxes(drawn, GREY)) == len(boxes(drawn))
+    assert [text for _, text in boxes(drawings.bug_map({"A": "mask"}), PINK)] == ["+ mask"]
+
+
+def test_the_length_is_in_hexadecimal():
+    drawn = DRAWINGS["file_bytes"]()
+    assert bytes.fromhex("".join(text for _, text in boxes(drawn, BLUE))) == drawn.data["length"].to_bytes(8, "little")
+    assert "in hexadecimal, least significant byte first:" in [text.get_text() for text in texts(drawn)]
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_every_step_of_the_ring_is_drawn(ranks):
+    drawn = drawings.ring(ranks)
+    shown = [text.get_text() for text in texts(drawn)]
+    last = 2 * (ranks - 1)
+    assert [text for text in shown if "step" in text or text == "before"] == [
+        "before", *(f"after step {step}" for step in range(1, last + 1))
+    ]  # fmt: skip
+    everyone = "".join(map(str, range(ranks)))
+    complete = [text for _, text in boxes(drawn, GREEN)]
+    assert complete == [everyone] * sum(ranks * (step - ranks + 2) for step in range(ranks - 1, last + 1))
+    assert all(whose == set(range(ranks)) for chunks in drawn.data["held"] for whose in chunks)
+
+
+def test_the_bias_is_added_once():
+    drawn = drawings.sharded_linear()
+    by_rank = [[text for _, text in boxes(drawn, color)] for color in (BLUE, ORANGE)]
+    columns, rows = (
+        [["W₀", "b₀", "x W₀ + b₀"], ["W₁", "b₁", "x W₁ + b₁"]],
+        [["x₀", "W₀", "b", "x₀ W₀ + b"], ["x₁", "W₁", "x₁ W₁"]],
+    )
+    assert by_rank == [columns[rank] + rows[rank] for rank in range(2)]
+
+
+def test_the_mesh_marks_a_rank_and_names_its_groups():
+    drawn = drawings.mesh(data=4, tensor=2, rank=5)
+    assert edges(drawn, RED) == ["rank 5"]
+    assert [text for _, text in boxes(drawn, PINK)] == ["tensor-parallel group of rank 5"]
+    assert [text for _, text in boxes(drawn, GREEN)] == ["data-parallel group of rank 5"]
+    patches = drawn.figure.axes[0].patches
+    for color, members in ((PINK, [4, 5]), (GREEN, [1, 3, 5, 7])):
+        [frame] = [
+            patch for patch in patches
+            if to_hex(patch.get_edgecolor()).upper() == color and not isinstance(patch, FancyArrowPatch)
+        ]  # fmt: skip
+        area = frame.get_window_extent()
+        ranks = [text for text in texts(drawn) if text.get_text().startswith("rank ")]
+        inside = [int(text.get_text()[5:]) for text in ranks if area.contains(*text.get_window_extent().min)]
+        assert sorted(inside) == members
+    assert drawn.caption.endswith(
+        "Pink: rank 5's tensor-parallel group (4, 5); green: its data-parallel group (1, 3, 5, 7)."
+    )
+    assert not edges(drawings.mesh(), RED)
+
+
+def test_backward_takes_twice_as_long_in_the_pipeline():
+    drawn = drawings.pipeline(3, (2,))
+    work = {color: [patch.get_width() for patch, text in boxes(drawn, color) if text] for color in (BLUE, ORANGE)}
+    assert len(work[BLUE]) == len(work[ORANGE]) == 3 * 2
+    assert work[ORANGE] == pytest.approx([2 * width for width in work[BLUE]])
+    [_, *_, end] = sorted(patch.get_x() + patch.get_width() for patch, text in boxes(drawn) if text)
+    start = min(patch.get_x() for patch, text in boxes(drawn) if text)
+    assert sum(map(sum, work.values())) / (3 * (end - start)) == pytest.approx(drawn.data[2]) == pytest.approx(2 / 4)
+    assert {"time", "forward", "backward", "idle"} <= {text.get_text() for text in texts(drawn)}

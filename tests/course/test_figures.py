@@ -33,6 +33,42 @@ def test_bars():
     assert is_legible(drawn)
 
 
+def test_the_percents_of_ticks_are_exact():
+    for top in (0.005, 0.02, 0.112, 0.124, 0.5, 1.0):
+        axis = figures.bars({"a": {"one": top}, "b": {"one": top / 2}}, "share").figure.axes[0]
+        axis.figure.draw_without_rendering()
+        ticks = [(tick.get_loc(), tick.label1.get_text()) for tick in axis.yaxis.get_major_ticks()]
+        assert [float(text[:-1]) for _, text in ticks] == pytest.approx([100 * y for y, _ in ticks])
+        assert len({text for _, text in ticks}) == len(ticks) > 2
+
+
+def test_a_legend_has_several_entries():
+    assert len(figures.bars(VALUES, "share").figure.legends) == 1
+    assert not figures.bars({"a": {"one": 0.5}, "b": {"one": 0.25}}, "share").figure.legends
+
+
+def names_beside_lines(drawn, lines):
+    """How many pixels each dotted line is from its name, which is on the figure."""
+    axis = drawn.figure.axes[0]
+    drawn.figure.draw_without_rendering()
+    gaps = []
+    for name, x in lines.items():
+        [text] = [text for text in axis.texts if text.get_text() == name]
+        extent, x = text.get_window_extent(), axis.transData.transform((x, 0))[0]
+        assert extent.x0 >= 0
+        assert extent.x1 <= drawn.figure.bbox.x1
+        gaps.append(extent.x0 - x if extent.x0 > x else x - extent.x1)
+    return gaps
+
+
+def test_names_of_lines_are_beside_them_and_on_the_figure():
+    for mark in (1.0, 2.0, 9.0):
+        drawn = figures.dots({"a": [1.0, 2.0], "b": [8.9]}, "loss", mark=("all tokens equally probable", mark))
+        assert min(names_beside_lines(drawn, {"all tokens equally probable": mark})) > 3
+    lines = {"a small GPU": 1.0, "a large GPU": 9.9}
+    assert min(names_beside_lines(figures.stacked_bars({"a": {"b": 2.0, "c": 8.0}}, "GB", lines), lines)) > 3
+
+
 def test_stacked_bars_end_at_the_sum():
     memory = {"one rank": {"weights": 4.0, "gradients": 2.0}, "two": {"weights": 2.0, "activations": 0.5}}
     drawn = figures.stacked_bars(memory, "GB per rank", {"a GPU": 5.0})
@@ -56,6 +92,7 @@ def test_memory_curves():
     drawn = figures.memory_curves(curves, "seconds", line="the model", at=2e9)
     naive, streamed, line = (list(line.get_ydata()) for line in drawn.figure.axes[0].lines)
     assert (naive, streamed, line) == ([0, 5], [0, 2], [2, 2])
+    assert drawn.figure.axes[0].get_ylim()[0] < 0, "a curve at 0 can be seen"
     assert drawn.caption == "Peaks: naive 5.00 GB (2.50 × the model), streamed 2.00 GB (1.00 × the model)."
     assert is_legible(drawn)
 

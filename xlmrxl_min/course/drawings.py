@@ -59,7 +59,7 @@ def label(axis: Axes, x: float, y: float, text: str, ha: str = "center", **optio
 
 
 def shape(axis: Axes, x: float, y: float, text: str) -> None:
-    label(axis, x, y, text, family="monospace", fontsize=7)
+    label(axis, x, y, text, family="monospace", fontsize=8, weight="bold")
 
 
 def box(
@@ -70,7 +70,7 @@ def box(
     for shift in (0.05 * i for i in reversed(range(sheets))):
         style, corner = f"round,pad=0,rounding_size={rounding}", (x - width / 2 + shift, y - height / 2 + shift)
         patch: Patch = Circle((x, y), width / 2) if text == "+" else FancyBboxPatch(corner, width, height, style)
-        patch.set(facecolor=color, edgecolor=edge, linewidth=2.5 if edge == RED else 0.7, zorder=2)
+        patch.set(facecolor=color, edgecolor=edge, linewidth=0.7 if edge in (NONE, INK, DARK) else 2.5, zorder=2)
         axis.add_patch(patch)
     label(axis, x, y, text, color=INK if color == NONE else DARK)
     return width + 0.05 * (sheets - 1)
@@ -146,8 +146,8 @@ def whole_model(here: str | Sequence[str] | None = None) -> Parts:
         (2.9, "word", (6.85, 2.9, 6.85, 2.55)), (2.4, "position", (6.71, 2.4)),
         (1.9, "token type", (6.85, 1.9, 6.85, 2.25)),
     ):  # fmt: skip
-        chain(axis, 4.25, y, "b t", part(f"{name} embeddings", ORANGE, 1.4, "embeddings", f"{name}s"))
-        arrow(axis, 6.28, y, *path)
+        chain(axis, 4.25, y, "b t", part(f"{name} embeddings", ORANGE, 1.5, "embeddings", f"{name}s"))
+        arrow(axis, 6.38, y, *path)
     label(axis, 4.22, 2.4, "positions, counted from 2", "right")
     label(axis, 4.22, 1.9, "0 for every token", "right")
     box(axis, 6.85, 2.4, *part("+", ORANGE, 0.24, "embeddings"))
@@ -170,7 +170,7 @@ def whole_model(here: str | Sequence[str] | None = None) -> Parts:
         box(axis, (left + right) / 2, 0.86, "", NONE, right - left, RED if name in marked else INK, height=0.9)
         label(axis, (left + right) / 2, 0.28, text)
     label(axis, 10.1, 0.62, "logits")
-    arrow(axis, 5.55, 3.12, 5.55, 3.35, x[-1], 3.35, x[-1], 1.02, line="--")
+    arrow(axis, 5.6, 3.12, 5.6, 3.35, x[-1], 3.35, x[-1], 1.02, line="--")
     label(axis, x[-1] - 0.1, 3.2, "tied: the decoder's weight is the word embedding matrix", "right")
     shape(axis, x[-1] + 0.2, 3.2, "v e")
     caption = "The whole model: tokenizer, embeddings, n blocks, a last LayerNorm, LM head (tied to the embeddings)."
@@ -536,7 +536,8 @@ def file_bytes(path: str | os.PathLike[str]) -> Parts:
     for i, byte in enumerate(raw[:8]):
         cell(axis, 0.4 + 0.32 * i, 2.05, f"{byte:02x}", BLUE, 0.32)
     label(axis, 0.24, 2.45, "8 bytes: a number", "left", weight="bold")
-    label(axis, 0.24, 1.62, f"= {length}, the length of the header", "left")
+    label(axis, 0.24, 1.7, "in hexadecimal, least significant byte first:", "left")
+    label(axis, 0.24, 1.5, f"= {length}, the length of the header", "left")
     label(axis, 3.2, 2.45, f"{length} bytes: the header, JSON, filled up with spaces", "left", weight="bold")
     text = raw[8 : 8 + length].decode().rstrip().replace('},"', '},\n"')
     box(axis, 6.7, 1.95, text, ORANGE, 7.0, INK, height=0.5, rounding=0.001)
@@ -626,6 +627,8 @@ def forward_moments() -> Parts:
             x = 2.0 + 1.1 * i
             box(axis, x, y, text, color, 1.04, INK, rounding=0.001)
             shape(axis, x, y - 0.33, letters)
+    text = "1 + erf(…), and its product with up(x):\nintermediate tensors of the GELU"
+    label(axis, 7.1, 1.35, text, "left")
     counts = {name.split(",")[0]: len(alive) for name, alive in moments.items()}
     caption = "Tensors that are alive at three moments of a forward pass, besides the weights:"
     return figure, counts, f"{caption} {', '.join(f'{number} in {name}' for name, number in counts.items())}."
@@ -675,32 +678,33 @@ def collectives() -> Parts:
 @captioned
 def ring(ranks: int = 4) -> Parts:
     """A ring all-reduce: which ranks' numbers each chunk on each rank is the sum of, step by step."""
-    figure, axis = canvas(10.4, 0.75 + 0.34 * ranks)
+    last, width, top = 2 * (ranks - 1), 0.065 + 0.07 * ranks, 0.55 + 0.34 * ranks
+    pitch = width * ranks + 0.09
+    figure, axis = canvas(max(0.62 + pitch * (last + 1), 5.0), top + 0.7)
     held = [[{rank} for _ in range(ranks)] for rank in range(ranks)]  # rank, chunk
-    top, width, last = 0.3 + 0.34 * ranks, 0.43, 2 * (ranks - 1)
-    pictures = [0, 1, 2, ranks - 1, last]
-    names = {0: "before", ranks - 1: f"{ranks - 1}: reduce-scatter done", last: f"{last}: all-gather done"}
     for step in range(last + 1):
-        chunks = [(rank - step) % ranks for rank in range(ranks)]  # what each rank sends next
-        if step in pictures:
-            x = 0.75 + 1.92 * pictures.index(step)
-            title = names.get(step, f"after step {step}")
-            label(axis, x + width * ranks / 2, top + 0.17, title, weight="bold")
-            for rank in range(ranks):
-                y = top - 0.17 - 0.34 * rank
-                label(axis, x - 0.35, y, f"rank {rank}" if step == 0 else "")
-                for chunk in range(ranks):
-                    whose = held[rank][chunk]
-                    color = GREEN if len(whose) == ranks else YELLOW if len(whose) > 1 else NONE
-                    goes = step < last and chunks[rank] == chunk
-                    text = "".join(map(str, sorted(whose)))
-                    cell(axis, x + width * (chunk + 0.5), y, text, color, width, RED if goes else INK)
+        chunks, x = [(rank - step) % ranks for rank in range(ranks)], 0.62 + pitch * step  # what each rank sends next
+        label(axis, x + width * ranks / 2, top + 0.17, f"after step {step}" if step else "before", weight="bold")
+        for rank in range(ranks):
+            y = top - 0.17 - 0.34 * rank
+            label(axis, 0.3, y, "" if step else f"rank {rank}")
+            for chunk, whose in enumerate(held[rank]):
+                color = GREEN if len(whose) == ranks else YELLOW if len(whose) > 1 else NONE
+                goes = step < last and chunks[rank] == chunk
+                text = "".join(map(str, sorted(whose)))
+                cell(axis, x + width * (chunk + 0.5), y, text, color, width, RED if goes else INK)
         if step < last:
             moving = [held[rank][chunk] for rank, chunk in enumerate(chunks)]
             for rank, chunk in enumerate(chunks):
                 held[(rank + 1) % ranks][chunk] = held[(rank + 1) % ranks][chunk] | moving[rank]
-    key = "digits: whose numbers are in the sum; red: sent next, to the rank below (from the last one to rank 0)"
-    label(axis, 0.75, 0.12, key, "left")
+    for n, name in enumerate(("reduce-scatter", "all-gather")):
+        first, end = (0.62 + pitch * (1 + (ranks - 1) * (n + i)) for i in range(2))
+        arrow(axis, first, top + 0.4, end - 0.09, top + 0.4, style="-")
+        label(axis, (first + end - 0.09) / 2, top + 0.54, name, weight="bold")
+    *some, other = map(str, range(min(3, ranks)))
+    key = f"{''.join(some)}{other}: the sum of the chunks of ranks {', '.join(some)} and {other}; green: of all ranks"
+    label(axis, 0.62, 0.35, key, "left")
+    label(axis, 0.62, 0.12, "red: sent next, to the rank below (from the last one to rank 0)", "left")
     caption = (
         f"A ring all-reduce of {ranks} ranks, the tensor in {ranks} chunks. In each of {last} steps every rank sends"
         f" one chunk to the next: the first {ranks - 1} steps add (green: complete), the others copy what is complete."
@@ -713,35 +717,40 @@ def sharded_linear() -> Parts:
     """A linear layer on two ranks, by columns and by rows."""
     figure, axis = canvas(10.4, 2.05)
     for x, name in ((0.2, "by columns"), (5.4, "by rows")):
-        is_rows = name == "by rows"
-        label(axis, x, 1.85, name, "left", weight="bold")
-        if is_rows:
-            slab(axis, x, 0.75, 0.5, 0.6, "x₀", BLUE)
-            slab(axis, x + 0.5, 0.75, 0.5, 0.6, "x₁", ORANGE)
-            slab(axis, x + 1.3, 1.05, 1.0, 0.5, "W₀", BLUE)
-            slab(axis, x + 1.3, 0.55, 1.0, 0.5, "W₁", ORANGE)
-            slab(axis, x + 2.65, 1.13, 0.8, 0.45, "x₀ W₀", BLUE)
-            slab(axis, x + 2.65, 0.52, 0.8, 0.45, "x₁ W₁", ORANGE)
-            label(axis, x + 3.2, 0.25, "partial sums")
-            arrow(axis, x + 3.5, 1.35, x + 3.85, 1.15)
-            arrow(axis, x + 3.5, 0.75, x + 3.85, 0.95)
-            slab(axis, x + 3.9, 0.8, 0.8, 0.5, "sum", GREEN)
-            label(axis, x + 4.3, 0.5, "all-reduce")
-            label(axis, x + 0.5, 0.5, "half of x on each")
+        label(axis, x, 1.85, f"{name}: y = x W + b", "left", weight="bold")
+        if name == "by rows":
+            slab(axis, x, 0.75, 0.4, 0.6, "x₀", BLUE)
+            slab(axis, x + 0.4, 0.75, 0.4, 0.6, "x₁", ORANGE)
+            slab(axis, x + 1.05, 1.05, 0.8, 0.5, "W₀", BLUE)
+            slab(axis, x + 1.05, 0.55, 0.8, 0.5, "W₁", ORANGE)
+            slab(axis, x + 2.12, 0.9, 0.6, 0.3, "b", BLUE)
+            slab(axis, x + 3.0, 1.13, 0.75, 0.45, "x₀ W₀ + b", BLUE)
+            slab(axis, x + 3.0, 0.52, 0.75, 0.45, "x₁ W₁", ORANGE)
+            label(axis, x + 3.4, 0.25, "partial sums")
+            arrow(axis, x + 3.8, 1.35, x + 4.1, 1.15)
+            arrow(axis, x + 3.8, 0.75, x + 4.1, 0.95)
+            slab(axis, x + 4.15, 0.75, 0.6, 0.6, "y", GREEN)
+            label(axis, x + 4.45, 0.5, "all-reduce")
+            label(axis, x + 0.4, 0.5, "half of x on each")
+            label(axis, x + 2.42, 0.5, "b: on rank\n0 only")
         else:
-            slab(axis, x, 0.75, 1.0, 0.6, "x", GREY)
-            label(axis, x + 0.5, 0.5, "all of x, on both")
-            slab(axis, x + 1.3, 0.55, 0.5, 1.0, "W₀", BLUE)
-            slab(axis, x + 1.8, 0.55, 0.5, 1.0, "W₁", ORANGE)
-            slab(axis, x + 2.65, 0.75, 0.5, 0.6, "x W₀", BLUE)
-            slab(axis, x + 3.3, 0.75, 0.5, 0.6, "x W₁", ORANGE)
-            label(axis, x + 3.25, 0.5, "finished halves")
-        label(axis, x + 1.15, 1.05, "·")
-        label(axis, x + 2.47, 1.05, "=")
-        label(axis, x + 1.8, 0.25, "W: inputs × outputs")
+            slab(axis, x, 0.75, 0.8, 0.6, "x", GREY)
+            slab(axis, x + 1.05, 0.55, 0.4, 1.0, "W₀", BLUE)
+            slab(axis, x + 1.45, 0.55, 0.4, 1.0, "W₁", ORANGE)
+            slab(axis, x + 2.12, 0.9, 0.3, 0.3, "b₀", BLUE)
+            slab(axis, x + 2.42, 0.9, 0.3, 0.3, "b₁", ORANGE)
+            slab(axis, x + 3.0, 0.75, 0.75, 0.6, "x W₀ + b₀", BLUE)
+            slab(axis, x + 3.9, 0.75, 0.75, 0.6, "x W₁ + b₁", ORANGE)
+            label(axis, x + 3.83, 0.5, "finished halves of y")
+            label(axis, x + 0.4, 0.5, "all of x, on both")
+            label(axis, x + 2.42, 0.5, "b: half\non each")
+        for place, sign in ((0.92, "·"), (1.98, "+"), (2.86, "=")):
+            label(axis, x + place, 1.05, sign)
+        label(axis, x + 1.45, 0.25, "W: inputs × outputs")
     caption = (
         "Rank 0 has the blue part of the weight, rank 1 the orange one. By columns each rank finishes half of the"
-        " outputs; by rows each gets a partial sum of all outputs, and an all-reduce adds the two."
+        " outputs, with its half of the bias. By rows each gets a partial sum of all outputs, rank 0's with the bias,"
+        " and an all-reduce adds the two."
     )
     return figure, {}, caption
 
@@ -783,12 +792,13 @@ def fsdp_steps() -> Parts:
     stages = ("stored", "forward", "stored", "backward", "gradients")
     gaps = ("all-gather", "free", "all-gather", "reduce-scatter")
     for n, stage in enumerate(stages):
-        x, is_whole, is_gradient = 0.8 + 1.98 * n, stage in ("forward", "backward"), stage == "gradients"
+        x, is_whole, is_gradient = 1.35 + 1.95 * n, stage in ("forward", "backward"), stage == "gradients"
         label(axis, x + 0.4, 2.48, stage, weight="bold")
         for rank, bottom in enumerate((1.5, 0.45)):
-            label(axis, x - 0.4, bottom + 0.38, "" if n else f"rank {rank}")
+            label(axis, 0.1, bottom + 0.38, "" if n else f"rank {rank}", "left")
             for block in range(3):
                 y = bottom + 0.27 * (2 - block)
+                label(axis, x - 0.08, y + 0.12, "" if n else f"block {block}", "right")
                 for half, color in enumerate((BLUE, ORANGE)):
                     is_held = half == rank or (is_whole and block == 1)
                     if is_gradient:
@@ -797,11 +807,11 @@ def fsdp_steps() -> Parts:
             if n < 4:
                 own, other = bottom + 0.38, 1.95 - bottom + 0.38
                 color = {"all-gather": (BLUE, ORANGE)[rank], "reduce-scatter": GREEN, "free": INK}[gaps[n]]
-                arrow(axis, x + 0.86, own, x + 1.92, own, color=color)
+                arrow(axis, x + 0.86, own, x + 1.89, own, color=color)
                 if gaps[n] != "free":
-                    arrow(axis, x + 0.86, own, x + 1.92, other, color=color)
+                    arrow(axis, x + 0.86, own, x + 1.89, other, color=color)
         if n < 4:
-            label(axis, x + 1.39, 2.15, gaps[n])
+            label(axis, x + 1.375, 2.15, gaps[n])
         if is_whole:
             label(axis, x + 0.4, 0.12, "each rank: its own texts")
     caption = (
@@ -815,60 +825,74 @@ def fsdp_steps() -> Parts:
 def mesh(data: int = 4, tensor: int = 2, rank: int | None = None) -> Parts:
     """The ranks of a device mesh as init_mesh numbers them: a column is a tensor group, a row a data group.
 
-    With a `rank`, the ranks of its two groups have a red edge.
+    With a `rank`, it has a red edge, and a frame around each of its two groups.
     """
-    figure, axis = canvas(10.0, 0.45 + 0.75 * tensor)
     ranks = torch.arange(data * tensor).view(data, tensor)
-    left, top = 2.0, 0.4 + 0.75 * tensor
+    left, top = 2.0, 0.7 + 0.75 * tensor
+    figure, axis = canvas(max(left + 2.6 + 1.25 * data, 7.2), top + (0.1 if rank is None else 0.4))
     own = [] if rank is None else divmod(rank, tensor)
     for j in range(tensor):
         y = top - 0.375 - 0.75 * j
         label(axis, left + 0.1, y, f"heads and features, part {j}", "right")
         for i in range(data):
             x, number = left + 0.75 + 1.25 * i, int(ranks[i, j])
-            is_marked = bool(own) and (i == own[0] or j == own[1])
-            box(axis, x, y, f"rank {number}", (BLUE, ORANGE)[j % 2], 0.8, RED if is_marked else NONE)
+            box(axis, x, y, f"rank {number}", (BLUE, ORANGE)[j % 2], 0.8, RED if number == rank else NONE)
             if i < data - 1:
                 arrow(axis, x + 0.43, y, x + 0.82, y, style="<|-|>")
             if j < tensor - 1:
                 arrow(axis, x, y - 0.23, x, y - 0.52, style="<|-|>")
-        label(axis, left + 0.55 + 1.25 * data, y, "↔ data group: FSDP's collectives" if j == 0 else "", "left")
-    label(axis, left + 0.55 + 1.25 * data, top - 0.75, "↕ tensor group: sums in each block", "left")
+    if own:
+        x, y, end = left + 0.75 + 1.25 * own[0], top - 0.375 - 0.75 * own[1], left + 0.05 + 1.25 * data
+        box(axis, x, top - 0.375 * tensor, "", NONE, 1.06, PINK, height=0.75 * tensor + 0.06)
+        box(axis, x, top + 0.17, f"tensor-parallel group of rank {rank}", PINK, 2.1, height=0.28)
+        box(axis, (left + 0.2 + end) / 2, y, "", NONE, end - left - 0.2, GREEN, height=0.66)
+        box(axis, end + 1.0, y, f"data-parallel group of rank {rank}", GREEN, 2.0, height=0.28)
+    key = "↕ in a tensor-parallel group: all-reduces in each block; ↔ in a data-parallel group: FSDP's collectives"
+    label(axis, 0.2, 0.12, key, "left")
     for i in range(data):
-        label(axis, left + 0.75 + 1.25 * i, 0.12, f"texts {i}")
+        label(axis, left + 0.75 + 1.25 * i, 0.45, f"texts {i}")
     groups = {"tensor": ranks.tolist(), "data": ranks.T.tolist()}
     caption = f"{data * tensor} ranks as a mesh of {data} (data) by {tensor} (tensor)."
     if own:
         mates = {"tensor": ranks[own[0]].tolist(), "data": ranks[:, own[1]].tolist()}
         words = {name: ", ".join(map(str, some)) for name, some in mates.items()}
-        caption += f" Red: rank {rank}'s tensor group ({words['tensor']}) and its data group ({words['data']})."
+        caption += (
+            f" Pink: rank {rank}'s tensor-parallel group ({words['tensor']}); green: its data-parallel group"
+            f" ({words['data']})."
+        )
     return figure, groups, caption
 
 
 @captioned
 def pipeline(gpus: int = 4, counts: Sequence[int] = (1, 6)) -> Parts:
-    """A pipeline's schedule (GPipe): micro-batches forward, then backward; here both take equally long."""
-    slots = 2 * (max(counts) + gpus - 1)
-    figure, axis = canvas(1.0 + 0.36 * slots + 2.0, len(counts) * (0.34 * gpus + 0.35) + 0.15)
-    bottom, busy = 0.15, {}
+    """A pipeline's schedule (GPipe): micro-batches forward, then backward, which takes twice as long."""
+    slots, slot, left = 3 * (max(counts) + gpus - 1), 0.3, 0.85
+    figure, axis = canvas(left + slot * slots + 1.0, len(counts) * (0.34 * gpus + 0.35) + 0.75)
+    bottom, busy = 0.75, {}
     for count in reversed(counts):
-        label(axis, 0.85, bottom + 0.34 * gpus + 0.1, f"{count} micro-batch{'es' * (count > 1)}", "left", weight="bold")
+        label(axis, left, bottom + 0.34 * gpus + 0.1, f"{count} micro-batch{'es' * (count > 1)}", "left", weight="bold")
         half = count + gpus - 1
         busy[count] = count / half
         for gpu in range(gpus):
             y = bottom + 0.34 * (gpus - 1 - gpu) + 0.17
-            label(axis, 0.75, y, f"GPU {gpu}", "right")
-            work = {gpu + m: (m, BLUE) for m in range(count)}
-            work |= {half + gpus - 1 - gpu + m: (m, ORANGE) for m in range(count)}
-            for slot in range(2 * half):
-                batch, color = work.get(slot, ("", NONE))
-                cell(axis, 1.03 + 0.36 * slot, y, batch, color, 0.36)
-        label(axis, 0.95 + 0.72 * half, bottom + 0.17 * gpus, f"busy {busy[count]:.0%}", "left")
+            label(axis, left - 0.1, y, f"GPU {gpu}", "right")
+            cells = [(gpu + m, 1, m, BLUE) for m in range(count)]
+            cells += [(half + 2 * (gpus - 1 - gpu + m), 2, m, ORANGE) for m in range(count)]
+            is_used = {start + i for start, length, *_ in cells for i in range(length)}
+            for start, length, batch, color in (*cells, *((i, 1, "", NONE) for i in {*range(3 * half)} - is_used)):
+                cell(axis, left + slot * (start + length / 2), y, batch, color, slot * length)
+        label(axis, left + 3 * slot * half + 0.1, bottom + 0.17 * gpus, f"busy {busy[count]:.0%}", "left")
         bottom += 0.34 * gpus + 0.35
+    label(axis, left - 0.1, 0.57, "time", "right")
+    arrow(axis, left, 0.57, left + slot * slots, 0.57)
+    for x, length, color, text in ((0, 1, BLUE, "forward"), (1.2, 2, ORANGE, "backward"), (2.8, 1, NONE, "idle")):
+        cell(axis, left + x + slot * length / 2, 0.22, "", color, slot * length)
+        label(axis, left + x + slot * length + 0.1, 0.22, text, "left")
+    label(axis, left + 4.0, 0.22, f"0 to {max(counts) - 1}: number of the micro-batch", "left")
     shares = ", ".join(f"{count}: {busy[count]:.0%}" for count in counts)
     caption = (
-        f"A pipeline of {gpus} GPUs, micro-batches by number, forward (blue) and backward (orange). Blank: the bubble."
-        f" Time that each GPU works, by the number of micro-batches: {shares}."
+        f"A pipeline of {gpus} GPUs, micro-batches by number, forward (blue) and backward (orange, twice as long)."
+        f" Blank: the bubble. Time that each GPU works, by the number of micro-batches: {shares}."
     )
     return figure, busy, caption
 
@@ -992,7 +1016,7 @@ def bug_map(marks: Mapping[str, str]) -> Parts:
                 continue
             name, text, color, width = item
             is_marked, centres[name] = name in letters, x + width / 2
-            shown, edge = (color if is_marked or not marks else GREY), RED if is_marked else NONE
+            shown, edge = (color, RED) if is_marked else (GREY, NONE)
             box(axis, centres[name], y, text, shown, width, edge)
             label(axis, centres[name], y + 0.31, letters.get(name, ""), color=RED, weight="bold", fontsize=10)
             x += width

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
 from ..interpret.plot.figure import COLORS, INK, Labels, Parts, argmax, captioned, quoted, subplots
@@ -32,6 +32,14 @@ def name_axes(axis: Any, xlabel: str = "", ylabel: str = "", title: str = "") ->
     axis.set_title(title, fontsize=9)
 
 
+def mark_line(axis: Any, name: str, x: float, y: float, va: str) -> None:
+    """A dotted line at x, and its name at y: on the right, or on the left where there is no room."""
+    axis.axvline(x, color=INK, linewidth=1.3, linestyle=":")
+    left, right = axis.get_xlim()
+    shift, ha = (-5, "right") if x > left + 0.7 * (right - left) else (5, "left")
+    axis.annotate(name, (x, y), (shift, 0), textcoords="offset points", ha=ha, va=va, fontsize=8)
+
+
 @captioned
 def bars(values: Mapping[str, Mapping[str, float]], ylabel: str) -> Parts:
     """Fractions in groups, group -> name -> fraction, with the same names in each group."""
@@ -44,9 +52,11 @@ def bars(values: Mapping[str, Mapping[str, float]], ylabel: str) -> Parts:
         axis.bar_label(shown, [f"{group[name]:.0%}" for group in values.values()], padding=2, fontsize=8, color=INK)
     axis.set_xticks(range(len(values)), list(values))
     axis.set_ylim(0, 1.15 * top)
-    axis.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
+    axis.yaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))
+    axis.yaxis.set_major_formatter(lambda y, _: f"{round(100 * y, 6):g}%")
     name_axes(axis, ylabel=ylabel)
-    figure.legend(loc="outside right center", frameon=False, fontsize=8, labelcolor=INK)
+    if len(names) > 1:
+        figure.legend(loc="outside right center", frameon=False, fontsize=8, labelcolor=INK)
     phrases = [
         f"{' '.join(group.split())}: " + ", ".join(f"{n} {x:.1%}" for n, x in of.items())
         for group, of in values.items()
@@ -158,11 +168,10 @@ def stacked_bars(
         axis.barh(range(len(values)), amounts, 0.75, left=left, color=COLORS[n], label=part)
     for i, total in enumerate(totals.values()):
         axis.text(total, i, f" {total:,.0f}", va="center", fontsize=8)
-    for name, amount in (marks or {}).items():
-        axis.axvline(amount, color=INK, linestyle=":")
-        axis.text(amount, -0.6, f" {name}", fontsize=8)
     axis.set_yticks(range(len(values)), list(values))
     axis.set_ylim(len(values) - 0.5, -0.5 - 0.6 * bool(marks))
+    for name, amount in (marks or {}).items():
+        mark_line(axis, name, amount, -0.6, "baseline")
     name_axes(axis, xlabel=xlabel)
     figure.legend(loc="outside right center", frameon=False, fontsize=8, labelcolor=INK)
     phrases = [f"{name}: {total:,.1f}" for name, total in totals.items()]
@@ -199,7 +208,8 @@ def memory_curves(
         axis.plot(x, [n / 1e9 for n in size], style, color=color, linewidth=1.6, label=name)
     if line:
         axis.axhline(at / 1e9, color=INK, linewidth=0.8, linestyle=(0, (1, 3)), label=line)
-    axis.set_ylim(0, None)
+    high = axis.get_ylim()[1]
+    axis.set_ylim(-0.03 * high, high)  # a curve at 0 is beside the axis, not on it
     name_axes(axis, xlabel, ylabel)
     figure.legend(loc="outside right center", frameon=False, fontsize=8, labelcolor=INK)
     peaks = {name: max(size for _, size in curve) for name, curve in curves.items()}
@@ -227,8 +237,7 @@ def dots(
         axis.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
     phrases = [f"{name} {text(min(row))} to {text(max(row))}" for name, row in values.items()]
     if mark is not None:
-        axis.axvline(mark[1], color=INK, linewidth=1, linestyle=":")
-        axis.annotate(mark[0], (mark[1], -0.55), (4, 0), textcoords="offset points", va="top", fontsize=8)
+        mark_line(axis, *mark, -0.55, "top")
         phrases.append(f"{mark[0]} {text(mark[1])}")
     name_axes(axis, xlabel)
     return figure, dict(values), f"{xlabel[:1].upper()}{xlabel[1:]}: {'; '.join(phrases)}."
