@@ -58,7 +58,7 @@ def test_notebook_has_symptom_test_answer_and_story(letter):
     assert f'Answer("{letter}", guess(' in texts[i + 2]
     after = i + 3 if CELLS[i + 3]["cell_type"] == "markdown" else i + 4
     story = texts[after].split("</details>")[0]
-    assert story.startswith(f"<details><summary>Our test, and the story of bug {letter}</summary>")
+    assert story.startswith(f"<details><summary>Our test, and the origin of bug {letter}</summary>")
     assert "https://github.com/" in story, "where it really happened"
 
 
