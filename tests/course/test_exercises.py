@@ -226,6 +226,17 @@ def test_arguments_changed_in_place_get_a_message():
     assert exercises.check_entropy(in_place) == exercises.check_entropy(in_place) == message
 
 
+def test_a_module_that_is_changed_is_not_the_next_cases_module():
+    def mistaken(linear, x, rank, ranks):
+        linear.weight.data, linear.bias.data = (p.chunk(ranks)[rank] for p in (linear.weight.data, linear.bias.data))
+        return linear(x)
+
+    check, answer = exercises.check_by_columns, exercises.many_gpus.by_columns.solution
+    assert check(mistaken) == "Right numbers. But `linear` was changed in place: work on a copy."
+    assert check(answer) == "Right!"
+
+
+
 def test_answers_stand_in_for_steps_of_notebook_11_that_are_not_right(capsys):
     def by_rows(linear, x_part, rank, ranks):
         return None

@@ -23,6 +23,7 @@ NO_RESULT = "Nothing to check yet: your function returns None. Write your code; 
 TOLERANCE = 1e-5  # absolute for numbers up to 1, relative for larger ones
 SHORT = reprlib.Repr()
 SHORT.maxstring = 80  # enough for a sentence
+COPIED = (list, torch.nn.Module, types.SimpleNamespace)
 
 
 @dataclass(frozen=True, repr=False)
@@ -280,6 +281,8 @@ class Exercise:
     def find_changed(self, case: tuple, arguments: tuple) -> str:
         """Which argument was changed in place, though the caller may still need it; "" if none was."""
         for name, before, after in zip(self.argument_names, case, arguments, strict=True):
+            if isinstance(before, torch.nn.Module):
+                before, after = (list(module.parameters()) for module in (before, after))
             if isinstance(before, (Tensor, list)) and not compare(after, before).is_close:
                 return f"But `{name}` was changed in place: work on a copy."
         return ""
@@ -348,9 +351,9 @@ def call(function: Callable, arguments: tuple) -> Any:
 
 
 def copy_case(case: tuple) -> tuple:
-    """Copy tensors and lists, as a function may change its arguments."""
+    """Copy tensors, lists and modules, as a function may change its arguments."""
     return tuple(
-        value.clone() if isinstance(value, Tensor) else deepcopy(value) if isinstance(value, list) else value
+        value.clone() if isinstance(value, Tensor) else deepcopy(value) if isinstance(value, COPIED) else value
         for value in case
     )
 

@@ -223,6 +223,9 @@ fsdp_peak.misconceptions = {
     "This is what a rank stores between steps: to be used, a block must be whole.": (
         peak_with(block=lambda blocks: 0, outside=0)
     ),
+    "A gathered block is a whole copy, beside the rank's own share of it: the share is not a part of the copy.": (
+        lambda blocks, others, ranks: (sum(blocks) + others) / ranks + (max(blocks) + others) * (ranks - 1) / ranks
+    ),
     "What is outside the blocks is sharded, too: its share is stored, and its whole is gathered beside it.": (
         lambda blocks, others, ranks: sum(blocks) / ranks + max(blocks) + others
     ),
