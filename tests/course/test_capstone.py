@@ -116,6 +116,8 @@ def test_a_fault_that_no_step_shows_is_reported_by_the_whole_model(name):
     [
         ("logits of tiny", "LayerNorm"),
         ("logits of a checkpoint of XL's shape", "gelu"),
+        ("load_large with your own build", "build"),
+        ("load_large with your own build", "map_tensors"),
         ("padding changes nothing", "attend"),
         ("gradients of every parameter", "masked_lm_loss"),
         ("generated text", "CachedAttention"),

@@ -202,6 +202,32 @@ def test_the_message_names_the_case_or_the_error(check, mine, message):
     assert getattr(exercises, f"check_{check}")(mine).lower().startswith(message.lower())
 
 
+@pytest.mark.parametrize("kind", [tuple, list, iter, torch.stack, lambda parts: torch.stack(parts).numpy()])
+def test_split_qkv_may_return_whatever_has_three_parts(kind):
+    assert exercises.check_split_qkv(lambda matrix: kind(matrix.chunk(3))) == "Right!"
+    assert exercises.check_split_qkv(lambda matrix: kind(matrix.chunk(3)[::-1])) == (
+        "Not quite. The order is query, key, value."
+    )
+    assert exercises.check_split_qkv(lambda matrix: matrix).startswith("Not quite. Its length is 9")
+
+
+@pytest.mark.parametrize("read", ["header", "matrix"])
+def test_a_row_is_read_without_the_rest(read):
+    solution = exercises.full_size.my_row.solution
+
+    def read_more(path, name, row):
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if read == "matrix":
+                file.read()
+            else:
+                file.read(length)
+        return solution(path, name, row)
+
+    message = exercises.check_row(read_more)
+    assert message == ("Right!" if read == "header" else f"Not quite. {exercises.full_size.MORE_READ}")
+
+
 def test_masks_of_the_attention_cases_differ_between_texts():
     for _, _, _, mask in attention.attention_cases()[1::2]:
         assert not torch.equal(mask[0, :, :2], mask[1, :, :2])

@@ -187,6 +187,33 @@ def test_nonsense_gets_a_sentence(name, nonsense):
         ("fairseq_name", '"encoder.lm_head.": "lm_head.",', "", "The LM head is no part of the encoder here"),
         ("build", 'torch.device("meta")', 'torch.device("cpu")', "a module has no memory"),
         ("build", "nn.Parameter(tensor.to(dtype))", "nn.Parameter(tensor)", "The parameters should have the dtype"),
+        ("build", "tensor.to(dtype)", "tensor.float()", "The parameters should have the dtype"),
+        (
+            "build",
+            '    assert not any(parameter.is_meta for parameter in model.parameters()), "a weight is missing"\n',
+            "",
+            "A weight is missing in `tensors`",
+        ),
+        (
+            "build",
+            '        assert model.get_parameter(name).shape == tensor.shape, f"{name} has another shape"\n',
+            "",
+            "A tensor has another shape than its parameter",
+        ),
+        ("read_header", 'header.pop("__metadata__", None)', 'del header["__metadata__"]', "stops with KeyError"),
+        ("read_header", "file.read(length)", "file.read()[:length]", "but the whole file was read"),
+        (
+            "map_tensors",
+            "mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)",
+            "bytearray(file.read())",
+            "but the whole file was read into memory",
+        ),
+        (
+            "forward_bytes",
+            "4 * numbers * config.num_attention_heads * tokens",
+            "4 * tokens * config.num_attention_heads * tokens",
+            "Every text has scores of its own",
+        ),
         ("load_large", "if name not in tied", "", "Your code stops with AttributeError"),
         ("forward_bytes", "return max(", "return min(", "That is the smallest of the three moments"),
     ],
@@ -477,9 +504,9 @@ OTHERS = {
     """,
     "read_header": """
         def read_header(path):
-            file = open(path, "rb").read()
-            length = int.from_bytes(file[:8], "little")
-            text = file[8 : 8 + length].decode()
+            file = open(path, "rb")
+            length = int.from_bytes(file.read(8), "little")
+            text = str(file.read(length), "utf-8")
             return {name: entry for name, entry in json.loads(text).items() if not name.startswith("__")}, length + 8
     """,
     "map_tensors": """

@@ -156,6 +156,12 @@ def check_xl_shape(module: Any) -> str:
         return compare_logits(module.load_large(Path(folder), torch.float32), library, ids)
 
 
+def check_load_large(module: Any) -> str:
+    """The check of the step, but with the learner's own map_tensors, my_name and build."""
+    message = STEPS["load_large"].check(module.load_large)
+    return "" if message.startswith("Right") else message.removeprefix("Not quite. ")
+
+
 def check_padding(module: Any) -> str:
     """A text has the same logits alone and beside a longer one."""
     model, ids = module.load(PRETRAINED / "tiny"), encode_texts(module, "tiny")
@@ -231,6 +237,7 @@ WHOLE: dict[str, Callable[[Any], str]] = {
         for name in ("tiny", "tiny-relative-key", "tiny-relative-key-query")
     },
     "logits of a checkpoint of XL's shape": check_xl_shape,
+    "load_large with your own build": check_load_large,
     "padding changes nothing": check_padding,
     "gradients of every parameter": check_gradients,
     "generated text": check_generation,

@@ -3,13 +3,14 @@
 import json
 import struct
 import tempfile
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 
-from ..checks import exercise, randn
+from ..checks import compare, exercise, randn
+from ..steps.full_size import LastTest, python_memory
 from ..steps.solution import read_header
 
 
@@ -25,6 +26,19 @@ def row_cases():
     return [(path, "b", 3), (path, "a", 2), (path, "b", 0)]
 
 
+MORE_READ = (
+    "The numbers are right, but more than the row was read: `seek` its first byte, `read` its bytes and no more."
+)
+
+
+def reads_more(mine):
+    """The last test of my_row, on a matrix of 8 MB."""
+    path = Path(temporary_folder().name, "large.safetensors")
+    save_file({"a": torch.zeros(4096, 1024).bfloat16()}, path)
+    return MORE_READ if python_memory(mine, path, "a", 4000) > 1e6 else ""
+
+
+@partial(LastTest, last=reads_more)
 @exercise(row_cases, hint="A bfloat16 number has two bytes, and the result is a tensor of torch.bfloat16.")
 def my_row(path, name, row):
     with open(path, "rb") as file:
@@ -63,11 +77,22 @@ my_row.misconceptions = {
     ),
     "That is the first row, whatever is asked for.": row_with(lambda start, begin, row, width: start + begin),
     "These two bytes are bfloat16's, not float16's.": row_with(dtype=torch.float16),
+    MORE_READ: lambda path, name, row: load(path.read_bytes())[name][row],
 }
 check_row = my_row.check
 
 
-@exercise(lambda: [(torch.arange(54.0).view(9, 6),), (randn(12, 4),)], hint="Three parts of its rows.")
+def grade_thirds(result, case):
+    """Three parts, in whatever can be unpacked. Says also which misconception it is."""
+    [matrix], parts = case[:1], result if isinstance(result, str) else tuple(result)
+    comparison = compare(parts, matrix.chunk(3))
+    found = [message for message, wrong in split_qkv.misconceptions.items() if compare(parts, wrong(matrix)).is_close]
+    return "" if comparison.is_close else [*found, f"{comparison} {split_qkv.hint}"][0]
+
+
+@exercise(
+    lambda: [(torch.arange(54.0).view(9, 6),), (randn(12, 4),)], hint="Three parts of its rows.", grade=grade_thirds
+)
 def split_qkv(in_proj_weight):
     return in_proj_weight.chunk(3)
 

@@ -4,14 +4,16 @@ import ctypes
 import json
 import tempfile
 import time
+import tracemalloc
 import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -19,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from ...checkpoints.locate import PRETRAINED
 from ...checkpoints.names import FAIRSEQ_NAMES, hugging_face_name
 from ...model import XLMRobertaXLForMaskedLM
-from ..checks import compare, exercise, randn
+from ..checks import Exercise, compare, exercise, randn
 from . import solution
 from .tokens_and_embeddings import ABSOLUTE, SIZES
 
@@ -82,6 +84,20 @@ def forward_curve(model, ids):
     return [(i / len(live.curve), size) for i, size in enumerate(live.curve)]
 
 
+def python_memory(function, *arguments) -> int:
+    """Bytes at the peak of what Python allocates in a call: of bytes and bytearrays, not tensors or mapped files."""
+    was_tracing = tracemalloc.is_tracing()
+    tracemalloc.start()
+    try:
+        tracemalloc.reset_peak()
+        before, _ = tracemalloc.get_traced_memory()
+        function(*arguments)
+        return tracemalloc.get_traced_memory()[1] - before
+    finally:
+        if not was_tracing:
+            tracemalloc.stop()
+
+
 # ---- files of full size, without weights
 
 
@@ -107,6 +123,39 @@ def write_sparse_fairseq(path, shapes):
         torch.save({"args": None, "model": {name: torch.empty(shape) for name, shape in shapes.items()}}, path)
 
 
+# ---- what the results do not show
+
+
+class LastTest(Exercise):
+    """An exercise with one more test, for what the results do not show.
+
+    last: called with the learner's function, when its results are right; returns what is wrong, or "".
+    """
+
+    def __init__(self, exercise: Exercise, last: Callable[[Callable], str]) -> None:
+        parts = exercise.make_cases, exercise.disallowed, exercise.hint, exercise.grade
+        super().__init__(exercise.solution, *parts)
+        self.last = last
+
+    def check(self, mine):
+        message = super().check(mine)
+        if message != "Right!":
+            return message
+        try:
+            fault = self.last(mine)
+        except Exception as error:
+            return f"Your code stops{self.describe_error(error)}"
+        return f"Not quite. {fault}" if fault else message
+
+
+def reads_little(message, *arguments):
+    """A last test: with these arguments the function reads less than 1 MB into memory; else the message."""
+    return lambda mine: message if python_memory(mine, *arguments) > 1e6 else ""
+
+
+LARGE_FILE = PRETRAINED / "tiny" / "model.safetensors"  # 10 MB
+
+
 # ---- files to try the steps on
 
 
@@ -122,6 +171,21 @@ def small_file() -> Path:
     path = Path(temporary_folder().name, "small.safetensors")
     tensors = {"b": randn(5, 3), "a": randn(4).bfloat16(), "c.weight": randn(2, 3, 4, seed=1).half()}
     save_file(tensors, path, metadata={"format": "pt"})
+    return path
+
+
+@cache
+def plain_file() -> Path:
+    """A file without metadata. Its header lists the tensors in another order than the data have."""
+    path = Path(temporary_folder().name, "plain.safetensors")
+    stored, at, entries = {"z": randn(2, 5), "y": randn(3, 2, seed=1), "x": randn(7, seed=2)}, 0, {}
+    for name, tensor in stored.items():
+        entries[name] = {"dtype": "F32", "shape": [*tensor.shape], "data_offsets": [at, at + tensor.nbytes]}
+        at += tensor.nbytes
+    text = json.dumps({name: entries[name] for name in sorted(entries)}).encode()
+    text += b" " * (-len(text) % 8)
+    data = b"".join(tensor.numpy().tobytes() for tensor in stored.values())
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
     return path
 
 
@@ -156,11 +220,15 @@ def name_of_layer() -> list[str]:
 
 # ---- read_header
 
-read_header = exercise(
-    lambda: [(small_file(),), (PRETRAINED / "tiny" / "model.safetensors",)],
-    hint='`struct.unpack("<Q", eight_bytes)` gives a tuple of one number; `json.loads` takes bytes.',
-    grade=lambda result, case: grade_header(result, case),
-)(solution.read_header)
+HEADER_ONLY = "The result is right, but the whole file was read: read the 8 bytes and the header, and no more."
+read_header = LastTest(
+    exercise(
+        lambda: [(small_file(),), (LARGE_FILE,), (plain_file(),)],
+        hint='`struct.unpack("<Q", eight_bytes)` gives a tuple of one number; `json.loads` takes bytes.',
+        grade=lambda result, case: grade_header(result, case),
+    )(solution.read_header),
+    reads_little(HEADER_ONLY, LARGE_FILE),
+)
 
 
 def grade_header(result, case):
@@ -206,6 +274,7 @@ read_header.misconceptions = {
     "This is the end of the file: the data begin right after the header.": (
         header_with(lambda h, n, path: (h, path.stat().st_size))
     ),
+    HEADER_ONLY: header_with(lambda h, n, path: (h, len(path.read_bytes()[:n]))),
 }
 
 
@@ -233,6 +302,9 @@ def grade_mapped(result, case):
             result[name].shape != x.shape and torch.equal(result[name].flatten(), x.flatten())
             for name, x in expected.items()
         ),
+        "The data may have another order than the header: begin where a tensor's data_offsets say.": (
+            not all(right.values()) and is_in_order_of_header(result, case[0])
+        ),
         "data_offsets count from the end of the header, not from the beginning of the file.": not any(right.values()),
         "Each tensor has an offset of its own.": not all(right.values()),
         "The numbers are right, but they are copies: make all tensors from the one mapped file.": len(origin) > 1,
@@ -240,24 +312,42 @@ def grade_mapped(result, case):
     return next((message for message, is_wrong in faults.items() if is_wrong), "")
 
 
-map_tensors = exercise(
-    lambda: [(small_file(),), (PRETRAINED / "tiny" / "model.safetensors",)],
-    disallowed=dict.fromkeys(("load_file", "safe_open"), "But safetensors did it: use read_header, mmap and torch."),
-    hint="`torch.frombuffer(memory, dtype=…, offset=…, count=…)`: offset in bytes, count in numbers.",
-    grade=grade_mapped,
-)(solution.map_tensors)
+def is_in_order_of_header(result, path):
+    """Whether these are the tensors if each begins where the header's one before it ends."""
+    wrong = mapped_with(in_order=True)(path)
+    return all(torch.equal(result[name], tensor) for name, tensor in wrong.items())
 
 
-def mapped_with(change=lambda name, tensor: tensor, shift=0, same=False):
-    """map_tensors with a mistake. change: name, tensor -> tensor; shift: of the offsets; same: the first's for all."""
+MAPPED_ONLY = "The numbers are right, but the whole file was read into memory: map it, with `mmap.mmap`."
+map_tensors = LastTest(
+    exercise(
+        lambda: [(small_file(),), (LARGE_FILE,), (plain_file(),)],
+        disallowed=dict.fromkeys(
+            ("load_file", "safe_open"), "But safetensors did it: use read_header, mmap and torch."
+        ),
+        hint="`mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)` maps an open file. "
+        "`torch.frombuffer(memory, dtype=…, offset=…, count=…)`: offset in bytes, count in numbers.",
+        grade=grade_mapped,
+    )(solution.map_tensors),
+    reads_little(MAPPED_ONLY, LARGE_FILE),
+)
+
+
+def mapped_with(change=lambda name, tensor: tensor, shift=0, same=False, in_order=False):
+    """map_tensors with a mistake. change: name, tensor -> tensor; shift: of the offsets; same: the first's for all.
+
+    in_order: the data in the order of the header. Even without any of these the file is read, not mapped.
+    """
 
     def mistaken(path):
-        (header, start), found = solution.read_header(path), {}
+        (header, start), found, at = solution.read_header(path), {}, 0
         data = bytearray(path.read_bytes()) + bytes(4096)
         dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
         for name, entry in header.items():
             count = solution.math.prod(entry["shape"])
-            begin = start + shift * start + (0 if same else entry["data_offsets"][0])
+            first, end = entry["data_offsets"]
+            begin = start + shift * start + (0 if same else at if in_order else first)
+            at += end - first
             tensor = torch.frombuffer(data, dtype=dtypes[entry["dtype"]], offset=begin, count=count)
             found[name] = change(name, tensor.view(entry["shape"]))
         return found
@@ -277,6 +367,10 @@ map_tensors.misconceptions = {
     "The numbers are right, but they are copies: make all tensors from the one mapped file.": (
         mapped_with(lambda name, x: x.clone())
     ),
+    "The data may have another order than the header: begin where a tensor's data_offsets say.": (
+        mapped_with(in_order=True)
+    ),
+    MAPPED_ONLY: mapped_with(),
 }
 
 
@@ -349,7 +443,8 @@ def build_cases():
     given = {name: randn(*p.shape, seed=seed) for seed, (name, p) in enumerate(small.named_parameters())}
     zeros = {name: torch.zeros(1).expand(p.shape) for name, p in huge.named_parameters()}  # one number each
     half = {name: tensor.bfloat16() for name, tensor in given.items()}
-    return [(ABSOLUTE, given, torch.float32), (ABSOLUTE, half, torch.float32), (HUGE, zeros, torch.float32)]
+    small_cases = [(ABSOLUTE, given, torch.float32), (ABSOLUTE, half, torch.float32), (ABSOLUTE, given, torch.bfloat16)]
+    return [*small_cases, (HUGE, zeros, torch.float32)]
 
 
 def grade_build(result, case):
@@ -373,11 +468,35 @@ def grade_build(result, case):
     return ""
 
 
-build = exercise(
-    build_cases,
-    grade=grade_build,
-    hint='Inside `with torch.device("meta"):` a module has no memory; `setattr(part, name, nn.Parameter(…))`.',
-)(solution.build)
+NOT_MISSED = "A weight is missing in `tensors`, and stays on meta: raise an AssertionError or a ValueError."
+NOT_COMPARED = "A tensor has another shape than its parameter: raise an AssertionError or a ValueError."
+
+
+def does_not_refuse(mine):
+    """The last test of build: what it does not refuse."""
+    config, given, dtype = build_cases()[0]
+    missing = {name: tensor for name, tensor in given.items() if name != "encoder.norm.bias"}
+    turned = {name: tensor.T if name.endswith("feed_forward.up.weight") else tensor for name, tensor in given.items()}
+    for tensors, message in ((missing, NOT_MISSED), (turned, NOT_COMPARED)):
+        try:
+            mine(config, tensors, dtype)
+        except (AssertionError, ValueError, LookupError, RuntimeError):  # the last is of load_state_dict
+            continue
+        except Exception as error:
+            return f"{message} Your code stops with {type(error).__name__}."
+        return message
+    return ""
+
+
+build = LastTest(
+    exercise(
+        build_cases,
+        grade=grade_build,
+        hint='Inside `with torch.device("meta"):` a module has no memory. '
+        "`model.get_submodule(…)` is the part whose parameter it is; then `setattr(part, name, nn.Parameter(…))`.",
+    )(solution.build),
+    does_not_refuse,
+)
 
 
 def build_with(convert=lambda tensor, dtype: tensor.to(dtype), keep=lambda name: True, wrap=lambda model: model):
@@ -411,7 +530,14 @@ build.misconceptions = {
     "A parameter has the numbers of another one, or was rounded on the way.": (
         build_with(lambda tensor, dtype: tensor.to(dtype) if tensor.dtype == dtype else tensor.to(dtype) * 1.01)
     ),
+    NOT_MISSED: build_with(),
+    NOT_COMPARED: build_with(wrap=lambda model: complete(model)),
 }
+
+
+def complete(model):
+    assert not any(parameter.is_meta for parameter in model.parameters())
+    return model
 
 
 # ---- load_large
@@ -434,15 +560,20 @@ def grade_load_large(result, case):
     return f"These weights are not the file's: {', '.join(wrong[:3])}." if wrong else ""
 
 
-load_large = exercise(
-    lambda: [(PRETRAINED / "tiny", torch.float16), (split_folder(), torch.float32)],
-    grade=grade_load_large,
-    hint='`Path(folder).glob("*.safetensors")`, map_tensors, my_name, build. Leave out lm_head.decoder.',
-)(solution.load_large)
+FILES_READ = "The model is right, but whole files were read into memory: map them, with `map_tensors`."
+load_large = LastTest(
+    exercise(
+        lambda: [(LARGE_FILE.parent, torch.float16), (split_folder(), torch.float32)],
+        grade=grade_load_large,
+        hint='`Path(folder).glob("*.safetensors")` finds the files. Of the names that `map_tensors` returns, '
+        "leave out the two that are tied; `my_name` translates the others for `build`.",
+    )(solution.load_large),
+    lambda mine: FILES_READ if python_memory(mine, LARGE_FILE.parent, torch.float16) > 5e6 else "",
+)
 
 
-def tensors_in(paths, tied=("lm_head.decoder.weight", "lm_head.decoder.bias")):
-    found = [item for path in paths for item in solution.map_tensors(path).items()]
+def tensors_in(paths, tied=("lm_head.decoder.weight", "lm_head.decoder.bias"), read=solution.map_tensors):
+    found = [item for path in paths for item in read(path).items()]
     return {solution.my_name(name): tensor for name, tensor in found if name not in tied}
 
 
@@ -467,6 +598,7 @@ load_large.misconceptions = {
     "The parameters should have the dtype that is asked for.": (
         load_with(model=build_with(lambda tensor, dtype: tensor.double()))
     ),
+    FILES_READ: load_with(read=lambda path: load(path.read_bytes())),
     "`lm_head.decoder.weight` is a second name of a tied weight: leave it out.": load_with(
         model=lambda config, tensors, dtype: with_decoder(build_with()(config, tensors, dtype), config, dtype)
     ),
@@ -488,6 +620,7 @@ def memory_cases():
         (sizes | {"vocab_size": 250_880}, 1, 512),
         (small, 1, 512),
         (small, 1, 2048),
+        (small, 3, 2048),  # attention is the largest
         (small, 3, 16),
         (sizes | {"vocab_size": 9}, 2, 99),
     ]
@@ -495,7 +628,9 @@ def memory_cases():
 
 
 forward_bytes = exercise(
-    memory_cases, hint="Count the bytes of one tensor of each of the four shapes first; then the three moments."
+    memory_cases,
+    hint="A float32 number has 4 bytes, so a tensor `b t e` has 4 · batch · tokens · hidden_size. "
+    "In the drawing, count the tensors of each shape in each row.",
 )(solution.forward_bytes)
 
 
@@ -532,5 +667,8 @@ forward_bytes.misconceptions = {
     "Every text of the batch needs as much: the batch is missing.": (
         lambda config, batch, tokens: solution.forward_bytes(config, 1, tokens)
     ),
+    "Every text has scores of its own: b h q k.": lambda config, batch, tokens: bytes_with(
+        change=lambda hidden, scores, wide, logits: (hidden, scores // batch, wide, logits)
+    )(config, batch, tokens),
     "That is the smallest of the three moments: take the largest.": bytes_with(min),
 }
