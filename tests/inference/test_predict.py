@@ -16,6 +16,7 @@ import xlmrxl_min
 from xlmrxl_min import (
     XLMRobertaTokenizer,
     XLMRobertaXLConfig,
+    XLMRobertaXLForCausalLM,
     XLMRobertaXLForMaskedLM,
     XLMRobertaXLModel,
     answer,
@@ -649,6 +650,17 @@ def test_the_checkpoints_load_in_transformers(name, parity):
         got, expected = (model.double()(**encoding, output_hidden_states=True) for model in (ours, theirs))
     parity(error(got.logits, expected.logits), limit=1e-10)
     parity(error(got.hidden_states, expected.hidden_states), limit=1e-10)
+
+
+@pytest.mark.parametrize("name", ["tiny-decoder", "tiny-translator"])
+def test_the_decoders_load_in_transformers(name, tiny, tokenizer, parity):
+    theirs = transformers.XLMRobertaXLForCausalLM.from_pretrained(PRETRAINED / name, attn_implementation="eager")
+    ours = XLMRobertaXLForCausalLM.from_pretrained(name)
+    ids = tokenizer("And the king said to his father", return_tensors="pt").input_ids
+    with torch.no_grad():
+        states = tiny.backbone(ids).last_hidden_state.double() if ours.config.add_cross_attention else None
+        got, expected = (model.double()(ids, encoder_hidden_states=states).logits for model in (ours, theirs))
+    parity(error(got, expected), limit=1e-10)
 
 
 def test_their_pipeline_agrees_with_fill_mask(tiny, tokenizer):
