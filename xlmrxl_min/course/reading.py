@@ -66,7 +66,7 @@ of the library, and writes text.
 **For whom.** You know the basics of PyTorch: tensors, modules, a training loop. A laptop without a GPU is enough.
 
 **In which order.** 00 is a tour of five minutes. 01 to 06 build the model, each on the one before. 07 to 12 can be read
-in any order after that. Plan one to two hours for each notebook with its steps and exercises, about twenty in all.
+in any order after that. Plan about an hour for each notebook with its steps and exercises, 15 to 20 in all.
 
 **How to use these pages.** They are for reading. Results and answers are folded: guess first, then open them. Figures
 that can be clicked, typed into or hovered over work here, too, without a network. Each notebook has a summary on one
