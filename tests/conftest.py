@@ -9,10 +9,22 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a process per core: more threads than
 import pytest
 import torch
 
+from xlmrxl_min import XLMRobertaTokenizer, XLMRobertaXLForMaskedLM
+
 
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return XLMRobertaTokenizer.from_pretrained("tiny")
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return XLMRobertaXLForMaskedLM.from_pretrained("tiny")
 
 
 @pytest.fixture(scope="session")

@@ -30,8 +30,9 @@ def test_convert_to_bfloat16_and_int8(tmp_path, capsys):
     ours = XLMRobertaXLForMaskedLM.from_pretrained(tmp_path / "half", dtype="bfloat16")
     assert error(logits(ours).float(), logits(theirs.to(torch.bfloat16)).float()) < 0.05
     assert main(["convert", "tiny", str(tmp_path / "tiny8"), "--int8"]) == 0
-    assert main(["fill", "All human beings are <mask> free.", "--model", str(tmp_path / "tiny8")]) == 0
-    assert "born" in capsys.readouterr().out
+    pair = "The king went to the house of his father.</s></s>El rey fue a la <mask> de su padre."
+    assert main(["fill", pair, "--model", str(tmp_path / "tiny8")]) == 0
+    assert "casa" in capsys.readouterr().out
     assert main(["convert", str(tmp_path / "nowhere"), str(tmp_path / "x")]) == 2
 
 

@@ -262,7 +262,6 @@ def test_a_module_that_is_changed_is_not_the_next_cases_module():
     assert check(answer) == "Right!"
 
 
-
 def test_answers_stand_in_for_steps_of_notebook_11_that_are_not_right(capsys):
     def by_rows(linear, x_part, rank, ranks):
         return None

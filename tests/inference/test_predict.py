@@ -32,16 +32,6 @@ from xlmrxl_min.tokenizer import is_visible, trim
 from xlmrxl_min.training.texts import udhr
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return XLMRobertaTokenizer.from_pretrained("tiny")
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return XLMRobertaXLForMaskedLM.from_pretrained("tiny")
-
-
 @pytest.fixture
 def random_model(tokenizer):
     """With a vocabulary larger than the tokenizer's, as XL's is."""

@@ -14,10 +14,8 @@ import torch
 from pages import data_of, press, sentence_of
 
 from xlmrxl_min import (
-    XLMRobertaTokenizer,
     XLMRobertaXLConfig,
     XLMRobertaXLForCausalLM,
-    XLMRobertaXLForMaskedLM,
     fill_mask,
 )
 from xlmrxl_min.__main__ import main
@@ -44,16 +42,6 @@ HOSTILE = [
     "",
     "</s>",
 ]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return XLMRobertaTokenizer.from_pretrained("tiny")
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return XLMRobertaXLForMaskedLM.from_pretrained("tiny")
 
 
 @pytest.fixture(scope="module")

@@ -6,22 +6,12 @@ import pytest
 import torch
 from pages import data_of, press, sentence_of
 
-from xlmrxl_min import XLMRobertaTokenizer, XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM, fill_mask
+from xlmrxl_min import XLMRobertaTokenizer, XLMRobertaXLForCausalLM, fill_mask
 from xlmrxl_min.inference.generation import sampling_probs
 from xlmrxl_min.interpret import logit_lens
 from xlmrxl_min.interpret.live import TEMPERATURES, TOP_PS, lens, live, mask_painter, sample_all, sampler
 from xlmrxl_min.model import mask_to_bias
 from xlmrxl_min.training.texts import udhr
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return XLMRobertaTokenizer.from_pretrained("tiny")
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return XLMRobertaXLForMaskedLM.from_pretrained("tiny")
 
 
 def assert_accessible(page):

@@ -8,15 +8,10 @@ import pytest
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from xlmrxl_min import XLMRobertaTokenizer, XLMRobertaXLModel
+from xlmrxl_min import XLMRobertaXLModel
 from xlmrxl_min.training import teacher
 from xlmrxl_min.training.corpus import CORPUS_FILE, Row, is_held_out
 from xlmrxl_min.training.texts import udhr
-
-
-@pytest.fixture(scope="session")
-def tokenizer():
-    return XLMRobertaTokenizer.from_pretrained("tiny")
 
 
 @pytest.fixture
