@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 
 from xlmrxl_min.course import exercises, steps
@@ -239,6 +240,42 @@ def test_disallowed_names_get_a_message():
         return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=low)
 
     assert exercises.check_attention(by_kernel) == "Right numbers. But SDPA did it: write it out."
+
+
+@pytest.mark.parametrize(
+    "product",
+    [
+        lambda a, b: b @ a,
+        lambda a, b: (a.T @ b.T).T,
+        lambda a, b: torch.einsum("fr,re->fe", b, a),
+        lambda a, b: (b[:, :, None] * a).sum(1),
+    ],
+)
+def test_lora_that_makes_the_product_gets_a_message(product):
+    def merged(x, weight, a, b, alpha):
+        return x @ (weight + alpha / len(a) * product(a, b)).T
+
+    def separate(x, weight, a, b, alpha):
+        return F.linear(x, weight) + x @ product(a, b).T * (alpha / len(a))
+
+    assert exercises.check_lora(merged) == exercises.check_lora(separate) == exercises.heads.WITH_PRODUCT
+
+
+@pytest.mark.parametrize(
+    "mine",
+    [
+        lambda x, weight, a, b, alpha: F.linear(x, weight) + F.linear(F.linear(x, a), b) * (alpha / len(a)),
+        lambda x, weight, a, b, alpha: x @ weight.mT + x @ (a.T / len(a)) @ (alpha * b.T),
+        lambda x, weight, a, b, alpha: (
+            torch.einsum("bte,fe->btf", x, weight) + alpha / len(a) * torch.einsum("bte,re,fr->btf", x, a, b)
+        ),
+        lambda x, weight, a, b, alpha: torch.stack(
+            [torch.stack([weight @ v + alpha / len(a) * (b @ (a @ v)) for v in rows]) for rows in x]
+        ),
+    ],
+)
+def test_lora_without_the_product_is_right(mine):
+    assert exercises.check_lora(mine) == "Right!"
 
 
 def test_arguments_changed_in_place_get_a_message():

@@ -1,12 +1,15 @@
 """The exercises of notebooks/07_heads.ipynb."""
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from ..checks import exercise, randn
+from ..checks import Exercise, exercise, randn
 
 
 def classifier_cases():
@@ -60,6 +63,9 @@ def label_cases():
         (offsets, [(0, 5, 2), (6, 10, 0), (11, 14, 1)]),
         (offsets, [(6, 14, 3)]),
         ([(0, 0), (0, 1), (1, 4), (5, 7), (0, 0)], [(1, 4, 1), (0, 1, 5)]),
+        ([(0, 0), (0, 2), (2, 5), (5, 8), (8, 9), (0, 0)], [(1, 4, 1), (5, 7, 2)]),  # tokens across a start and an end
+        ([(0, 0), (0, 0), (0, 1), (1, 5), (0, 0)], [(0, 5, 3)]),  # "Hello": `▁` has no characters
+        ([(0, 0), (0, 2), (3, 3), (3, 4), (5, 5), (5, 6), (0, 0)], [(0, 2, 1), (3, 6, 2)]),  # so here: "日本 , 。"
     ]
 
 
@@ -85,26 +91,45 @@ def labels_where(is_inside, missing=-100):
     return mistaken
 
 
-def with_special_tokens(label):
-    """my_labels, but <s> and </s> have this label."""
-    return lambda offsets, spans: [
-        label if start == end else x for (start, end), x in zip(offsets, label_tokens(offsets, spans), strict=True)
-    ]
+def label_without_ends(offsets, spans):
+    """my_labels with a mistake: of the tokens without characters, only the first and the last have no label."""
+    found = labels_where(lambda start, end, first, last: first <= start < last)(offsets, spans)
+    return [-100, *found[1:-1], -100]
 
 
 my_labels.misconceptions = {
-    "<s> and </s> have no characters, their start equals their end: their label is -100.": (
+    "Tokens without characters, such as <s> and </s>, have the label -100: their start equals their end.": (
         labels_where(lambda start, end, first, last: first <= start < last)
     ),
     "Without a label is -100, which the loss leaves out: 0 is a class.": (
         labels_where(lambda start, end, first, last: first <= start < last and start < end, missing=0)
     ),
-    "Only <s> and </s> get a wrong label, 0: they should have -100.": with_special_tokens(0),
+    "Only <s> and </s> get a wrong label, 0: they should have -100.": (
+        lambda *given: [0, *label_tokens(*given)[1:-1], 0]
+    ),
+    "Only tokens without characters get a wrong label, 0: they should have -100.": lambda offsets, spans: [
+        0 if start == end else x for (start, end), x in zip(offsets, label_tokens(offsets, spans), strict=True)
+    ],
+    "`▁` may be a token without characters, too, such as (3, 3): its label is -100.": (
+        labels_where(lambda start, end, first, last: first <= start < last and (start, end) != (0, 0))
+    ),
+    "Not only the first and the last token have no characters: `▁` may have none, too, and its label is -100.": (
+        label_without_ends
+    ),
+    "A token that starts in a span has the span's label, though it ends after the span.": (
+        labels_where(lambda start, end, first, last: first <= start < end <= last)
+    ),
+    "A token that starts before a span does not have the span's label, though the two overlap.": (
+        labels_where(lambda start, end, first, last: start < last and first < end and start < end)
+    ),
+    "A token's label is that of the span in which it starts, not of the one in which it ends.": (
+        labels_where(lambda start, end, first, last: first < end <= last and start < end)
+    ),
     "A token inside a span has the span's label, too, not only the first one.": (
         labels_where(lambda start, end, first, last: first == start < end)
     ),
     "A span ends before `end`: the character there is no part of it.": (
-        labels_where(lambda start, end, first, last: first <= start <= last and start < end and end > first + 1)
+        labels_where(lambda start, end, first, last: first <= start <= last and start < end)
     ),
     "These are the labels of the tokens without <s> and </s>: keep a place for each token.": (
         lambda *given: label_tokens(*given)[1:-1]
@@ -123,13 +148,25 @@ def span_loss_cases():
     ]
 
 
-@exercise(span_loss_cases, hint="`F.cross_entropy` takes logits `b t`, with t in place of the classes.")
+class TensorExercise(Exercise):
+    """An exercise whose result has to be a tensor."""
+
+    def find_fault(self, result, expected, case, arguments):
+        fault = super().find_fault(result, expected, case, arguments)
+        return fault or ("" if isinstance(result, torch.Tensor) else "It should be a tensor.")
+
+
+@partial(
+    TensorExercise, make_cases=span_loss_cases, disallowed={}, grade=None,
+    hint="`F.cross_entropy` takes logits `b t`, with t in place of the classes.",
+)  # fmt: skip
 def my_span_loss(start_logits, end_logits, starts, ends):
     return (F.cross_entropy(start_logits, starts) + F.cross_entropy(end_logits, ends)) / 2
 
 
 span_loss = my_span_loss.solution
 my_span_loss.misconceptions = {
+    "Return the loss as a tensor: from a float no gradient can be computed.": lambda *given: float(span_loss(*given)),
     "The mean of both losses, not their sum.": lambda *given: 2 * span_loss(*given),
     "That is the loss of the start only.": lambda s, e, starts, ends: F.cross_entropy(s, starts),
     "That is the loss of the end only.": lambda s, e, starts, ends: F.cross_entropy(e, ends),
@@ -243,23 +280,68 @@ check_choice = my_choice.check
 
 
 def lora_cases():
+    """All sizes differ, also b t from f and e: so the shape f e shows the product BA."""
     return [
-        (randn(2, 3, 6), randn(5, 6), randn(2, 6, seed=1), randn(5, 2, seed=2), 16),
-        (randn(1, 4, 4), randn(4, 4), randn(4, 4, seed=1), randn(4, 4, seed=2), 2),
+        (randn(2, 4, 6), randn(5, 6), randn(2, 6, seed=1), randn(5, 2, seed=2), 16),
+        (randn(1, 3, 4), randn(7, 4), randn(3, 4, seed=1), randn(7, 3, seed=2), 2),
     ]
 
 
-@exercise(lora_cases, hint="`x @ a.T` has r components, and then `@ b.T` as many as the output.")
+class ProductWatcher(TorchDispatchMode):
+    """Notices a tensor as large as the weight that was made of others: `sizes` are the weights' sizes, f and e."""
+
+    def __init__(self, sizes):
+        super().__init__()
+        self.sizes, self.seen = sizes, False
+
+    def is_as_large(self, value):
+        return isinstance(value, torch.Tensor) and {size for size in value.shape if size > 1} in self.sizes
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        given = [value for value in tree_leaves(args) if isinstance(value, torch.Tensor)]
+        if given and self.is_as_large(out) and not any(map(self.is_as_large, given)):
+            self.seen = True
+        return out
+
+
+class LoraExercise(Exercise):
+    """The product BA must not be made."""
+
+    def check(self, mine):
+        with ProductWatcher([set(weight.shape) for (_, weight, *_), _ in self.cases]) as watcher:
+            answer = super().check(mine)
+        return WITH_PRODUCT if watcher.seen and answer == "Right!" else answer
+
+
+WITH_PRODUCT = (
+    "Right numbers. But this makes the product BA, which is as large as the weight: apply a to x first, then b."
+)
+
+
+@partial(
+    LoraExercise, make_cases=lora_cases, disallowed={}, grade=None,
+    hint="`x @ a.T` has r components, and then `@ b.T` as many as the output.",
+)  # fmt: skip
 def my_lora(x, weight, a, b, alpha):
     return x @ weight.T + alpha / len(a) * (x @ a.T @ b.T)
 
 
-lora = my_lora.solution
+def lora_with(scale):
+    """my_lora with another scale. scale: a, b, alpha -> a number."""
+    return lambda x, weight, a, b, alpha: x @ weight.T + scale(a, b, alpha) * (x @ a.T @ b.T)
+
+
 my_lora.misconceptions = {
-    "The scale alpha / r is missing.": lambda x, weight, a, b, alpha: x @ weight.T + x @ a.T @ b.T,
-    "The scale is alpha divided by r, the number of rows of a.": (
-        lambda x, weight, a, b, alpha: x @ weight.T + alpha * (x @ a.T @ b.T)
+    "The scale alpha / r is missing.": lora_with(lambda a, b, alpha: 1),
+    "The scale is alpha divided by r, the number of rows of a.": lora_with(lambda a, b, alpha: alpha),
+    "The scale is alpha divided by r, the number of rows of a, not of its columns.": (
+        lora_with(lambda a, b, alpha: alpha / a.shape[1])
     ),
+    "The scale is alpha divided by r, the number of rows of a, not of b.": (
+        lora_with(lambda a, b, alpha: alpha / len(b))
+    ),
+    "The scale is alpha / r, not r / alpha.": lora_with(lambda a, b, alpha: len(a) / alpha),
     "The frozen weight is missing: LoRA adds to it.": (lambda x, weight, a, b, alpha: alpha / len(a) * (x @ a.T @ b.T)),
     "alpha scales what is added, and not the frozen weight.": (
         lambda x, weight, a, b, alpha: alpha / len(a) * (x @ weight.T + x @ a.T @ b.T)
@@ -267,9 +349,6 @@ my_lora.misconceptions = {
     "That is the frozen layer alone.": lambda x, weight, a, b, alpha: x @ weight.T,
     "LoRA adds to the layer's output, and does not multiply it.": (
         lambda x, weight, a, b, alpha: x @ weight.T * (1 + alpha / len(a) * (x @ a.T @ b.T))
-    ),
-    "The scale is alpha / r, not r / alpha.": (
-        lambda x, weight, a, b, alpha: x @ weight.T + len(a) / alpha * (x @ a.T @ b.T)
     ),
 }
 check_lora = my_lora.check
