@@ -63,7 +63,7 @@ def label_cases():
         (offsets, [(0, 5, 2), (6, 10, 0), (11, 14, 1)]),
         (offsets, [(6, 14, 3)]),
         ([(0, 0), (0, 1), (1, 4), (5, 7), (0, 0)], [(1, 4, 1), (0, 1, 5)]),
-        ([(0, 0), (0, 2), (2, 5), (5, 8), (8, 9), (0, 0)], [(1, 4, 1), (5, 7, 2)]),  # tokens across a start and an end
+        ([(0, 0), (0, 2), (2, 5), (5, 8), (8, 9), (0, 0)], [(1, 4, 1), (5, 8, 2)]),  # tokens across a start and an end
         ([(0, 0), (0, 0), (0, 1), (1, 5), (0, 0)], [(0, 5, 3)]),  # "Hello": `▁` has no characters
         ([(0, 0), (0, 2), (3, 3), (3, 4), (5, 5), (5, 6), (0, 0)], [(0, 2, 1), (3, 6, 2)]),  # so here: "日本 , 。"
     ]
@@ -314,7 +314,7 @@ class LoraExercise(Exercise):
         return WITH_PRODUCT if watcher.seen and answer == "Right!" else answer
 
 
-WITH_PRODUCT = (
+WITH_PRODUCT = "Right numbers. But this makes the product BA, which is as large as the weight: apply a to x, then b."
     "Right numbers. But this makes the product BA, which is as large as the weight: apply a to x first, then b."
 )
 
