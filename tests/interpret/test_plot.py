@@ -89,6 +89,7 @@ def test_head_grid():
             part = mosaic[6 * layer : 6 * layer + 5, 6 * head : 6 * head + 5]
             torch.testing.assert_close(part, weights[layer, head])
     assert mosaic[5].isnan().all()
+    assert plotted.figure.axes[0].get_facecolor()[3] == 0, "the gaps have the colour of the page"
     assert "is highest, 1.00, in layer 5, head 2, and lowest, 0.20, in layer 4, head 1." in plotted.caption
     with pytest.raises(ValueError, match=r"1,152 maps are too many for one picture \(64\): take some layers"):
         plot.head_grid(torch.zeros(36, 32, 2, 2))

@@ -140,7 +140,7 @@ def head_grid(
     heading = f"{title} (rows: queries, columns: keys{f'; {note}' if note else ''})"
     options: dict[str, Any] = {"norm": PowerNorm(0.5, 0, 1), "vmin": None, "vmax": None}
     heatmap(axis, mosaic, "attention (square-root scale)", title=heading, aspect="equal", shrink=0.7, **options)
-    axis.set_facecolor("white")
+    axis.set_facecolor("none")
     axis.set_xticks([(i + 0.5) * width - 1 for i in range(count)], range(count))
     axis.set_yticks([(i + 0.5) * height - 1 for i in range(layers)], range(first_layer, first_layer + layers))
     axis.set(xlabel="head", ylabel="layer")
