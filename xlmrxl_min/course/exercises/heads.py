@@ -315,8 +315,6 @@ class LoraExercise(Exercise):
 
 
 WITH_PRODUCT = "Right numbers. But this makes the product BA, which is as large as the weight: apply a to x, then b."
-    "Right numbers. But this makes the product BA, which is as large as the weight: apply a to x first, then b."
-)
 
 
 @partial(
