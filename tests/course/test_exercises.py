@@ -212,6 +212,42 @@ def test_split_qkv_may_return_whatever_has_three_parts(kind):
     assert exercises.check_split_qkv(lambda matrix: matrix).startswith("Not quite. Its length is 9")
 
 
+def quantize(x, low=0.0, dtype=torch.float32):
+    """int8 with the smallest scale and the dtype to compute in."""
+    scale = (x.float().abs().amax(-1) / 127).clamp_min(low)
+    integers = x.to(dtype) / scale.to(dtype).clamp_min(1e-30)[:, None]
+    return integers.round().clamp(-127, 127).to(torch.int8), scale
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "Right!"),
+        ({"low": 1e-20}, "Right!"),
+        ({"low": 1e-5}, "Not quite. A row of small numbers, such as 1e-7, has a small scale"),
+    ],
+)
+def test_quantize_of_small_rows(settings, message):
+    assert exercises.check_int8(lambda x: quantize(x, **settings)).startswith(message)
+
+
+def test_quantize_in_the_dtype_of_x_is_inexact():
+    message = f"Not quite. {exercises.precision_and_size.INEXACT}"
+    assert exercises.check_int8(lambda x: quantize(x, dtype=x.dtype)) == message
+
+    def small_scales_are_raised_for_the_division_only(x):
+        scale = x.float().abs().amax(-1) / 127
+        return (x.float() / scale.clamp_min(1e-5)[:, None]).round().to(torch.int8), scale
+
+    assert "such as 1e-7" in exercises.check_int8(small_scales_are_raised_for_the_division_only)
+
+
+def test_counts_name_the_config():
+    message = "Not quite. With config = (e = 12, f = 40, v = 99, layers = 3, positions = 20, token types = 3)"
+    assert exercises.check_count(lambda config: 7).startswith(f"{message}: Different: 7 where ")
+    assert exercises.check_flops(lambda config, tokens: 7).startswith(f"{message}, tokens = 1: Different: 7 where ")
+
+
 @pytest.mark.parametrize("read", ["header", "matrix"])
 def test_a_row_is_read_without_the_rest(read):
     solution = exercises.full_size.my_row.solution
