@@ -176,6 +176,18 @@ def test_nonsense_gets_a_sentence(name, nonsense):
             "return self.out(merge_heads(context)), key, value",
             "Return all keys and values, the earlier ones too",
         ),
+        ("CachedAttention", "self.scores(query", "attention_scores(query", "But self.scores was not called"),
+        ("CachedAttention", ".softmax(-1)", ".softmax(-2)", "The softmax is over the keys"),
+        ("CachedAttention", "self.out(merge_heads(context))", "merge_heads(context)", "`out`, is missing"),
+        (
+            "CachedAttention",
+            ".masked_fill(~may_attend, torch.finfo(hidden.dtype).min)\n        context = einsum(scores.softmax(-1),",
+            "\n        context = einsum(scores.softmax(-1) * may_attend,",
+            "The mask comes before the softmax",
+        ),
+        ("causal_mask", "dtype=torch.bool", "dtype=torch.long", "These are numbers, and should be booleans"),
+        ("generate", "new.item() == eos_id", "eos_id in ids", "An eos_id in the prompt does not end the text"),
+        ("top_p", "ordered < p)", "ordered <= p)", "compare with `<`, not with `<=`"),
         ("generate", "model(new, cache)", "model(ids, cache)", "this passes the earlier ones again"),
         ("generate", "model(new, cache)", "model(ids, {})", "this computes the earlier tokens again"),
         ("top_p", "kept / kept.sum()", "kept", "Normalize what is kept"),
@@ -229,6 +241,16 @@ def test_attention_that_does_not_call_scores_is_noticed_with_relative_positions(
     assert add(attention).startswith("Right!")
     message = "Not quite. The positions change nothing: does the `forward` of your Attention call self.scores?"
     assert add(ANSWERS["RelativeAttention"]) == message
+
+
+@pytest.mark.parametrize("kept", [[0, 1], [2, 3], [1, 3]])
+def test_any_of_equally_probable_tokens_may_be_kept(kept):
+    def chosen(probabilities, p):
+        if probabilities.unique().numel() > 1:
+            return solution.top_p(probabilities, p)
+        return torch.zeros(4).index_fill(0, torch.tensor(kept), 0.5)
+
+    assert STEPS["top_p"].check(chosen) == "Right!"
 
 
 # ---- other styles
@@ -467,8 +489,8 @@ OTHERS = {
                 query = split_heads(self.query(hidden), keys.shape[-1])
                 keys = torch.cat((keys, split_heads(self.key(hidden), keys.shape[-1])), -2)
                 values = torch.cat((values, split_heads(self.value(hidden), values.shape[-1])), -2)
-                mask = causal_mask(query.shape[2], keys.shape[2])
-                return self.out(merge_heads(F.scaled_dot_product_attention(query, keys, values, mask))), keys, values
+                low = torch.full((query.shape[2], keys.shape[2]), -1e30).triu(1 + keys.shape[2] - query.shape[2])
+                return self.out(merge_heads((self.scores(query, keys) + low).softmax(-1) @ values)), keys, values
     """,
     "generate": """
         def generate(model, ids, max_new_tokens, eos_id):

@@ -124,6 +124,9 @@ my_accept.misconceptions = {
     "Later tokens that happen to agree continue a wrong text: stop at the first difference.": accept_with(
         lambda draft, best: [*(token for i, token in enumerate(draft) if token == best[i]), best[-1]]
     ),
+    "The number of all agreements is not what counts: stop at the first difference.": accept_with(
+        lambda draft, best: best[: sum(token == best[i] for i, token in enumerate(draft)) + 1]
+    ),
     "The wrong token of the draft is in the result: the model's own stands there.": accept_with(
         lambda draft, best: draft[: agreed(draft, best) + 1] if agreed(draft, best) < len(draft) else best
     ),

@@ -3,17 +3,27 @@
 import torch
 import torch.nn.functional as F
 
-from ..checks import exercise, randn
+from ..checks import Exercise, as_tensor, call, copy_case, exercise, randn
 from . import solution
 from .attention import HIDDEN, MASK
 from .tokens_and_embeddings import ABSOLUTE
 
 LOW = torch.finfo(torch.float32).min
 
-causal_mask = exercise(
-    lambda: [(4, 4), (1, 5), (2, 5), (1, 1)],
+
+class MaskExercise(Exercise):
+    """The result has to be of booleans."""
+
+    def find_fault(self, result, expected, case, arguments):
+        fault = super().find_fault(result, expected, case, arguments)
+        return fault or ("" if as_tensor(result).dtype == torch.bool else NO_BOOLEANS)
+
+
+NO_BOOLEANS = "These are numbers, and should be booleans: `~mask` and `masked_fill` need them."
+causal_mask = MaskExercise(
+    solution.causal_mask, lambda: [(4, 4), (1, 5), (2, 5), (1, 1)], {}, grade=None,
     hint="`tril(n)` keeps the n-th diagonal and what is below it. The last query may attend to all keys.",
-)(solution.causal_mask)
+)  # fmt: skip
 
 
 def triangle(diagonal):
@@ -22,6 +32,10 @@ def triangle(diagonal):
 
 
 causal_mask.misconceptions = {
+    NO_BOOLEANS: lambda q, k: torch.ones(q, k).tril(k - q),
+    "These are numbers to add to the scores: return booleans, True = may attend.": (
+        lambda q, k: torch.zeros(q, k).masked_fill(~solution.causal_mask(q, k), -torch.inf)
+    ),
     "Everything is allowed: a query must not attend to later tokens.": lambda q, k: torch.ones(q, k) > 0,
     "This allows what must be hidden: row q is True for itself and what is before.": (
         lambda q, k: torch.ones(q, k).triu(k - q + 1) > 0
@@ -49,9 +63,31 @@ def cached_cases():
     ]
 
 
-cached_attention = exercise(
-    cached_cases, hint="Append the new keys and values with `torch.cat(…, dim=2)`, and return three things."
-)(solution.CachedAttention)
+class CachedExercise(Exercise):
+    """The scores have to be those of the parent class."""
+
+    def check(self, mine):
+        answer = super().check(mine)
+        if answer != "Right!" or self.calls_scores(mine):
+            return answer
+        return "Right numbers. But self.scores was not called: it is the one place where scores are computed."
+
+    def calls_scores(self, mine):
+        calls = []
+
+        def scores(self, query, key):
+            calls.append(key)
+            return super(watched, self).scores(query, key)
+
+        watched = type("Watched", (mine,), {"scores": scores})
+        call(watched, copy_case(self.cases[0][0]))
+        return bool(calls)
+
+
+cached_attention = CachedExercise(
+    solution.CachedAttention, cached_cases, {}, grade=None,
+    hint="Append the new keys and values with `torch.cat(…, dim=2)`, and return three things.",
+)  # fmt: skip
 
 
 def sdpa(query, keys, values):
@@ -63,15 +99,18 @@ def append(old, new):
     return torch.cat([old, new], dim=2)
 
 
-def cached_with(join=append, attention=sdpa, finish=lambda self, hidden, out: out, keep=lambda old, new, both: both):
-    """CachedAttention with a mistake. finish: the module, hidden, merged heads after `out` -> the first result."""
+def cached_with(
+    join=append, attention=sdpa, finish=lambda self, hidden, context: self.out(context),
+    keep=lambda old, new, both: both,
+):  # fmt: skip
+    """CachedAttention with a mistake. finish: the module, hidden, the merged heads -> the first result."""
 
     def mistaken(self, hidden, keys, values):
         query, *new = (solution.split_heads(part(hidden), 4) for part in (self.query, self.key, self.value))
         old = keys, values
         both = [join(a, b) for a, b in zip(old, new, strict=True)]
-        out = self.out(solution.merge_heads(attention(query, *both)))
-        return finish(self, hidden, out), *(keep(*three) for three in zip(old, new, both, strict=True))
+        context = solution.merge_heads(attention(query, *both))
+        return finish(self, hidden, context), *(keep(*three) for three in zip(old, new, both, strict=True))
 
     return type("Mistaken", (solution.CachedAttention,), {"forward": mistaken})
 
@@ -82,6 +121,16 @@ def unmasked(query, keys, values):
 
 def without_offset(query, keys, values):
     return F.scaled_dot_product_attention(query, keys, values, is_causal=True)
+
+
+def masked_afterwards(query, keys, values):
+    may_attend = solution.causal_mask(query.shape[2], keys.shape[2])
+    return (solution.attention_scores(query, keys).softmax(-1) * may_attend) @ values
+
+
+def softmax_over_queries(query, keys, values):
+    may_attend = solution.causal_mask(query.shape[2], keys.shape[2])
+    return solution.attention_scores(query, keys).masked_fill(~may_attend, LOW).softmax(-2) @ values
 
 
 def unscaled(query, keys, values):
@@ -109,7 +158,14 @@ cached_attention.misconceptions = {
         keep=lambda old, new, both: new
     ),
     "Do not add `hidden` here: the residual belongs to the block.": cached_with(
-        finish=lambda self, hidden, out: hidden + out
+        finish=lambda self, hidden, context: hidden + self.out(context)
+    ),
+    "The last projection, `out`, is missing.": cached_with(finish=lambda self, hidden, context: context),
+    "The mask comes before the softmax: multiplied afterwards, the weights of a query no longer sum to 1.": (
+        cached_with(attention=masked_afterwards)
+    ),
+    "The softmax is over the keys, the last axis, and not over the queries.": cached_with(
+        attention=softmax_over_queries
     ),
     "The scores are not divided by √d: use self.scores.": cached_with(attention=unscaled),
 }
@@ -137,8 +193,9 @@ def append_ids(ids, new):
 
 
 def generate_cases():
-    prompt = torch.tensor([[0, 4, 9]])
-    return [(make_model(seed, 3), prompt, count, END) for seed, count in ((3, 6), (23, 9), (16, 1), (11, 3), (37, 12))]
+    prompt, with_end = torch.tensor([[0, 4, 9]]), torch.tensor([[0, END, 9]])
+    cases = [(make_model(seed, 3), prompt, count, END) for seed, count in ((3, 6), (23, 9), (16, 1), (11, 3), (37, 12))]
+    return [*cases, (make_model(163, 3), with_end, 4, END)]
 
 
 generate = exercise(
@@ -146,18 +203,21 @@ generate = exercise(
 )(solution.generate)
 
 
-def generate_with(at=-1, feed=lambda ids, new: new, make_cache=lambda cache: cache, extra=0, stop=True, keep_end=True):
+def generate_with(
+    at=-1, feed=lambda ids, new: new, make_cache=lambda cache: cache, extra=0,
+    is_end=lambda ids, new, eos_id: int(new) == eos_id, keep_end=True,
+):  # fmt: skip
     """generate with a mistake. feed: all ids, the new one -> what the model gets next."""
 
     def mistaken(model, ids, max_new_tokens, eos_id):
         cache, given = {}, ids
         for _ in range(max_new_tokens + extra):
             new = model(given, cache)[:, at].argmax(-1)[None]
-            if stop and not keep_end and int(new) == eos_id:
+            if not keep_end and int(new) == eos_id:
                 break
             ids = append_ids(ids, new)
             given, cache = feed(ids, new), make_cache(cache)
-            if stop and int(new) == eos_id:
+            if is_end(ids, new, eos_id):
                 break
         return ids
 
@@ -175,7 +235,10 @@ generate.misconceptions = {
     "The new token follows the last one: this feeds the prompt's last token again.": generate_with(
         feed=lambda ids, new: ids[:, 2:3]
     ),
-    "Stop after eos_id: the text is finished.": generate_with(stop=False),
+    "Stop after eos_id: the text is finished.": generate_with(is_end=lambda ids, new, eos_id: False),
+    "An eos_id in the prompt does not end the text: look at the new token only.": generate_with(
+        is_end=lambda ids, new, eos_id: eos_id in ids
+    ),
     "The token eos_id belongs to the result: append it, then stop.": generate_with(keep_end=False),
     "That is one token too many.": generate_with(extra=1),
     "That is one token too few.": generate_with(extra=-1),
@@ -187,12 +250,22 @@ generate.misconceptions = {
 
 def top_p_cases():
     row = torch.tensor([0.1, 0.4, 0.05, 0.3, 0.15])
-    return [(row, 0.6), (row, 0.01), (row, 0.95), (randn(20).softmax(-1), 0.5)]
+    return [(row, 0.6), (row, 0.01), (row, 0.95), (randn(20).softmax(-1), 0.5), (torch.full((4,), 0.25), 0.5)]
 
 
-top_p = exercise(top_p_cases, hint="A token is cut off if those before it, in sorted order, are enough already.")(
-    solution.top_p
-)
+class TopPExercise(Exercise):
+    """Which of equally probable tokens are kept does not matter."""
+
+    def find_fault(self, result, expected, case, arguments):
+        if len(case[0].unique()) == 1 and isinstance(result, torch.Tensor) and result.shape == expected.shape:
+            result, expected = result.sort().values, expected.sort().values
+        return super().find_fault(result, expected, case, arguments)
+
+
+top_p = TopPExercise(
+    solution.top_p, top_p_cases, {}, grade=None,
+    hint="A token is cut off if those before it, in sorted order, are enough already.",
+)  # fmt: skip
 
 
 def is_kept(ordered, p):
@@ -214,7 +287,16 @@ def top_p_with(keep=is_kept, unsort=unsort, normalize=True):
     return mistaken
 
 
+def with_all_ties(probabilities, p):
+    kept = probabilities * (probabilities >= probabilities[solution.top_p(probabilities, p) > 0].min())
+    return kept / kept.sum()
+
+
 top_p.misconceptions = {
+    "Of equally probable tokens, too, keep only as many as are needed.": with_all_ties,
+    "If the tokens before it sum to exactly p, they are enough: compare with `<`, not with `<=`.": top_p_with(
+        lambda ordered, p: ordered.cumsum(-1) - ordered <= p
+    ),
     "Normalize what is kept: it must sum to 1 again.": top_p_with(normalize=False),
     "One token too many: the one that reaches p is the last.": top_p_with(
         lambda ordered, p: torch.cat([torch.ones(1) > 0, is_kept(ordered, p)[:-1]])
