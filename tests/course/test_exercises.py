@@ -242,6 +242,23 @@ def test_quantize_in_the_dtype_of_x_is_inexact():
     assert "such as 1e-7" in exercises.check_int8(small_scales_are_raised_for_the_division_only)
 
 
+def test_nan_must_not_become_an_int8():
+    def without_zeros(x):
+        scale = x.float().abs().amax(-1) / 127
+        return (x.float() / scale[:, None]).round().to(torch.int8), scale
+
+    def with_zeros_put_in(x):
+        scale = x.float().abs().amax(-1) / 127
+        return (x.float() / scale[:, None]).nan_to_num(0).round().to(torch.int8), scale
+
+    answer = exercises.check_int8(without_zeros)  # what NaN becomes depends on the processor
+    assert answer in (
+        exercises.precision_and_size.FROM_NAN,
+        "Not quite. A row of zeros gives 0 / 0: its integers should be 0.",
+    )
+    assert exercises.check_int8(with_zeros_put_in) == "Right!"
+
+
 def test_counts_name_the_config():
     message = "Not quite. With config = (e = 12, f = 40, v = 99, layers = 3, positions = 20, token types = 3)"
     assert exercises.check_count(lambda config: 7).startswith(f"{message}: Different: 7 where ")

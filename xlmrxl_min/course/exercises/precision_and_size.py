@@ -1,12 +1,15 @@
 """The steps and exercises of notebooks/09_precision_and_size.ipynb."""
 
 import copy
+from functools import partial
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ...checkpoints.int8 import quantize_rows
 from ...model import XLMRobertaXLConfig
-from ..checks import describe_shape, exercise, randn
+from ..checks import Exercise, describe_shape, exercise, randn
 
 
 def small_config(**changes):
@@ -168,7 +171,37 @@ def grade_int8(result, case):
     return ""
 
 
-@exercise(int8_cases, grade=grade_int8, hint="`.to(torch.int8)` cuts off: round first.")
+class NaNWatcher(TorchDispatchMode):
+    """Notices a conversion of NaN to int8."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.dtype == torch.int8:
+            given = [value for value in tree_leaves(args) if isinstance(value, torch.Tensor)]
+            self.seen |= any(bool(value.isnan().any()) for value in given if not value.is_meta)
+        return out
+
+
+class Int8Exercise(Exercise):
+    """NaN must not become an int8."""
+
+    def check(self, mine):
+        with NaNWatcher() as watcher:
+            answer = super().check(mine)
+        return FROM_NAN if watcher.seen and answer == "Right!" else answer
+
+
+FROM_NAN = "Right numbers. But 0 / 0 is NaN, which an int8 cannot be: on another processor it may not become 0."
+
+
+@partial(
+    Int8Exercise, make_cases=int8_cases, disallowed={}, grade=grade_int8,
+    hint="`.to(torch.int8)` cuts off: round first.",
+)  # fmt: skip
 def quantize(x):
     scale = x.float().abs().amax(-1) / 127
     integers = (x.float() / scale.clamp_min(1e-30)[:, None]).round()
