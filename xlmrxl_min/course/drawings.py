@@ -1171,7 +1171,7 @@ def int8_product(x: Tensor, weight: Tensor, top: int = 127) -> Parts:
 
     for name, unit, values, whole, scale, color, y in (
         ("x", "token", tokens, integers[0], scales[0], BLUE, top_row),
-        ("W", "output", outputs, integers[1], scales[1], ORANGE, top_row - 0.34 * t - 0.35),
+        ("w", "output", outputs, integers[1], scales[1], ORANGE, top_row - 0.34 * t - 0.35),
     ):  # fmt: skip
         for r in range(len(values)):
             label(axis, left - 0.1, y - 0.34 * r, f"{unit} {r}", "right")
@@ -1187,7 +1187,7 @@ def int8_product(x: Tensor, weight: Tensor, top: int = 127) -> Parts:
     middle = y - 0.17 * (t - 1)
     for name, values, color, digits, sign in (
         ("integers · integers", products, GREEN, 0, "→"), ("× both scales", result, PINK, 2, "→"),
-        ("exact: x Wᵀ", exact, NONE, 2, "≈"),
+        ("exact: x wᵀ", exact, NONE, 2, "≈"),
     ):  # fmt: skip
         label(axis, begin - 0.2, middle, sign)
         edge = rows(begin, y, values, color, digits)

@@ -160,7 +160,7 @@ def stacked_bars(
 ) -> Parts:  # fmt: skip
     """Bars of parts, bar -> part -> amount, from above; a dotted line for each mark, name -> amount."""
     figure, [[axis]] = charts(9.4, 0.8 + 0.3 * len(values), 1, 1)
-    parts = list(dict.fromkeys(part for bar in values.values() for part in bar))
+    parts = list(dict.fromkeys(part for bar in values.values() for part, amount in bar.items() if amount))
     totals = {name: sum(bar.values()) for name, bar in values.items()}
     for n, part in enumerate(parts):
         amounts = [bar.get(part, 0.0) for bar in values.values()]
