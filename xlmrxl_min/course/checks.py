@@ -202,15 +202,17 @@ class Exercise:
     make_cases: returns the arguments to try, a tuple for each call. disallowed: names that the code must not use, each
     with the message. hint: added to the message about a wrong result. grade: for exercises with several right results;
     called with a result and its case (the arguments as they were, then as the function left them), returns what is
-    wrong, or "". misconceptions: message -> a function with that mistake; a learner who makes it gets the message.
+    wrong, or "". last: a test of what the results do not show; called with a function whose results are right, returns
+    what to answer, or "". misconceptions: message -> a function with that mistake; a learner who makes it gets the
+    message.
     """
 
     def __init__(
         self, solution: Callable, make_cases: Callable[[], Iterable[tuple]], disallowed: dict[str, str], hint: str,
-        grade: Callable[[Any, tuple], str] | None,
+        grade: Callable[[Any, tuple], str] | None, last: Callable[[Callable], str] | None = None,
     ) -> None:  # fmt: skip
         self.solution, self.make_cases, self.disallowed = solution, make_cases, disallowed
-        self.hint, self.grade = hint, grade
+        self.hint, self.grade, self.last = hint, grade, last
         self.misconceptions: dict[str, Callable] = {}
 
     @cached_property
@@ -252,7 +254,12 @@ class Exercise:
         code = getattr(inspect.unwrap(mine), "__code__", None)
         used = set() if code is None else names_used(code)
         remark = next((message for name, message in self.disallowed.items() if name in used), changed)
-        return f"Right numbers. {remark}" if remark else "Right!"
+        if remark:
+            return f"Right numbers. {remark}"
+        try:
+            return (self.last and self.last(mine)) or "Right!"
+        except Exception as error:
+            return f"Your code stops{self.describe_error(error)}"
 
     def find_fault(self, result: Any, expected: Any, case: tuple, arguments: tuple) -> str:
         """What is wrong with a result; "" if it is right."""
@@ -325,10 +332,10 @@ class Exercise:
 
 def exercise(
     make_cases: Callable[[], Iterable[tuple]], disallowed: dict[str, str] | None = None, hint: str = "",
-    grade: Callable[[Any, tuple], str] | None = None,
+    grade: Callable[[Any, tuple], str] | None = None, last: Callable[[Callable], str] | None = None,
 ) -> Callable[[Callable], Exercise]:  # fmt: skip
     """Turn a solution into an Exercise."""
-    return lambda solution: Exercise(solution, make_cases, disallowed or {}, hint, grade)
+    return lambda solution: Exercise(solution, make_cases, disallowed or {}, hint, grade, last)
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

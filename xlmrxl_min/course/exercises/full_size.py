@@ -3,14 +3,14 @@
 import json
 import struct
 import tempfile
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import torch
 from safetensors.torch import load, save_file
 
 from ..checks import compare, exercise, randn
-from ..steps.full_size import LastTest, python_memory
+from ..steps.full_size import python_memory
 from ..steps.solution import read_header
 
 
@@ -35,11 +35,12 @@ def reads_more(mine):
     """The last test of my_row, on a matrix of 8 MB."""
     path = Path(temporary_folder().name, "large.safetensors")
     save_file({"a": torch.zeros(4096, 1024).bfloat16()}, path)
-    return MORE_READ if python_memory(mine, path, "a", 4000) > 1e6 else ""
+    return f"Not quite. {MORE_READ}" if python_memory(mine, path, "a", 4000) > 1e6 else ""
 
 
-@partial(LastTest, last=reads_more)
-@exercise(row_cases, hint="A bfloat16 number has two bytes, and the result is a tensor of torch.bfloat16.")
+@exercise(
+    row_cases, hint="A bfloat16 number has two bytes, and the result is a tensor of torch.bfloat16.", last=reads_more
+)
 def my_row(path, name, row):
     with open(path, "rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))

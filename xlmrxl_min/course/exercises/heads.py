@@ -9,7 +9,7 @@ from einops import rearrange
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..checks import Exercise, exercise, randn
+from ..checks import Exercise, copy_case, exercise, randn
 
 
 def classifier_cases():
@@ -305,22 +305,18 @@ class ProductWatcher(TorchDispatchMode):
         return out
 
 
-class LoraExercise(Exercise):
-    """The product BA must not be made."""
-
-    def check(self, mine):
-        with ProductWatcher([set(weight.shape) for (_, weight, *_), _ in self.cases]) as watcher:
-            answer = super().check(mine)
-        return WITH_PRODUCT if watcher.seen and answer == "Right!" else answer
+def makes_product(mine):
+    """The last test of my_lora: the product BA must not be made."""
+    with ProductWatcher([set(weight.shape) for (_, weight, *_), _ in my_lora.cases]) as watcher:
+        for case, _ in my_lora.cases:
+            mine(*copy_case(case))
+    return WITH_PRODUCT if watcher.seen else ""
 
 
 WITH_PRODUCT = "Right numbers. But this makes the product BA, which is as large as the weight: apply a to x, then b."
 
 
-@partial(
-    LoraExercise, make_cases=lora_cases, disallowed={}, grade=None,
-    hint="`x @ a.T` has r components, and then `@ b.T` as many as the output.",
-)  # fmt: skip
+@exercise(lora_cases, hint="`x @ a.T` has r components, and then `@ b.T` as many as the output.", last=makes_product)
 def my_lora(x, weight, a, b, alpha):
     return x @ weight.T + alpha / len(a) * (x @ a.T @ b.T)
 

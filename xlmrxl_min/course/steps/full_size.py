@@ -6,7 +6,6 @@ import tempfile
 import time
 import tracemalloc
 import weakref
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from ...checkpoints.locate import PRETRAINED
 from ...checkpoints.names import FAIRSEQ_NAMES, hugging_face_name
 from ...model import XLMRobertaXLForMaskedLM
-from ..checks import Exercise, compare, exercise, randn
+from ..checks import compare, exercise, randn
 from . import solution
 from .tokens_and_embeddings import ABSOLUTE, SIZES
 
@@ -126,31 +125,9 @@ def write_sparse_fairseq(path, shapes):
 # ---- what the results do not show
 
 
-class LastTest(Exercise):
-    """An exercise with one more test, for what the results do not show.
-
-    last: called with the learner's function, when its results are right; returns what is wrong, or "".
-    """
-
-    def __init__(self, exercise: Exercise, last: Callable[[Callable], str]) -> None:
-        parts = exercise.make_cases, exercise.disallowed, exercise.hint, exercise.grade
-        super().__init__(exercise.solution, *parts)
-        self.last = last
-
-    def check(self, mine):
-        message = super().check(mine)
-        if message != "Right!":
-            return message
-        try:
-            fault = self.last(mine)
-        except Exception as error:
-            return f"Your code stops{self.describe_error(error)}"
-        return f"Not quite. {fault}" if fault else message
-
-
-def reads_little(message, *arguments):
-    """A last test: with these arguments the function reads less than 1 MB into memory; else the message."""
-    return lambda mine: message if python_memory(mine, *arguments) > 1e6 else ""
+def reads_little(message, *arguments, limit=1e6):
+    """A last test: with these arguments the function reads at most `limit` bytes into memory; else the message."""
+    return lambda mine: f"Not quite. {message}" if python_memory(mine, *arguments) > limit else ""
 
 
 LARGE_FILE = PRETRAINED / "tiny" / "model.safetensors"  # 10 MB
@@ -221,14 +198,12 @@ def name_of_layer() -> list[str]:
 # ---- read_header
 
 HEADER_ONLY = "The result is right, but the whole file was read: read the 8 bytes and the header, and no more."
-read_header = LastTest(
-    exercise(
-        lambda: [(small_file(),), (LARGE_FILE,), (plain_file(),)],
-        hint='`struct.unpack("<Q", eight_bytes)` gives a tuple of one number; `json.loads` takes bytes.',
-        grade=lambda result, case: grade_header(result, case),
-    )(solution.read_header),
-    reads_little(HEADER_ONLY, LARGE_FILE),
-)
+read_header = exercise(
+    lambda: [(small_file(),), (LARGE_FILE,), (plain_file(),)],
+    hint='`struct.unpack("<Q", eight_bytes)` gives a tuple of one number; `json.loads` takes bytes.',
+    grade=lambda result, case: grade_header(result, case),
+    last=reads_little(HEADER_ONLY, LARGE_FILE),
+)(solution.read_header)
 
 
 def grade_header(result, case):
@@ -319,18 +294,14 @@ def is_in_order_of_header(result, path):
 
 
 MAPPED_ONLY = "The numbers are right, but the whole file was read into memory: map it, with `mmap.mmap`."
-map_tensors = LastTest(
-    exercise(
-        lambda: [(small_file(),), (LARGE_FILE,), (plain_file(),)],
-        disallowed=dict.fromkeys(
-            ("load_file", "safe_open"), "But safetensors did it: use read_header, mmap and torch."
-        ),
-        hint="`mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)` maps an open file. "
-        "`torch.frombuffer(memory, dtype=…, offset=…, count=…)`: offset in bytes, count in numbers.",
-        grade=grade_mapped,
-    )(solution.map_tensors),
-    reads_little(MAPPED_ONLY, LARGE_FILE),
-)
+map_tensors = exercise(
+    lambda: [(small_file(),), (LARGE_FILE,), (plain_file(),)],
+    disallowed=dict.fromkeys(("load_file", "safe_open"), "But safetensors did it: use read_header, mmap and torch."),
+    hint="`mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)` maps an open file. "
+    "`torch.frombuffer(memory, dtype=…, offset=…, count=…)`: offset in bytes, count in numbers.",
+    grade=grade_mapped,
+    last=reads_little(MAPPED_ONLY, LARGE_FILE),
+)(solution.map_tensors)
 
 
 def mapped_with(change=lambda name, tensor: tensor, shift=0, same=False, in_order=False):
@@ -483,20 +454,18 @@ def does_not_refuse(mine):
         except (AssertionError, ValueError, LookupError, RuntimeError):  # the last is of load_state_dict
             continue
         except Exception as error:
-            return f"{message} Your code stops with {type(error).__name__}."
-        return message
+            return f"Not quite. {message} Your code stops with {type(error).__name__}."
+        return f"Not quite. {message}"
     return ""
 
 
-build = LastTest(
-    exercise(
-        build_cases,
-        grade=grade_build,
-        hint='Inside `with torch.device("meta"):` a module has no memory. '
-        "`model.get_submodule(…)` is the part whose parameter it is; then `setattr(part, name, nn.Parameter(…))`.",
-    )(solution.build),
-    does_not_refuse,
-)
+build = exercise(
+    build_cases,
+    grade=grade_build,
+    hint='Inside `with torch.device("meta"):` a module has no memory. '
+    "`model.get_submodule(…)` is the part whose parameter it is; then `setattr(part, name, nn.Parameter(…))`.",
+    last=does_not_refuse,
+)(solution.build)
 
 
 def build_with(convert=lambda tensor, dtype: tensor.to(dtype), keep=lambda name: True, wrap=lambda model: model):
@@ -561,15 +530,13 @@ def grade_load_large(result, case):
 
 
 FILES_READ = "The model is right, but whole files were read into memory: map them, with `map_tensors`."
-load_large = LastTest(
-    exercise(
-        lambda: [(LARGE_FILE.parent, torch.float16), (split_folder(), torch.float32)],
-        grade=grade_load_large,
-        hint='`Path(folder).glob("*.safetensors")` finds the files. Of the names that `map_tensors` returns, '
-        "leave out the two that are tied; `my_name` translates the others for `build`.",
-    )(solution.load_large),
-    lambda mine: FILES_READ if python_memory(mine, LARGE_FILE.parent, torch.float16) > 5e6 else "",
-)
+load_large = exercise(
+    lambda: [(LARGE_FILE.parent, torch.float16), (split_folder(), torch.float32)],
+    grade=grade_load_large,
+    hint='`Path(folder).glob("*.safetensors")` finds the files. Of the names that `map_tensors` returns, '
+    "leave out the two that are tied; `my_name` translates the others for `build`.",
+    last=reads_little(FILES_READ, LARGE_FILE.parent, torch.float16, limit=5e6),
+)(solution.load_large)
 
 
 def tensors_in(paths, tied=("lm_head.decoder.weight", "lm_head.decoder.bias"), read=solution.map_tensors):
