@@ -93,22 +93,25 @@ def forward(who: str, path: Path, batch: int, tokens: int, attentions: bool, qua
     return work
 
 
-def ragged(who: str, path: Path) -> Callable:
-    """The mean states of 64 texts: ours from the texts, theirs from one padded tensor; only ours tokenizes."""
+def embedding(who: str, path: Path, count: int) -> Callable:
+    """Mean states of texts: ours from the texts, theirs from padded batches of 64; only ours tokenizes."""
     texts = json.loads((path.parent / "texts.json").read_text(encoding="utf-8"))
     model = load(who, "Model", path).eval()
     if who == "ours":
         from xlmrxl_min import XLMRobertaTokenizer, embed
 
         tokenizer = XLMRobertaTokenizer.from_pretrained("tiny")
-        return lambda: [embed(model, tokenizer, texts["texts"], progress=False)]
-    ids = torch.tensor(texts["ids"])
-    mask = (ids != 1).long()
+        return lambda: [embed(model, tokenizer, texts["texts"][:count], progress=False)]
+    batches = [torch.tensor(ids) for ids in texts["ids"][: count // 64]]
+
+    def pooled(ids):
+        mask = (ids != 1).long()
+        hidden = model(ids, attention_mask=mask).last_hidden_state
+        return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
     def work():
         with torch.inference_mode():
-            hidden = model(ids, attention_mask=mask).last_hidden_state
-            return [(hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)]
+            return [torch.cat([pooled(ids) for ids in batches])]
 
     return work
 
@@ -203,13 +206,14 @@ def products(who: str, path: Path) -> Callable:
 TASKS = {
     **{f"forward {b}×{t}": (forward, "encoder", b, t, False) for b, t in ((1, 12), (1, 128), (1, 512), (8, 512))},
     **{f"with attentions {b}×{t}": (forward, "encoder", b, t, True) for b, t in ((1, 12), (1, 128), (8, 512))},
-    "64 texts of mixed length": (ragged, "encoder"),
+    "embed 64 texts of mixed length": (embedding, "encoder", 64),
+    **{f"tiny embeds {count:,} texts of mixed length": (embedding, "tiny", count) for count in (64, 1024)},
     "masked-LM training step 8×128": (step, "masked"),
     "relative_key_query 4×512, forward and backward": (relative, "relative"),
-    **{f"tiny-decoder writes {b}×128 tokens": (generation, "tiny-decoder", b, 128) for b in (1, 8)},
-    **{f"XL's width, 4 layers, writes {b}×12 tokens": (generation, "decoder", b, 12) for b in (1, 8)},
+    **{f"tiny-decoder generates {b}×128 tokens": (generation, "tiny-decoder", b, 128) for b in (1, 8)},
+    **{f"XL's width, 4 layers, generates {b}×12 tokens": (generation, "decoder", b, 12) for b in (1, 8)},
     **{f"int8: forward {b}×{t}": (forward, "encoder", b, t, False, "int8") for b, t in ((1, 12), (1, 128), (8, 512))},
-    "int8: XL's width, 4 layers, writes 1×12 tokens": (generation, "decoder", 1, 12, "int8"),
+    "int8: XL's width, 4 layers, generates 1×12 tokens": (generation, "decoder", 1, 12, "int8"),
 }
 LOADS = {
     "load XL: bfloat16 file to float32": (loading, "XL-bfloat16"),
@@ -268,9 +272,8 @@ def contend(who: str, folder: Path, task: str, out: Path, orders: Iterable[str])
     say = partial(print, file=sys.stdout, flush=True)
     with redirect_stdout(sys.stderr):
         make, checkpoint, *arguments = ALL[task]
-        path = Path((folder / checkpoint).read_text()) if checkpoint == "tiny-decoder" else folder / checkpoint
         with MemoryWatch() as watch:
-            work = make(who, path, *arguments)
+            work = make(who, folder / checkpoint, *arguments)
             start = time.perf_counter()
             answer = work()
             seconds = time.perf_counter() - start
@@ -298,10 +301,13 @@ def make_checkpoints(folder: Path, names: set[str]) -> None:
             model = cls(XLMRobertaXLConfig(**CHECKPOINTS[name]))
             model.save_pretrained(folder / name)
             del model
-    (folder / "tiny-decoder").write_text(str(PRETRAINED / "tiny-decoder"))
-    texts = [row.text for row in udhr(["en", "fr", "de", "es"])][:64]
-    rows = XLMRobertaTokenizer.from_pretrained("tiny")(texts, padding=True, return_tensors="pt").input_ids
-    (folder / "texts.json").write_text(json.dumps({"texts": texts, "ids": rows.tolist()}), encoding="utf-8")
+    for name in ("tiny", "tiny-decoder"):
+        if not (folder / name).is_symlink():
+            (folder / name).symlink_to(PRETRAINED / name)
+    tokenizer = XLMRobertaTokenizer.from_pretrained("tiny")
+    texts = [row.text for row in [*udhr(["en", "fr", "de", "es"]), *udhr()] if len(tokenizer.encode(row.text)) <= 256]
+    batches = [tokenizer(texts[start : start + 64], padding=True).input_ids for start in range(0, 1024, 64)]
+    (folder / "texts.json").write_text(json.dumps({"texts": texts, "ids": batches}), encoding="utf-8")
     if any(name.startswith("XL-") for name in names):
         make(folder / "XL-shards", XLMRobertaXLConfig.xl())
     for name, dtype in (("XL-bfloat16", torch.bfloat16), ("XL-float32", torch.float32)):
