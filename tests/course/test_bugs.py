@@ -50,8 +50,9 @@ def test_answer_compares_the_guess():
 def test_notebook_has_symptom_test_answer_and_story(letter):
     """In this order; what gives the answer away is folded."""
     texts = ["".join(cell["source"]) for cell in CELLS]
-    i = next(i for i, text in enumerate(texts) if re.search(f"^## {letter}: ", text, flags=re.MULTILINE))
-    question = re.sub(r"<details>.*?</details>", "", texts[i][texts[i].index(f"## {letter}: ") :], flags=re.DOTALL)
+    found = [re.search(f"^## (?:Optional: )?{letter}: ", text, flags=re.MULTILINE) for text in texts]
+    i, heading = next((i, match) for i, match in enumerate(found) if match)
+    question = re.sub(r"<details>.*?</details>", "", texts[i][heading.start() :], flags=re.DOTALL)
     assert f"**Your test.** `test_{letter.lower()}(" in question or letter == "E"
     assert letter in "DEJKL" or bugs.CASES[letter].part not in question, "there the symptom is in one part"
     assert any("image/png" in output.get("data", {}) for output in CELLS[i + 1]["outputs"])

@@ -1,5 +1,6 @@
 """The notebooks: executed in order, within budget, linked, tidy, and rendered as pages."""
 
+import ast
 import html
 import inspect
 import json
@@ -59,6 +60,51 @@ def test_notebook_is_within_budget(path):
     assert len(read_notebook(path)["cells"]) <= 40
     assert max(len(source(cell).splitlines()) for cell in code_cells(path)) <= 20
     assert path.stat().st_size <= 700_000
+
+
+def core_path(path):
+    """The core path: all but the sections called "Optional: …". Its number of cells, the words in sight, and for each
+    code cell whether it is in it, with its source."""
+    cells, words, code, is_optional = 0, [], [], False
+    for cell in read_notebook(path)["cells"]:
+        if cell["cell_type"] == "code":
+            code.append((not is_optional, source(cell)))
+            cells += not is_optional
+            continue
+        here = []
+        for line in re.sub("<details>.*?</details>", "", source(cell), flags=re.DOTALL).splitlines():
+            if heading := re.match("##? (.*)", line):
+                is_optional = heading[1].startswith("Optional: ")
+            here += [] if is_optional else line.split()
+        cells, words = cells + bool(here), words + here
+    return cells, words, code
+
+
+@each_notebook
+def test_the_core_path_is_short(path):
+    cells, words, code = core_path(path)
+    assert cells <= 30
+    assert len(words) <= 2500
+    assert max(len(text.splitlines()) for is_core, text in code if is_core) <= 15
+
+
+@each_notebook
+def test_the_core_path_needs_nothing_from_optional_sections(path):
+    optional, core = set(), set()
+    for is_core, text in core_path(path)[2]:
+        code = ast.parse("\n".join(line for line in text.splitlines() if not line.startswith("%")))
+        nodes = [*ast.walk(code)]
+        names = [node for node in nodes if isinstance(node, ast.Name)]
+        imports = [one for node in nodes if isinstance(node, ast.Import | ast.ImportFrom) for one in node.names]
+        defined = {(one.asname or one.name).partition(".")[0] for one in imports}
+        defined |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        defined |= {name.id for name in names if isinstance(name.ctx, ast.Store)}
+        if is_core:
+            core |= defined
+            missing = {name.id for name in names} & (optional - core)
+            assert not missing, f"{missing} of an optional section in:\n{text}"
+        else:
+            optional |= defined
 
 
 @each_notebook
