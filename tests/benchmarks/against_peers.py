@@ -445,11 +445,17 @@ def times(row: dict[str, dict], who: str) -> tuple[float, float, float]:
     return tuple(statistics.quantiles(ratios, n=4, method="inclusive"))
 
 
+def peers_of(result: dict) -> list[str]:
+    """The contenders but ours that any row has."""
+    rows = result["rows"].values()
+    return [who for who in result["versions"] if who != "ours" and any(who in row for row in rows)]
+
+
 def table(result: dict) -> str:
     """Seconds of every contender, how many times ours that is, and GB."""
-    peers, limit = [who for who in result["versions"] if who != "ours"], result["limits"]
+    peers, limit = peers_of(result), result["limits"]
     lines = [f"{result['date']}, {result['machine']}"]
-    lines += [f"{who}: {said}" for who, said in result["versions"].items()]
+    lines += [f"{who}: {result['versions'][who]}" for who in ("ours", *peers)]
     lines += [f"limits: {limit['operations'] / 1e9:.0f} GFLOP/s, {limit['bytes'] / 1e9:.1f} GB/s read and written"]
     for task, row in result["rows"].items():
         if "int8: forward" in task:
@@ -477,8 +483,7 @@ def draw(result: dict, file: Path) -> None:
     """A bar from 1 for each peer and row: how many times ours it takes; a line from the first to the third quartile."""
     import matplotlib.pyplot as plt
 
-    peers = [who for who in result["versions"] if who != "ours"]
-    rows = result["rows"]
+    peers, rows = peers_of(result), result["rows"]
     figure, axis = plt.subplots(figsize=(8, 0.42 * len(rows) + 1), layout="constrained")
     for number, who in enumerate(peers):
         shift = 0.8 * ((number + 0.5) / len(peers) - 0.5)
