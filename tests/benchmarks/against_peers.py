@@ -497,10 +497,11 @@ def draw(result: dict, file: Path) -> None:
     axis.axvline(1, color="black", linewidth=1)
     axis.set_yticks(range(len(rows)), rows)
     axis.set_ylim(len(rows) - 0.4, -0.6)
-    axis.set(xscale="log", xlim=(0.8, None), xlabel="seconds, where ours takes 1")
+    axis.set(xscale="log", xlabel="seconds, where ours takes 1")
     axis.set_title(f"{result['date']}, {result['machine']}, {result['versions']['ours']}", fontsize=9)
     axis.set_xticks([1, 1.5, 2, 3, 5, 8], ["1", "1.5", "2", "3", "5", "8"])
     axis.minorticks_off()
+    axis.set_xlim(0.8, 1.1 * max(times(row, who)[2] for row in rows.values() for who in peers if who in row))
     axis.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.9))
     figure.savefig(file, dpi=150)
 

@@ -86,7 +86,12 @@ def test_table_and_figure(tmp_path):
             LIMIT: {"seconds": [2.0, 1.0, 3.0]},
         },
     }
-    result = {"date": "2026-01-01", "machine": "2 cores of a CPU", "versions": {"ours": "1", "theirs": "2"}, "rows": rows}
+    result = {
+        "date": "2026-01-01",
+        "machine": "2 cores of a CPU",
+        "versions": {"ours": "1", "theirs": "2"},
+        "rows": rows,
+    }
     result["limits"] = {"operations": 1e9, "bytes": 1e9}
     said = table(result)
     assert "import: 0.25 s more than torch alone (1.00 s)" in said
