@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pages import data_of, press, sentence_of
+from pages import data_of, press, sentence_of, wait_until
 
 from xlmrxl_min import (
     XLMRobertaXLConfig,
@@ -562,7 +562,7 @@ def test_lines_end_at_their_tokens(show, queries, width):
         page.click(query(q))
         page.hover(".above")  # between the columns
         page.mouse.wheel(0, -300)
-        page.wait_for_function(f"document.getElementById('links').scrollTop < {there}")
+        wait_until(page, f"document.getElementById('links').scrollTop < {there}")
         assert thickest(page) == pytest.approx([middle(page, query(q)), middle(page, key(7 * q % keys))], abs=1)
 
 
@@ -781,9 +781,9 @@ def test_the_frame_follows_the_theme_of_jupyterlab(open_page, masked, tmp_path):
     (tmp_path / "lab.html").write_text(f'<!doctype html><body data-jp-theme-light="false">{frame}', encoding="utf-8")
     page = open_page(tmp_path / "lab.html")
     dark = "document.documentElement.style.colorScheme === '{}'"
-    page.frames[1].wait_for_function(dark.format("dark"))
+    wait_until(page.frames[1], dark.format("dark"))
     page.evaluate("document.body.dataset.jpThemeLight = 'true'")
-    page.frames[1].wait_for_function(dark.format("light"))
+    wait_until(page.frames[1], dark.format("light"))
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.html")), ids=lambda path: path.stem)
