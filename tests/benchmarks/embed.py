@@ -12,11 +12,10 @@ more.
 import argparse
 import math
 import statistics
-import time
-from collections.abc import Callable
 
 import torch
 import transformers
+from against_peers import timed
 from tqdm import tqdm
 
 from xlmrxl_min import XLMRobertaTokenizer, XLMRobertaXLConfig, XLMRobertaXLModel, embed
@@ -61,12 +60,6 @@ def their_embed(model: torch.nn.Module, batches: list[dict[str, torch.Tensor]]) 
     return torch.cat(vectors)
 
 
-def seconds_of(work: Callable) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
@@ -88,7 +81,7 @@ def main() -> None:
         }
         difference = float((work["ours"]() - work["theirs"]()).abs().max())  # this warms up, too
         assert difference < 1e-5, f"the vectors differ by {difference:.1e}"
-        rounds = [{name: seconds_of(one) for name, one in work.items()} for _ in range(options.rounds)]
+        rounds = [{name: timed(one) for name, one in work.items()} for _ in range(options.rounds)]
         seconds = {name: statistics.median(one[name] for one in rounds) for name in work}
         padded = sum(batch["input_ids"].numel() for batch in batches)
         ratio = padded / sum(int(batch["attention_mask"].sum()) for batch in batches)
