@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from formats import IDS, logits
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers_reference import SMALL, error, twins
 
 from xlmrxl_min import (
@@ -15,7 +16,7 @@ from xlmrxl_min import (
     XLMRobertaXLForSequenceClassification,
     fill_mask,
 )
-from xlmrxl_min.checkpoints.int8 import Int8Linear, quantize_rows
+from xlmrxl_min.checkpoints.int8 import FEWEST_ON_CUDA, TOKEN_CHUNK, Int8Linear, quantize_rows
 from xlmrxl_min.checkpoints.names import hugging_face_name
 
 
@@ -63,6 +64,40 @@ def test_the_product_of_int8_matrices_is_exact(tokens, dtype, bias):
     expected = (integers.double() @ layer.weight.double().T) * scale[:, None].double() * layer.scale.double()
     expected = expected + (layer.bias.double() if bias else 0)
     torch.testing.assert_close(layer.int8_product(x), expected.float())
+
+
+class RowsOfProducts(TorchDispatchMode):
+    """How many rows each torch._int_mm has."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._int_mm.default:
+            self.rows.append(len(args[0]))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("tokens", [17, 128, 129, 144, 272, 300])
+def test_no_product_has_too_few_rows_for_cuda(tokens):
+    layer, x = int8_layer(), torch.randn(tokens, 24)
+    with torch.no_grad(), RowsOfProducts() as seen:
+        out = layer.quantized(x)
+    torch.testing.assert_close(out, layer.int8_product(x))
+    assert sum(seen.rows) == tokens
+    assert FEWEST_ON_CUDA <= min(seen.rows) <= max(seen.rows) <= TOKEN_CHUNK
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here; the test above counts rows on the CPU")
+@pytest.mark.parametrize("tokens", [1, 16, 17, 129, 144, 272])
+def test_int8_on_cuda_equals_int8_on_a_cpu(tokens):
+    layer, x = int8_layer(inputs=32, outputs=64), torch.randn(tokens, 32)
+    with torch.no_grad():
+        expected = layer.quantized(x) if tokens >= FEWEST_ON_CUDA else layer.dequantized(x)
+        out = layer.cuda()(x.cuda()).cpu()
+    torch.testing.assert_close(out, expected)
 
 
 def test_each_token_is_quantized_by_itself(monkeypatch):

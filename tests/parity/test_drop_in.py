@@ -33,6 +33,9 @@ def test_labels_of_a_config_can_be_changed():
     assert (list(config.id2label), config.label2id["LABEL_2"]) == ([0, 1, 2], 2)
     config.id2label = {0: "no", 1: "yes"}
     assert (config.num_labels, config.label2id) == (2, {"no": 0, "yes": 1})
+    for same in (["no", "yes"], {"0": "no", "1": "yes"}):  # a list, and from JSON
+        config.id2label = same
+        assert (config.id2label, config.num_labels) == ({0: "no", 1: "yes"}, 2)
     config.num_labels = 2
     assert config.id2label == {0: "no", 1: "yes"}
     config.num_labels = 0
@@ -253,4 +256,9 @@ def test_the_number_of_items_divides_the_loss_of_a_causal_language_model():
     for count in (7, torch.tensor(31)):
         losses = [model(IDS, MASK, labels=labels, num_items_in_batch=count).loss for model in (ours, theirs)]
         assert error(*losses) < 1e-6
+    for model in (ours, theirs):  # a micro-batch without any label
+        loss = model(IDS, MASK, labels=torch.full_like(IDS, -100), num_items_in_batch=7).loss
+        loss.backward()
+        assert loss == 0
+        assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
     assert [ours_of(task).accepts_loss_kwargs for task in TASKS[1:]] == [task == "ForCausalLM" for task in TASKS[1:]]

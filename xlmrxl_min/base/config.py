@@ -151,8 +151,7 @@ class PreTrainedConfig:
 
     def __post_init__(self) -> None:
         names = self.id2label or {i: f"LABEL_{i}" for i in range(2 if self.num_labels is None else self.num_labels)}
-        names = dict(enumerate(names)) if isinstance(names, list) else names
-        self.id2label = {int(i): name for i, name in names.items()}  # JSON turns integer keys into strings
+        self.id2label = as_id2label(names)
         self.label2id = self.label2id or {name: i for i, name in self.id2label.items()}
         self.num_labels = len(self.id2label) if self.num_labels is None else self.num_labels
         self.pruned_heads = as_heads({} if self.pruned_heads is None else self.pruned_heads, "pruned_heads")
@@ -167,6 +166,8 @@ class PreTrainedConfig:
         raise AttributeError(f"{type(self).__name__} has no field {name!r}.")
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if self._is_built and name == "id2label":
+            value = as_id2label(value)
         is_field = name in self.__dict__ or hasattr(type(self), name) or name.startswith("_")
         if not self._is_built or is_field:
             super().__setattr__(name, value)
@@ -207,6 +208,12 @@ class PreTrainedConfig:
 def shown(value: Any) -> str:
     """A value for a message: on one line, and not long."""
     return " ".join(f"{value!r:.80}".split())
+
+
+def as_id2label(names: Any) -> dict[int, str]:
+    """Names by their integers, from a list of names, or from JSON, which turns integer keys into strings."""
+    names = dict(enumerate(names)) if isinstance(names, list) else names
+    return {int(i): name for i, name in names.items()}
 
 
 def as_heads(heads: Any, name: str) -> dict[int, list[int]]:
@@ -262,7 +269,7 @@ CONFIG_RULES: tuple[tuple[str, Callable[[Any, Any], bool], str], ...] = (
     ("classifier_dropout", lambda x, c: x is None or is_probability(x), "None, or at least 0 and below 1"),
     ("layer_norm_eps", lambda x, c: isinstance(x, Real) and float(x) > 0, "a number above 0"),
     ("initializer_range", lambda x, c: isinstance(x, Real) and float(x) >= 0, "a number, 0 or more"),
-    ("hidden_act", lambda x, c: callable(x) or x in c.activations, "a function or one of {activations}"),
+    ("hidden_act", lambda x, c: callable(x) or x in [*c.activations], "a function or one of {activations}"),
     ("position_embedding_type", lambda x, c: x in POSITION_EMBEDDING_TYPES, one_of(POSITION_EMBEDDING_TYPES)),
     ("problem_type", lambda x, c: x in (None, *PROBLEM_TYPES), f"None or {one_of(PROBLEM_TYPES)}"),
     ("num_labels", lambda x, c: x == len(c.id2label), "the number of names in id2label"),

@@ -37,8 +37,10 @@ def check_tensor(name: str, value: Any) -> None:
 
 
 def check_binary_mask(name: str, mask: Tensor) -> None:
-    if bool(((mask != 0) & (mask != 1)).any()):
-        raise ValueError(f"{name} takes only 1 (may attend) and 0 (padding), and holds something else.")
+    wrong = mask[(mask != 0) & (mask != 1)]
+    if len(wrong):
+        allowed = "takes only 1 (may attend) and 0 (padding)"
+        raise ValueError(f"{name} {allowed}, but holds {wrong[0].item()}: of an additive mask, pass mask == 0.")
 
 
 def check_range(name: str, ids: Tensor, limit: int, remedy: str) -> None:
@@ -194,7 +196,9 @@ def check_choices(input_ids: Any, inputs_embeds: Any) -> int:
     """Return the number of choices of ids `b c t` or embeddings `b c t e`. Raise ValueError for another shape."""
     given, axes = (input_ids, 3) if inputs_embeds is None else (inputs_embeds, 4)
     if not isinstance(given, Tensor) or given.dim() != axes:
-        raise ValueError("multiple choice takes input_ids (batch, choices, tokens), or the same as inputs_embeds.")
+        got = f"shape {tuple(given.shape)}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
+        allowed = "input_ids (batch, choices, tokens), or inputs_embeds with hidden_size as a last axis"
+        raise ValueError(f"multiple choice takes {allowed}, but got {got}.")
     return given.shape[1]
 
 

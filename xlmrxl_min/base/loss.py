@@ -56,7 +56,8 @@ class ModelWithLoss(PreTrainedModel):
         targets = self.targets(**inputs)
         loss = self.loss(logits.values(), targets)
         if num_items_in_batch is not None:
-            loss = loss * (targets[0] != -100).sum() / num_items_in_batch
+            count = (targets[0] != -100).sum()
+            loss = loss.masked_fill(count == 0, 0.0) * count / num_items_in_batch  # a mean over nothing is NaN
         return out.with_logits(loss, **logits)
 
 

@@ -221,7 +221,7 @@ class PreTrainedModel(nn.Module):
 
         None: leave it. pad_to_multiple_of: round up. Old rows keep their values. New ones are the mean of the old ones,
         except for the bias of a tied LM head, or with mean_resizing=False initialised as in a new model; all this as in
-        Hugging Face. Raises ValueError if new_num_tokens is no integer, or the special tokens would be cut off.
+        Hugging Face. ValueError if new_num_tokens is no integer, or cuts off special tokens, and for int8 weights.
         """
         n = self.config.vocab_size if new_num_tokens is None else new_num_tokens
         special = max(self.config.pad_token_id, self.config.bos_token_id or 0, self.config.eos_token_id or 0)
@@ -232,6 +232,8 @@ class PreTrainedModel(nn.Module):
             if not is_positive_integer(pad_to_multiple_of):
                 raise ValueError(f"pad_to_multiple_of={shown(pad_to_multiple_of)} must be an integer of 1 or more.")
             n += -n % pad_to_multiple_of
+        if n != self.config.vocab_size:
+            self.refuse_int8("resize")
         for table in filter(None, (self.get_input_embeddings(), self.get_output_embeddings())):
             old = dict(table.named_parameters())
             for name, parameter in old.items():
@@ -263,11 +265,15 @@ class PreTrainedModel(nn.Module):
             pruned[layer] = sorted({*self.config.pruned_heads.get(layer, []), *pruned.get(layer, []), *numbers})
             if len(pruned[layer]) == num_heads:
                 raise ValueError(f"prune_heads would leave no head in layer {layer}: keep at least one.")
-        if pruned and any(parameter.dtype == torch.int8 for parameter in self.parameters()):
-            raise ValueError("prune_heads cannot prune int8 weights: prune first, then save and load with quantize.")
+        if pruned:
+            self.refuse_int8("prune")
         for layer, numbers in pruned.items():
             prune_attention(self.base_model.layers[layer].attention, numbers)  # type: ignore[arg-type]
         self.config.pruned_heads = {**self.config.pruned_heads, **pruned}
+
+    def refuse_int8(self, change: str) -> None:
+        if any(parameter.dtype == torch.int8 for parameter in self.parameters()):
+            raise ValueError(f"cannot {change} int8 weights: {change} first, then save, and load with quantize.")
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None, *, every_n_layers: int = 1,

@@ -8,6 +8,7 @@ used: for a few tokens in registers, else in chunks of rows.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -56,9 +57,10 @@ class Int8Linear(nn.Module):
 
     def quantized(self, x: Tensor) -> Tensor:
         out = x.new_empty(*x.shape[:-1], self.out_features)
-        chunks = zip(x.flatten(0, -2).split(TOKEN_CHUNK), out.flatten(0, -2).split(TOKEN_CHUNK), strict=True)
-        for tokens, products in chunks:
-            products.copy_(self.int8_product(tokens))
+        tokens, products = x.flatten(0, -2), out.flatten(0, -2)
+        count = max(1, math.ceil(len(tokens) / TOKEN_CHUNK))  # equal chunks: none may be below FEWEST_ON_CUDA
+        for chunk, product in zip(tokens.tensor_split(count), products.tensor_split(count), strict=True):
+            product.copy_(self.int8_product(chunk))
         return out
 
     def int8_product(self, x: Tensor) -> Tensor:  # t i -> t o, float32
