@@ -484,6 +484,11 @@ def test_bits_are_those_of_the_formats():
     assert drawn.data["int8"] == 13 / 127
 
 
+def test_zero_has_no_relative_error():
+    with pytest.raises(ValueError, match="number=0 has no relative error"):
+        drawings.bit_patterns(0.0)
+
+
 def test_number_lines_have_each_number_of_a_format():
     found = drawings.number_lines(0.1, 0.009).data
     assert found["int8"]["values"].tolist() == pytest.approx([12 / 127, 13 / 127])

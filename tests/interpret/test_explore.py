@@ -5,7 +5,6 @@ import html
 import itertools
 import json
 import re
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -218,7 +217,6 @@ def test_a_page_has_a_maximum_size():
 @pytest.fixture
 def command(capsys, monkeypatch, tmp_path):
     """Runs it in an empty folder; the exit status, what it printed, and what it complained of."""
-    monkeypatch.setattr(sys.stdout, "reconfigure", lambda **_: None, raising=False)
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
@@ -562,7 +560,12 @@ def test_lines_end_at_their_tokens(show, queries, width):
         page.click(query(q))
         page.hover(".above")  # between the columns
         page.mouse.wheel(0, -300)
-        wait_until(page, f"document.getElementById('links').scrollTop < {there}")
+        at_rest = "new Promise(done => setTimeout(() => done(links.scrollTop === now), 100))"
+        wait_until(
+            page,
+            "(() => { const links = document.getElementById('links'), now = links.scrollTop;"
+            f" return now < {there} && {at_rest}; }})()",
+        )
         assert thickest(page) == pytest.approx([middle(page, query(q)), middle(page, key(7 * q % keys))], abs=1)
 
 
@@ -710,6 +713,9 @@ def test_ablation_of_another_model_or_text_raises(tiny, tokenizer, masked):
     two = tokenizer(["a <mask>", "b <mask>"], return_tensors="pt")
     with pytest.raises(ValueError, match="inputs holds 2 texts, but must hold one"):
         ablate_each_head(tiny, tokenizer, two, progress=False)
+    one = tokenizer("a <mask>", return_tensors="pt")
+    with pytest.raises(ValueError, match="target='nowhere' is no token of this vocabulary: pass one of"):
+        ablate_each_head(tiny, tokenizer, one, target="nowhere", progress=False)
 
 
 def test_the_start_is_shown(show, masked):

@@ -120,6 +120,13 @@ def test_attention_mass_by_hand():
     assert {name: float(value) for name, value in kinds.items()} == pytest.approx(expected)
 
 
+def test_attention_mass_of_one_token():
+    kinds = attention_mass(torch.ones(1, 1), torch.tensor([7]))
+    assert kinds["self"] == 1
+    assert kinds["previous"].isnan(), "it has no neighbours"
+    assert kinds["next"].isnan()
+
+
 def test_attention_mass_by_loops(weights):
     ids = [0, 7, 7, 2, 7, 2]
     of_kind = {

@@ -1,4 +1,4 @@
-"""The drawings of the course: the whole model, and one for each idea of notebooks 00 to 06.
+"""The drawings of the course: the whole model, and one for each idea of the notebooks.
 
 They can be read on a light and on a dark page: the background is transparent, lines and text are of a middle grey, and
 text in coloured boxes is dark. Coordinates are inches from the lower left corner. Shapes have the axis letters of
@@ -1082,8 +1082,10 @@ def stored(name: str, numbers: Tensor) -> tuple[Tensor, Tensor]:
 
 @captioned
 def bit_patterns(number: float) -> Parts:
-    """A number's bits in each of FORMATS, and the value that they stand for. Raises ValueError outside of -1 to 1."""
+    """A number's bits in each of FORMATS, and the value that they stand for. ValueError for 0, or beyond -1 to 1."""
     check_number("number", number, -1, 1)
+    if number == 0:
+        raise ValueError("number=0 has no relative error: take another number from -1 to 1.")
     figure, axis = canvas(10.0, 2.75)
     data = {}
     for n, (name, (_, sizes, _)) in enumerate(FORMATS.items()):

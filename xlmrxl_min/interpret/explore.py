@@ -21,6 +21,7 @@ from ..inputs import (
     check_option,
     check_type,
     check_weights,
+    shown,
 )
 from ..model import XLMRobertaXLForMaskedLM
 from ..utils import eval_mode
@@ -56,7 +57,8 @@ def ablate_each_head(
 
     inputs: one text; means: `head_means(model, texts)`, None for zeros; position: of the predicted token (None: the
     first `<mask>`); target: the token whose cross-entropy is the cost (None: the model's own prediction). Call it by
-    `explore(out.attentions, tokens, ablation=ablate_each_head(model, tokenizer, inputs, means))`.
+    `explore(out.attentions, tokens, ablation=ablate_each_head(model, tokenizer, inputs, means))`. ValueError for
+    several texts, and for a position, target or top_k that does not exist.
     """
     check_model_type(model, XLMRobertaXLForMaskedLM)
     check_tokenizer(model, tokenizer)
@@ -69,7 +71,10 @@ def ablate_each_head(
         raise ValueError(f"the text has no {tokenizer.mask_token}: put one in, or pass the position of a token.")
     position = masks[0] if position is None else position
     check_integer("position", position, 0, ids.shape[1] - 1)
-    check_integer("top_k", top_k, 1, model.config.vocab_size)
+    check_integer("top_k", top_k, 1, len(tokenizer))
+    if target not in (None, tokenizer.unk_token) and tokenizer.convert_tokens_to_ids(target) == tokenizer.unk_token_id:
+        remedy = "pass one of tokenizer.tokenize(text), such as '▁casa'"
+        raise ValueError(f"target={shown(target)} is no token of this vocabulary: {remedy}.")
     attentions = self_attentions(model)
     heads = [list(attention.heads) for attention in attentions]
 

@@ -77,8 +77,8 @@ def attention_mass(weights: Tensor, input_ids: Tensor, bos: int = 0, eos: int = 
         "</s>": (key == eos).expand_as(identity),
         "self": identity,
         "same token": (query == key) & ~identity & (query != bos) & (query != eos),
-        "previous": identity.roll(-1, 1).tril(),
-        "next": identity.roll(1, 1).triu(),
+        "previous": torch.ones_like(identity).tril(-1).triu(-1),
+        "next": torch.ones_like(identity).tril(1).triu(1),
     }
     return {
         name: (weights * is_kind).sum((-2, -1)) / is_kind.any(-1).sum()  # 0 / 0 = NaN: no query has such a key
@@ -254,13 +254,15 @@ def score_parts(
     The stream that enters a layer is a sum: word embedding, position embedding, what each earlier branch has added, and
     a constant (the token type's embedding; biases count as constant, too). LayerNorm divides it by one number per
     token, and is otherwise linear, so queries and keys are sums of as many parts. Over both axes, the parts add up to
-    the scores before the softmax, of one text. ValueError for a model with relative positions.
+    the scores before the softmax, of one text. ValueError for relative positions and int8 weights.
     """
     check_model(model)
     [ids] = as_input_ids([input_ids], model)
     attentions, embeddings = self_attentions(model), model.base_model.embeddings
     check_integer("layer", layer, 0, len(attentions) - 1)
     attention = attentions[layer]
+    if attention.query.weight.dtype == torch.int8:
+        raise ValueError("score_parts needs float weights, but this model is in int8: load it without quantize.")
     check_option("head", head, attention.heads)
     check_option("the model's position_embedding_type", attention.position_embedding_type, ["absolute"])
     names, updates = ["constant", "word", "position"], list[Tensor]()

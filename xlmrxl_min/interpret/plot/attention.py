@@ -178,7 +178,7 @@ def attention_lines(
     for q, k, weight in lines:
         axis.plot([0, 1], [q, k], color=COLORS[0], alpha=min(1.0, weight), linewidth=0.5 + 2 * weight)
     for x, names, align, heading in ((-0.02, rows.names, "right", "query"), (1.02, columns.names, "left", "key")):
-        axis.text(x, -1.2, heading, ha=align, fontsize=8, color="#555555")
+        axis.text(x, -1.2, heading, ha=align, fontsize=8)
         for y, name in enumerate(names):
             axis.text(x, y, label(name), ha=align, va="center", fontsize=8)
     axis.set(xlim=(-0.6, 1.6), ylim=(height - 0.5, -1.5))
@@ -254,7 +254,7 @@ def class_map(classes: Sequence[Sequence[str]], *, title: str = "Head classes") 
     figure, axis = subplots(8, 1.2 + min(7.0, 0.36 * layers))
     colors, norm = ListedColormap(COLORS), Normalize(-0.5, len(COLORS) - 0.5)
     axis.imshow(values.numpy(), cmap=colors, norm=norm, aspect="auto")
-    if layers * heads <= 200:
+    if layers * heads <= MAX_NUMBERS:
         for layer, row in enumerate(rows):
             for head, name in enumerate(row):
                 axis.text(head, layer, name if name != PRUNED else "", ha="center", va="center", fontsize=7)

@@ -112,7 +112,7 @@ def distributions(
 
 @captioned
 def beam_tree(steps: Sequence[Beams], vocabulary: Sequence[str], *, title: str = "Beam search") -> Parts:
-    """generation.beams of one prompt, step by step: a tree of all hypotheses, from left to right."""
+    """What beam_search yields for one prompt, step by step: a tree of all hypotheses, from left to right."""
     steps = as_sequence(steps, "steps", "Beams, those of one prompt at each step")
     wrong = [step for step in steps if not isinstance(step, Beams)]
     kept = {beam.tokens for step in steps if not wrong for beam in (*step.running, *step.finished)}
@@ -129,7 +129,7 @@ def beam_tree(steps: Sequence[Beams], vocabulary: Sequence[str], *, title: str =
     nodes = sorted({tokens[:end] for tokens in kept for end in range(len(tokens) + 1)})
     children = {node: [x for x in nodes if x and x[:-1] == node] for node in nodes}
     rank = {beam.tokens: i for i, beam in enumerate(finished, start=1)}
-    leaves = sorted((node for node in nodes if not children[node]), key=lambda x: (rank.get(x[:1], 0), x))
+    leaves = [node for node in nodes if not children[node]]
     height = {leaf: float(i) for i, leaf in enumerate(leaves)}
     for node in sorted(nodes, key=len, reverse=True):
         below = [height[child] for child in children[node]]
