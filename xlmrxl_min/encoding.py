@@ -151,8 +151,8 @@ class Encoding(dict):
         return self
 
 
-class Encoder(ABC):
-    """The part of a tokenizer that begins where texts are tokens."""
+class TokenizerBase(ABC):
+    """What begins where texts are tokens; as in transformers' PreTrainedTokenizerBase."""
 
     cls_token, sep_token, pad_token = "<s>", "</s>", "<pad>"
     cls_token_id, sep_token_id, pad_token_id, pad_token_type_id = 0, 2, 1, 0

@@ -21,7 +21,7 @@ from unicodedata import category
 import sentencepiece
 
 from .checkpoints.locate import VOCABULARY_FILE, Location, MissingFileError, is_absent, locate
-from .encoding import SIDES, Encoder, Token, fill_template
+from .encoding import SIDES, Token, TokenizerBase, fill_template
 from .files import atomic_write, lock_folder, to_path
 from .inputs import as_rows, as_sequence, as_texts, check_integer, check_option, check_text, check_type, is_single_text
 
@@ -63,7 +63,7 @@ class AddedToken:
         return added
 
 
-class XLMRobertaTokenizer(Encoder):
+class XLMRobertaTokenizer(TokenizerBase):
     """The XLM-R tokenizer. Call it on a text, a pair of texts, or lists of them.
 
     Ids 0 to 3 are `<s>`, `<pad>`, `</s>`, `<unk>`, the last is `<mask>`, tokens that were added follow; a special token
@@ -386,7 +386,8 @@ class XLMRobertaTokenizer(Encoder):
             return fill_template(mask, 1, 1)
         if token_ids_1 is not None:
             raise ValueError("token_ids_1 is given, but a pair that has its special tokens is one list: pass it alone.")
-        return [int(token in self.all_special_tokens) for token in self.convert_ids_to_tokens(token_ids_0)]
+        special = set(self.all_special_tokens)
+        return [int(token in special) for token in self.convert_ids_to_tokens(token_ids_0)]
 
     def apply_chat_template(self, *_: Any, **__: Any) -> Any:
         raise ValueError("XLM-R was never trained to chat, and has no chat template: pass a text to the tokenizer.")

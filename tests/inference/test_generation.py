@@ -17,7 +17,7 @@ from transformers.generation.logits_process import (
 from transformers_reference import error, twins
 
 from xlmrxl_min import XLMRobertaTokenizer, XLMRobertaXLForCausalLM
-from xlmrxl_min.inference.generation import Beam, GenerationState, beam_search, sampling_probs
+from xlmrxl_min.inference.generation import Beam, GenerationState, beam_search, warp_logits
 
 POSITION_TYPES = ("absolute", "relative_key", "relative_key_query")
 NEW = 18
@@ -163,7 +163,7 @@ def test_distributions_are_the_reference_s():
                 expected = TemperatureLogitsWarper(temperature)(None, logits)
                 expected = expected if top_k is None else TopKLogitsWarper(top_k)(None, expected)
                 expected = (expected if top_p == 1 else TopPLogitsWarper(top_p)(None, expected)).softmax(-1)
-                got = sampling_probs(logits, temperature, top_k, top_p)
+                got = warp_logits(logits, temperature, top_k, top_p).softmax(-1)
                 torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
                 assert ((got > 0) == (expected > 0)).all()
 

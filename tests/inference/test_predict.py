@@ -1,9 +1,6 @@
 """Predictions equal transformers' for each text alone, in the order given; `tiny`; the command line."""
 
-import os
 import re
-import subprocess
-import sys
 
 import numpy
 import pytest
@@ -688,11 +685,3 @@ def test_fill_reports_an_error_in_one_line(capsys):
         assert words in out.err
         assert out.err.count("\n") == 1
         assert not out.out
-
-
-def test_fill_writes_any_script_to_a_terminal_that_says_it_is_ascii():
-    command = [sys.executable, "-m", "xlmrxl_min", "fill", "人人生而自由,在<mask>权利上一律平等。", "--top-k", "1"]
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
-    done = subprocess.run(command, capture_output=True, env=environment, check=True)
-    assert any("\u4e00" <= letter <= "\u9fff" for letter in done.stdout.decode("utf-8")), "Chinese, as written"
-    assert not done.stderr

@@ -1,5 +1,6 @@
 """The interactive pages of the course, in a browser: their numbers are those of the library."""
 
+import math
 import re
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from pages import data_of, press, sentence_of
 
 from xlmrxl_min import XLMRobertaTokenizer, XLMRobertaXLForCausalLM, fill_mask
-from xlmrxl_min.inference.generation import sampling_probs
+from xlmrxl_min.inference.generation import warp_logits
 from xlmrxl_min.interpret import logit_lens
 from xlmrxl_min.interpret.live import TEMPERATURES, TOP_PS, lens, live, mask_painter, sample_all, sampler
 from xlmrxl_min.model import mask_to_bias
@@ -331,7 +332,7 @@ def test_sliders_change_the_distribution_and_the_texts(show, samples, decoder, d
         ids = torch.tensor([decoder_tokenizer.encode(PROMPTS[number])[:-1]])
         with torch.no_grad():
             logits = decoder(ids, use_cache=False).logits[0, -1]
-        expected, best = sampling_probs(logits, temperature, None, top_p), logits.topk(12).indices
+        expected, best = warp_logits(logits, temperature, None, top_p).softmax(-1), logits.topk(12).indices
         widths = page.evaluate(
             "[...document.querySelectorAll('.track')].map(bar => +bar.style.getPropertyValue('--p'))"
         )
@@ -372,7 +373,7 @@ def test_sampled_tokens_are_possible_and_nearly_greedy_at_the_lowest_settings(de
             before = torch.cat([ids, torch.tensor([row[:i]], dtype=torch.long)], 1)
             with torch.no_grad():
                 logits = decoder(before, use_cache=False).logits[0, -1]
-            assert sampling_probs(logits, temperature, None, top_p + 1e-4 * (top_p < 1))[token] > 0
+            assert warp_logits(logits, temperature, None, top_p + 1e-4 * (top_p < 1))[token] > -math.inf
     greedy = decoder.generate(ids, max_new_tokens=1)[0, -1].item()
     assert rows[0][0] == greedy, "with temperature and top-p of 0.25"
     assert len({tuple(row) for row in rows}) > 10
@@ -383,7 +384,7 @@ def test_random_numbers_choose_as_often_as_the_probabilities_say(decoder, decode
     rows = sample_all(decoder, decoder_tokenizer, ids, 1, 60, 1)
     place = TEMPERATURES.index(1.0) * len(TOP_PS) + TOP_PS.index(0.75)
     with torch.no_grad():
-        expected = sampling_probs(decoder(ids, use_cache=False).logits[0, -1], 1.0, None, 0.75)
+        expected = warp_logits(decoder(ids, use_cache=False).logits[0, -1], top_p=0.75).softmax(-1)
     first = torch.tensor([row[0] if row else decoder_tokenizer.eos_token_id for row in rows[place::count]])
     best = int(expected.argmax())
     assert (first == best).float().mean().item() == pytest.approx(expected[best].item(), abs=0.15)

@@ -1,6 +1,6 @@
 """What surrounds the model: config behaviour, output, KV cache, input checks, loading and saving, generation.
 
-Nothing here is needed to understand the mathematics, which is all in model.py.
+The mathematics is in model.py; of it, only how the terms of a loss are weighted and added up is here, in loss.py.
 """
 
 from . import input_checks

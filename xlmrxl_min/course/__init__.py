@@ -1,1 +1,1 @@
-"""The course: exercises and their checker, planted bugs, and the tools that link and render the notebooks."""
+"""The course: drawings, steps to my_model.py, exercises and their checker, planted bugs, tools for the notebooks."""

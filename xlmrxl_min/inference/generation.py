@@ -239,12 +239,6 @@ def best_candidates(scores: Tensor, running: Sequence[Sequence[Beam]], count: in
 
 
 # … v -> … v
-def sampling_probs(logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0) -> Tensor:
-    """The probabilities `… v` to sample from: the softmax of `warp_logits`."""
-    return warp_logits(logits, temperature, top_k, top_p).softmax(-1)
-
-
-# … v -> … v
 def warp_logits(logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0) -> Tensor:
     """Logits `… v` after three logits processors in this order; each default is off. -inf: cannot be sampled.
 

@@ -26,7 +26,7 @@ from .train import train_step
 
 def fill(
     text: str, source: str | os.PathLike[str] = "tiny", *, tensor: int | None = None, dtype: str = "float32",
-    top_k: int = 5, timeout_s: float = 600,
+    timeout_s: float = 600,
 ) -> list[list[Prediction]]:  # fmt: skip
     """`fill_mask` for one text, on all ranks; each returns the same. Rank 0 prints how many parameters each rank has.
 
@@ -34,7 +34,7 @@ def fill(
     """
     with init_mesh(tensor, timeout_s=timeout_s) as mesh:
         model, tokenizer = load_all(source, mesh, dtype)
-        return call_unsharded(model, fill_mask, tokenizer, text, top_k=top_k)
+        return call_unsharded(model, fill_mask, tokenizer, text)
 
 
 def train(
@@ -56,7 +56,8 @@ def train(
         optimizer, is_printing = adamw(model, learning_rate, weight_decay=0.01), dist.get_rank() == 0
         ranks, rank = mesh["data"].size(), mesh["data"].get_local_rank()
         if len(texts) < batch_size * ranks:
-            raise ValueError(f"{len(texts)} texts are too few for {ranks} batches of {batch_size}: give more.")
+            remedy = "take a smaller batch_size (--batch), or fewer ranks along data"
+            raise ValueError(f"{len(texts)} texts are too few for {ranks} batches of {batch_size}: {remedy}.")
         model.train()
         for step in range(steps):
             order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(step)).tolist()

@@ -260,7 +260,7 @@ def training_activations(config: XLMRobertaXLConfig, b: int, t: int, size: int, 
 
 
 def cache_bytes(config: XLMRobertaXLConfig, b: int, t: int, size: int) -> int:
-    """Keys and values of all layers; LayerCache.append allocates 64 positions at least, and one more than needed."""
+    """Keys and values of all layers; LayerCache.write allocates 64 positions at least, and one more than needed."""
     if not (config.is_decoder and config.use_cache):
         return 0
     cross_width = config.num_hidden_layers * config.hidden_size * config.add_cross_attention

@@ -114,7 +114,7 @@ def continuations(
     }
     sampling = {"do_sample": True, "top_p": TOP_P, "generator": torch.Generator().manual_seed(0)}
     ways: dict[str, dict[str, Any]] = {"greedy": {}, "sampled": sampling}
-    length = PROMPT_TOKENS + CONTINUATION_TOKENS
+    length, special = PROMPT_TOKENS + CONTINUATION_TOKENS, set(tokenizer.all_special_ids)
     written: dict[str, list[tuple[str, list[int]]]] = defaultdict(list)
     examples = []
     for language in tqdm(passages.held_out, desc="continuations", unit="language", disable=not progress, delay=2):
@@ -126,7 +126,7 @@ def continuations(
         for name, options in ways.items():
             found[name] = model.generate(prompts, max_new_tokens=CONTINUATION_TOKENS, **options).tolist()
         for name in found:
-            new = [[i for i in row[PROMPT_TOKENS:] if i not in tokenizer.all_special_ids] for row in found[name]]
+            new = [[i for i in row[PROMPT_TOKENS:] if i not in special] for row in found[name]]
             written[name] += [(language, ids) for ids in new]
         for i in range(min(EXAMPLES, len(rows))):
             after = {name: tokenizer.decode(written[name][i - len(rows)][1]) for name in found}

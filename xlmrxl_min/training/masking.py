@@ -63,12 +63,12 @@ def dynamic_masking(tokenizer: XLMRobertaTokenizer, mask_prob: float = 0.15, *, 
     return transform
 
 
-def check_masking(tokenizer: Any, probability: Any, name: str = "mask_prob") -> None:
+def check_masking(tokenizer: Any, mask_prob: Any) -> None:
     """Raise ValueError for what is no tokenizer, and for what is no probability."""
     if not hasattr(tokenizer, "mask_token_id"):
         remedy = 'load one, as by XLMRobertaTokenizer.from_pretrained("tiny")'
         raise ValueError(f"tokenizer is of type {type(tokenizer).__name__}, but must be a tokenizer: {remedy}.")
-    check_number(name, probability, 0, 1)
+    check_number("mask_prob", mask_prob, 0, 1)
 
 
 def word_starts(tokenizer: XLMRobertaTokenizer) -> Tensor:  # v

@@ -1,4 +1,4 @@
-"""The exercises, in a file for each notebook: the solutions, the cases they are tried on, the usual misconceptions.
+"""The exercises, in a file for each notebook that has some: solutions, the cases they are tried on, misconceptions.
 
     from xlmrxl_min.course.exercises import check_entropy
     print(check_entropy(my_entropy))
