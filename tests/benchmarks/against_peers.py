@@ -247,6 +247,7 @@ class MemoryWatch:
     def __exit__(self, *_):
         self.done.set()
         self.thread.join()
+        self.peak = max(self.peak, anonymous_memory() - self.before)  # the thread may have missed the end
 
 
 def product_rate() -> float:
@@ -267,9 +268,9 @@ def timed(work: Callable) -> float:
     return time.perf_counter() - start
 
 
-def contend(who: str, folder: Path, task: str, out: Path, orders: Iterable[str]) -> None:
-    """Load, do the task, keep the answer in `out`, print seconds and memory; do it again for every line of `orders`."""
-    say = partial(print, file=sys.stdout, flush=True)
+def contend(who: str, folder: Path, task: str, out: Path, requests: Iterable[str]) -> None:
+    """Load, do the task, keep the answer in `out`, print seconds and memory; again for each line of `requests`."""
+    respond = partial(print, file=sys.stdout, flush=True)
     with redirect_stdout(sys.stderr):
         make, checkpoint, *arguments = ALL[task]
         with MemoryWatch() as watch:
@@ -279,9 +280,9 @@ def contend(who: str, folder: Path, task: str, out: Path, orders: Iterable[str])
             seconds = time.perf_counter() - start
         torch.save(answer, out)
         del answer
-        say(json.dumps({"seconds": seconds, "peak": watch.peak}))
-        for _ in orders:
-            say(json.dumps({"seconds": timed(work)}))
+        respond(json.dumps({"seconds": seconds, "peak": watch.peak}))
+        for _ in requests:
+            respond(json.dumps({"seconds": timed(work)}))
 
 
 # ---- in this process: checkpoints, turns, the table
@@ -352,11 +353,11 @@ class Contender:
             self.process = subprocess.Popen(call, stderr=errors, **pipes)
 
     def __enter__(self):
-        self.first = self.heard()
+        self.first = self.response()
         self.answer = torch.load(self.out)
         return self
 
-    def heard(self) -> dict[str, float]:
+    def response(self) -> dict[str, float]:
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(f"{self.name}: {self.errors.read_text()[-1500:]}")
@@ -364,7 +365,7 @@ class Contender:
 
     def turn(self) -> float:
         print(file=self.process.stdin, flush=True)
-        return self.heard()["seconds"]
+        return self.response()["seconds"]
 
     def __exit__(self, *_):
         self.process.stdin.close()
@@ -439,8 +440,8 @@ def seconds_of(row: dict[str, dict], who: str) -> float:
     return statistics.median(row[who]["seconds"])
 
 
-def times(row: dict[str, dict], who: str) -> tuple[float, float, float]:
-    """How many times as long as ours, turn by turn: first quartile, median, third."""
+def speedup(row: dict[str, dict], who: str) -> tuple[float, float, float]:
+    """Their time divided by ours, turn by turn: first quartile, median, third."""
     ratios = map(truediv, row[who]["seconds"], row["ours"]["seconds"])
     return tuple(statistics.quantiles(ratios, n=4, method="inclusive"))
 
@@ -461,18 +462,18 @@ def table(result: dict) -> str:
         if "int8: forward" in task:
             lines.append(f"{task}: differs from float32 by up to {row['ours']['error']:.1%} of the largest number")
         if LIMIT in row:
-            share = operations(task) / (2 * math.prod(PRODUCT)) * times(row, LIMIT)[1]
+            share = operations(task) / (2 * math.prod(PRODUCT)) * speedup(row, LIMIT)[1]
             lines.append(f"{task}: {share:.0%} of the rate of matrix products that took turns with it")
     if "import" in result["rows"]:
         alone, ours = (seconds_of(result["rows"]["import"], who) for who in ("torch alone", "ours"))
         lines.append(f"import: {ours - alone:.2f} s more than torch alone ({alone:.2f} s)")
-    heads = ["", "ours, s", *(f"{who}, s | times" for who in peers), "GB, ours", *(f"GB, {who}" for who in peers)]
+    heads = ["", "ours, s", *(f"{who}, s | speed-up" for who in peers), "GB, ours", *(f"GB, {who}" for who in peers)]
     lines += ["", f"| {' | '.join(heads)} |", "|---" * (3 + 3 * len(peers)) + "|"]
     for name, row in result["rows"].items():
         ours = seconds_of(row, "ours")
         cells = [name, f"{ours:.3g}"]
         for who in peers:
-            cells += [f"{seconds_of(row, who):.3g}", f"{times(row, who)[1]:.2f}"] if who in row else ["–"] * 2
+            cells += [f"{seconds_of(row, who):.3g}", f"{speedup(row, who)[1]:.2f}"] if who in row else ["–"] * 2
         for who in ("ours", *peers):
             cells.append(f"{statistics.median(row[who]['peak']) / 1e9:.2f}" if row.get(who, {}).get("peak") else "–")
         lines.append(f"| {' | '.join(cells)} |")
@@ -490,7 +491,7 @@ def draw(result: dict, file: Path) -> None:
         first = next((place for place, row in enumerate(rows.values()) if who in row), None)
         for place, row in enumerate(rows.values()):
             if who in row:
-                low, middle, high = times(row, who)
+                low, middle, high = speedup(row, who)
                 label = who if place == first else None
                 axis.barh(place + shift, middle - 1, 0.72 / len(peers), left=1, color=f"C{number}", label=label)
                 axis.plot([low, high], [place + shift] * 2, color="black", linewidth=1)
@@ -501,7 +502,7 @@ def draw(result: dict, file: Path) -> None:
     axis.set_title(f"{result['date']}, {result['machine']}, {result['versions']['ours']}", fontsize=9)
     axis.set_xticks([1, 1.5, 2, 3, 5, 8], ["1", "1.5", "2", "3", "5", "8"])
     axis.minorticks_off()
-    axis.set_xlim(0.8, 1.1 * max(times(row, who)[2] for row in rows.values() for who in peers if who in row))
+    axis.set_xlim(0.8, 1.1 * max(speedup(row, who)[2] for row in rows.values() for who in peers if who in row))
     axis.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.9))
     figure.savefig(file, dpi=150)
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import against_peers
 import pytest
@@ -21,6 +22,7 @@ from against_peers import (
     table,
 )
 
+NEEDS_PROC = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc, to see memory by kind")
 SMALL = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 12002}
 
 
@@ -35,6 +37,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@NEEDS_PROC
 @pytest.mark.slow
 @pytest.mark.parametrize("task", [*TASKS, *LOADS])
 def test_answers_are_equal(task, folder, tmp_path, capsys, monkeypatch):
@@ -61,6 +64,7 @@ def test_nan_is_rejected():
         compare("a row", {"ours": [torch.ones(3)], "theirs": []})
 
 
+@NEEDS_PROC
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["forward 1×12", "load XL: float32 file"])
 def test_contenders_take_turns(task, folder, monkeypatch):
@@ -72,6 +76,7 @@ def test_contenders_take_turns(task, folder, monkeypatch):
     assert all(seconds > 0 for one in row.values() for seconds in one["seconds"])
 
 
+@NEEDS_PROC
 def test_a_contender_that_fails_says_why(tmp_path):
     with pytest.raises(RuntimeError, match=r"(?s)forward 1×12 by ours: .*does not exist"):
         measure("forward 1×12", tmp_path, {"ours": sys.executable})
