@@ -82,6 +82,7 @@ def read(folder, kind, _, start, stop, results):
     make, _, check = KINDS[kind]
     counts, items = Counter(), make()
     start.wait()
+    attempt(counts, "reads", check, folder, items)
     while not stop.is_set():
         attempt(counts, "reads", check, folder, items)
     results.put(counts)

@@ -185,25 +185,29 @@ def test_in_a_notebook(folder):
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")
 def test_control_c_ends_a_command_in_one_line(folder):
     (folder / "corpus").mkdir()
-    os.mkfifo(folder / "corpus" / "corpus.tsv")  # to read it never ends
+    corpus, writer = folder / "corpus" / "corpus.tsv", None
+    os.mkfifo(corpus)  # to read it never ends
     code = """
 import signal, sys
 from xlmrxl_min.__main__ import main
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell ignores it
-print("ready", flush=True)
 sys.exit(main(sys.argv[1:]))
 """
     command = [sys.executable, "-c", code, "evaluate", "tiny", "--corpus", "corpus"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "ready\n"
-        for _ in range(60):  # one that arrives in the middle of an import may be lost there
-            time.sleep(2)
-            if process.poll() is not None:
-                break
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            while writer is None and process.poll() is None:  # a signal in the middle of an import may be lost there
+                try:
+                    writer = os.open(corpus, os.O_WRONLY | os.O_NONBLOCK)
+                except OSError:  # nobody reads it yet
+                    time.sleep(0.05)
             process.send_signal(signal.SIGINT)
-        process.kill()  # without effect if it has ended
-        _, err = process.communicate()
+            _, err = process.communicate(timeout=120)
+        finally:
+            process.kill()  # without effect if it has ended
+            if writer is not None:
+                os.close(writer)
     assert process.returncode == 130
     assert "Traceback" not in err
     assert err.splitlines()[-1] == "interrupted."

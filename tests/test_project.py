@@ -144,7 +144,7 @@ def test_no_device_is_named_in_the_library():
 
 
 def test_no_buffers():
-    """Meta initialisation has nothing to forget: positions come from arange."""
+    """Meta initialisation has nothing to forget: positions and distances are computed in forward."""
     for cls in (xlmrxl_min.XLMRobertaXLForMaskedLM, xlmrxl_min.XLMRobertaXLForQuestionAnswering):
         config = xlmrxl_min.XLMRobertaXLConfig(vocab_size=9, hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
         assert not list(cls(config).buffers())

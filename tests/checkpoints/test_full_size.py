@@ -51,6 +51,7 @@ for dtype, quantize in (("float32", None), ("bfloat16", None), ("float32", "int8
     model = XLMRobertaXLForMaskedLM.from_pretrained({folder!r}, dtype=dtype, quantize=quantize, progress=False)
     done = True
     watcher.join()
+    peak = max(peak, anonymous_memory())  # the watcher may have missed the end
     print(peak - before, sum(p.nbytes for p in model.parameters()))
     del model
 """
@@ -104,8 +105,8 @@ def write_sparse_checkpoint(folder, config, dtype="F32", shards=4):
 @pytest.mark.parametrize(
     ("bytes_per_parameter", "remedy"),
     [
-        (2.5, r"dtype='bfloat16' needs about .* GB, quantize='int8' needs about"),
-        (1.5, r"quantize='int8' needs"),
+        (2.8, r"dtype='bfloat16' needs about .* GB, quantize='int8' needs about"),
+        (1.4, r"quantize='int8' needs"),
         (0.5, r"no smaller type would fit either"),
     ],
 )

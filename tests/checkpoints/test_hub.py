@@ -185,13 +185,9 @@ def test_without_a_network_the_cache_is_taken_at_once(online):
         offline = client(refuses, root / "home", *loads, offline=True)
         assert [answer for answer, _ in offline[:3]] == [answers[0], answers[1], answers[1]]
         assert "model.safetensors could not be downloaded" in offline[3][0], "only its config is in the cache"
-        limit = sum(seconds for _, seconds in offline) + 5
+        limit = sum(seconds for _, seconds in offline) + 30  # to wait 10 s for each file would take minutes
         for url in (refuses, is_silent):
-            for _ in range(3):  # other tests may keep the machine busy
-                found = client(url, root / "home", *loads)
-                assert [answer for answer, _ in found[:3]] == [answer for answer, _ in offline[:3]]
-                assert "could not be downloaded" in found[3][0]
-                if sum(seconds for _, seconds in found) < limit:
-                    break
-            else:
-                pytest.fail(f"{url} took {found}, and without looking up {offline}")
+            found = client(url, root / "home", *loads)
+            assert [answer for answer, _ in found[:3]] == [answer for answer, _ in offline[:3]]
+            assert "could not be downloaded" in found[3][0]
+            assert sum(seconds for _, seconds in found) < limit, f"{url}: {found}, and without looking up {offline}"

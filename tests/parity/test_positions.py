@@ -105,7 +105,7 @@ def test_long_texts_equal_the_reference(position_embedding_type, output_attentio
 @pytest.mark.parametrize("position_embedding_type", ["absolute", *TYPES])
 @pytest.mark.parametrize("padding", [0, 9])
 def test_long_cached_equals_uncached(position_embedding_type, padding, parity):
-    """Chunks that span several blocks of rows, causal, with left padding; tests/test_decoder.py has the short ones."""
+    """Chunks that span several blocks of rows, causal, with left padding; test_decoder.py has the short ones."""
     sizes = {"position_embedding_type": position_embedding_type, "max_position_embeddings": LONG + 2}
     model = twins("ForCausalLM", is_decoder=True, **sizes)[1]
     ids = torch.randint(2, 60, (2, LONG))
