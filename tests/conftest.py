@@ -3,13 +3,14 @@
 import os
 import shutil
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # a process per core: more threads than one would wait for each other
-    os.environ["OMP_NUM_THREADS"] = "1"  # before torch, and for the notebooks' kernels
-
 import pytest
 import torch
 
 from xlmrxl_min import XLMRobertaTokenizer, XLMRobertaXLForMaskedLM
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process per core: more threads than one would wait for each other
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the notebooks' kernels
 
 
 @pytest.fixture(autouse=True)
