@@ -205,6 +205,12 @@ def test_each_part_of_a_score_is_made_of_its_own_embeddings(model, ids):
     assert parts[names.index("word")].any()
 
 
+def test_scores_of_int8_weights_have_no_parts():
+    int8 = XLMRobertaXLForMaskedLM.from_pretrained("tiny", quantize="int8")
+    with pytest.raises(ValueError, match="score_parts needs float weights, but this model is in int8"):
+        score_parts(int8, torch.tensor([0, 7, 2]), 0, 0)
+
+
 # ---- through all layers
 
 

@@ -272,6 +272,7 @@ class PreTrainedModel(nn.Module):
         self.config.pruned_heads = {**self.config.pruned_heads, **pruned}
 
     def refuse_int8(self, change: str) -> None:
+        """Raise ValueError if there are int8 weights, whose scales `change` would not follow."""
         if any(parameter.dtype == torch.int8 for parameter in self.parameters()):
             raise ValueError(f"cannot {change} int8 weights: {change} first, then save, and load with quantize.")
 
