@@ -152,7 +152,7 @@ class Encoding(dict):
 
 
 class TokenizerBase(ABC):
-    """What begins where texts are tokens; as in transformers' PreTrainedTokenizerBase."""
+    """The part of a tokenizer that begins where texts are tokens; as in transformers' PreTrainedTokenizerBase."""
 
     cls_token, sep_token, pad_token = "<s>", "</s>", "<pad>"
     cls_token_id, sep_token_id, pad_token_id, pad_token_type_id = 0, 2, 1, 0

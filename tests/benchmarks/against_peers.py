@@ -241,13 +241,14 @@ class MemoryWatch:
         return self
 
     def look(self) -> None:
-        while not self.done.wait(0.002):
+        is_last = False
+        while not is_last:  # the last look is after the end
+            is_last = self.done.wait(0.002)
             self.peak = max(self.peak, anonymous_memory() - self.before)
 
     def __exit__(self, *_):
         self.done.set()
         self.thread.join()
-        self.peak = max(self.peak, anonymous_memory() - self.before)  # the thread may have missed the end
 
 
 def product_rate() -> float:

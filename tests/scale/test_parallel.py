@@ -29,7 +29,7 @@ from xlmrxl_min.scale.sharded_checkpoint import load
 HERE = Path(__file__).parent
 TEXT = "Alle Menschen sind frei und <mask> an Würde"
 
-if tuple(map(int, torch.__version__.split(".")[:2])) < mesh.MIN_TORCH:
+if mesh.is_torch_too_old():
     pytest.skip(f"torch {torch.__version__} is too old for several ranks", allow_module_level=True)
 
 

@@ -22,6 +22,10 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 MIN_TORCH = (2, 12)  # before, DTensor's sharded embedding and FSDP's backward pass fail with this model
 
 
+def is_torch_too_old() -> bool:
+    return tuple(map(int, torch.__version__.split(".")[:2])) < MIN_TORCH
+
+
 class RankError(ConnectionError):
     """Ranks could not communicate: one of them has died, or did not answer in time."""
 
@@ -34,7 +38,7 @@ def init_mesh(tensor: int | None = 1, *, timeout_s: float = 600) -> Iterator[Dev
     died, or that they have waited for longer than `timeout_s` seconds; ValueError without torchrun, for a `tensor` that
     does not divide the number of ranks, and for a torch that is too old.
     """
-    if tuple(int(number) for number in torch.__version__.split(".")[:2]) < MIN_TORCH:
+    if is_torch_too_old():
         raise ValueError(f"torch {torch.__version__} is too old for several ranks: install 2.12 or newer.")
     if "RANK" not in os.environ:
         raise ValueError("there are no ranks: start this with torchrun --nproc-per-node N.")
